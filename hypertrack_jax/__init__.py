@@ -1,0 +1,1 @@
+"""HyperTrack in JAX: hits of a particle detector in, particle tracks out."""

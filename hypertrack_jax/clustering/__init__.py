@@ -1,0 +1,1 @@
+"""Edge scores to clusters of hits."""

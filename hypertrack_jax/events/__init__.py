@@ -1,0 +1,1 @@
+"""What happened in the detector: events, their files, simulation, pile-up, truth."""

@@ -1,0 +1,105 @@
+"""Host side: what an event is.
+
+An event is the list of hits that one beam crossing left in the detector and, where it is known,
+which particle made each hit.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32, Int64
+
+NOISE = -1
+"""The value of `Event.hit_particle` for a hit that no particle made."""
+
+
+class Particles(NamedTuple):
+    """The charged particles of one event, one entry per particle."""
+
+    particle_id: Int64[np.ndarray, " particle"]
+    """The particle's name in the file it came from; never 0, which TrackML gives to noise."""
+    vertex: Float32[np.ndarray, "particle 3"]
+    """Production point x, y, z, in mm."""
+    momentum: Float32[np.ndarray, "particle 3"]
+    """Momentum at the production point, px, py, pz, in GeV."""
+    charge: Int32[np.ndarray, " particle"]
+    """Electric charge in units of the positron's."""
+    num_hits: Int32[np.ndarray, " particle"]
+    """Number of hits of the particle in this event."""
+
+
+class Event(NamedTuple):
+    """One event; the hits' arrays share their order."""
+
+    event_id: int
+    """Number of the event, as in `event000001000`."""
+    position: Float32[np.ndarray, "hit 3"]
+    """Measured hit position x, y, z, in mm."""
+    hit_id: Int64[np.ndarray, " hit"]
+    """Unique name of the hit in its file; may have gaps."""
+    hit_particle: Int32[np.ndarray, " hit"]
+    """Index into `particles` of the particle that made the hit, or `NOISE`."""
+    hit_weight: Float64[np.ndarray, " hit"]
+    """Weight of the hit in the TrackML score; sums to 1 over an event with truth."""
+    module: Int32[np.ndarray, "hit 3"]
+    """Volume, layer and module number of the detector element that was hit."""
+    particles: Particles
+    """The particles; empty when there is no truth."""
+    has_truth: bool
+    """False for a file without truth: every hit is then `NOISE` and every weight 0."""
+
+
+def no_particles() -> Particles:
+    """Particles of an event without any."""
+    return Particles(
+        particle_id=np.zeros(0, np.int64),
+        vertex=np.zeros((0, 3), np.float32),
+        momentum=np.zeros((0, 3), np.float32),
+        charge=np.zeros(0, np.int32),
+        num_hits=np.zeros(0, np.int32),
+    )
+
+
+def validate_event(event: Event, source: str) -> Event:
+    """Returns `event` if its arrays fit together and its values are usable.
+
+    Args:
+      event: the event to check.
+      source: the file, or whatever else the user would look into, for the message.
+
+    Returns:
+      The event itself.
+
+    Raises:
+      ValueError: no hits; a coordinate that is not finite; a hit id that occurs twice; a particle
+        index outside the particles; arrays of different lengths.
+    """
+    num_hits = len(event.position)
+    if num_hits == 0:
+        raise ValueError(f"{source}: the event has no hits; leave it out of the event range.")
+    for name in ("hit_id", "hit_particle", "hit_weight", "module"):
+        if len(getattr(event, name)) != num_hits:
+            raise ValueError(
+                f"{source}: {name} has {len(getattr(event, name))} entries for {num_hits} hits; "
+                "make the event file anew."
+            )
+    finite = np.isfinite(event.position).all(axis=1)
+    if not finite.all():
+        bad = int(np.flatnonzero(~finite)[0])
+        raise ValueError(
+            f"{source}: hit {event.hit_id[bad]} has the position {event.position[bad].tolist()}, "
+            "which is not finite; correct or remove the hit."
+        )
+    hit_ids, occurrences = np.unique(event.hit_id, return_counts=True)
+    if (occurrences > 1).any():
+        raise ValueError(
+            f"{source}: hit_id {hit_ids[occurrences > 1][0]} occurs more than once; "
+            "hit ids must be unique within an event."
+        )
+    num_particles = len(event.particles.particle_id)
+    if event.hit_particle.min() < NOISE or event.hit_particle.max() >= num_particles:
+        raise ValueError(
+            f"{source}: a hit points to a particle outside the {num_particles} of the event; "
+            "make the event file anew."
+        )
+    return event

@@ -1,0 +1,1 @@
+"""Candidate edges to padded graphs of fixed shape."""

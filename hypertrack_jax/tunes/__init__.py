@@ -1,0 +1,1 @@
+"""What can be tuned, as data."""

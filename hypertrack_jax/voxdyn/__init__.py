@@ -1,0 +1,1 @@
+"""Hits to candidate edges: the Voxel-Dynamics graph constructor."""

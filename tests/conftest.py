@@ -1,0 +1,18 @@
+"""Strict modes for every test, and the shapes in annotations checked by beartype."""
+
+import os
+
+# Before jax starts: two CPU devices, so that code for several devices is tested on one machine.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+)
+
+from jaxtyping import install_import_hook
+
+install_import_hook("hypertrack_jax", "beartype.beartype")
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_default_matmul_precision", "float32")
