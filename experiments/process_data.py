@@ -1,0 +1,63 @@
+"""Turns TrackML files, as Kaggle hands them out, into one .npz per event under --workdir/data.
+
+python experiments/process_data.py --input=train_sample.zip --event_start=1000 --event_end=1099
+"""
+
+import functools
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import command_line
+from absl import flags
+from tqdm import tqdm
+
+from hypertrack_jax.events.store import event_ids, parse_int_list, save_event
+from hypertrack_jax.events.trackml import list_event_ids, read_event
+
+INPUT = flags.DEFINE_string("input", None, "Directory or zip of TrackML files.", required=True)
+EVENT_START = flags.DEFINE_list(
+    "event_start", [], "First events of the ranges; default: all events."
+)
+EVENT_END = flags.DEFINE_list("event_end", [], "Last events of the ranges, included.")
+
+
+def main() -> None:
+    """Converts the chosen events on all cores; the first bad file ends the run."""
+    source = Path(INPUT.value).expanduser()
+    directory = command_line.workdir("data")
+    ids = choose_events(source, EVENT_START.value, EVENT_END.value)
+    # Spawned, not forked: a fork would copy the threads that jax may have started.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        converted = pool.map(functools.partial(convert, source, directory), ids)
+        for _ in tqdm(converted, total=len(ids), unit="event"):
+            pass
+    print(f"{len(ids)} events written to {directory}")
+
+
+def choose_events(source: Path, starts: Sequence[str], ends: Sequence[str]) -> list[int]:
+    """All events of `source`, or those of the ranges, every one of which must be there."""
+    found = list_event_ids(source)
+    if not found:
+        raise FileNotFoundError(f"{source}: no TrackML event in it; expected event*-hits.csv[.gz].")
+    if not starts and not ends:
+        return found
+    ids = event_ids(parse_int_list("event_start", starts), parse_int_list("event_end", ends))
+    missing = sorted(set(ids) - set(found))
+    if missing:
+        raise FileNotFoundError(
+            f"{source}: event {missing[0]} is not in it ({len(missing)} of {len(ids)} events are "
+            f"missing; it has {len(found)}, from {found[0]} to {found[-1]}); "
+            "narrow --event_start and --event_end."
+        )
+    return ids
+
+
+def convert(source: Path, directory: Path, event_id: int) -> None:
+    """Reads one event and writes its .npz."""
+    save_event(directory, read_event(source, event_id))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

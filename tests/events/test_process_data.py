@@ -1,0 +1,103 @@
+"""The script that turns Kaggle files into event files, run as a user would."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from handmade import assert_same_event, random_event
+
+from hypertrack_jax.events.store import load_event
+from hypertrack_jax.events.trackml import write_event_csv
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def kaggle(tmp_path):
+    """Events 1000 to 1003 as Kaggle files."""
+    events = [
+        random_event(i, [8, 3, 1, 0], num_noise=4, event_id=i) for i in (1000, 1001, 1002, 1003)
+    ]
+    for event in events:
+        write_event_csv(tmp_path / "kaggle", event)
+    return {event.event_id: event for event in events}
+
+
+def _process(tmp_path, *arguments):
+    return subprocess.run(
+        [sys.executable, "experiments/process_data.py", f"--workdir={tmp_path}", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def _written(tmp_path):
+    """Numbers of the events in the work directory, where nothing but events may lie."""
+    names = [path.name for path in (tmp_path / "data").glob("*")]
+    return sorted(int(re.fullmatch(r"event(\d{9})\.npz", name)[1]) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "expected"),
+    [
+        ((), [1000, 1001, 1002, 1003]),
+        (("--event_start=1000,1002", "--event_end=1000,1003"), [1000, 1002, 1003]),
+    ],
+)
+def test_events_arrive_whole(tmp_path, kaggle, ranges, expected):
+    done = _process(tmp_path, f"--input={tmp_path / 'kaggle'}", *ranges)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(expected)} events written to {tmp_path / 'data'}" in done.stdout
+    assert f"{len(expected)}/{len(expected)}" in done.stderr  # the progress bar
+    assert _written(tmp_path) == expected
+    for event_id in expected:
+        assert_same_event(load_event(tmp_path / "data", event_id), kaggle[event_id])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--input=nowhere",), "nowhere: no such directory or zip"),
+        (("--input=tests",), r"tests: no TrackML event in it"),
+        (
+            ("--input={kaggle}", "--event_start=1002", "--event_end=1005"),
+            r"event 1004 is not in it \(2 of 4 .* narrow --event_start",
+        ),
+        (("--input={kaggle}", "--event_start=1002"), "--event_end 0"),
+        (
+            ("--input={kaggle}", "--event_start=x", "--event_end=1003"),
+            "--event_start=x: not a list",
+        ),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence_and_writes_nothing(tmp_path, kaggle, arguments, message):
+    filled = [argument.format(kaggle=tmp_path / "kaggle") for argument in arguments]
+    done = _process(tmp_path, *filled)
+    assert done.returncode == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", done.stderr)
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_bad_event_is_named_and_not_half_written(tmp_path, kaggle):
+    path = tmp_path / "kaggle" / "event000001001-hits.csv"
+    path.write_text(path.read_text()[:-10])
+    done = _process(tmp_path, f"--input={tmp_path / 'kaggle'}")
+    assert done.returncode == 2
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: {path}: ")
+    assert "Traceback" not in done.stderr
+    assert 1001 not in _written(tmp_path)
+
+
+def test_a_work_directory_that_cannot_be_written(tmp_path, kaggle):
+    (tmp_path / "data").write_text("in the way")
+    done = _process(tmp_path, f"--input={tmp_path / 'kaggle'}")
+    assert done.returncode == 2
+    assert re.search(r"^error: .*data.event0000010\d\d\.npz: cannot be written", done.stderr, re.M)
+    assert "Traceback" not in done.stderr
