@@ -1,0 +1,131 @@
+"""The border: candidate edges of any number become a padded jraph.GraphsTuple of few sizes.
+
+Edges are sorted by receiver. Padding follows jraph's convention: real graph first, then one padding
+graph that owns all padding nodes and edges. Every padding edge joins the last node to itself, so
+that receivers stay sorted and no padding edge touches a real hit. Capacities come from a geometric
+ladder, so that a compiled program serves many events.
+"""
+
+from typing import NamedTuple
+
+import jraph
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from hypertrack_jax.events.event import NOISE, Event
+from hypertrack_jax.events.topology import edge_labels
+
+EDGE_LADDER_START = 4096
+EDGE_LADDER_RATIO = 1.4
+EDGE_LADDER_MULTIPLE = 256
+
+
+class Nodes(NamedTuple):
+    """What a graph knows of its hits."""
+
+    position: Float[Array, "hit 3"]
+    """x, y, z in mm; 0 for padding."""
+    particle: Int[Array, " hit"]
+    """Particle index, or -1 for noise and padding."""
+    weight: Float[Array, " hit"]
+    """TrackML hit weight; 0 for padding."""
+    mask: Bool[Array, " hit"]
+    """True for real hits."""
+
+
+class Edges(NamedTuple):
+    """What a graph knows of its directed edges."""
+
+    count: Int[Array, " edge"]
+    """Entry of the C-matrix for the cells of the edge's ends; 0 for padding."""
+    label: Bool[Array, " edge"]
+    """True where the edge is in the ground truth; False for padding and without truth."""
+    mask: Bool[Array, " edge"]
+    """True for real edges."""
+
+
+class Bucket(NamedTuple):
+    """Capacities that a compiled program is made for."""
+
+    num_nodes: int
+    num_edges: int
+
+
+def bucket_for(num_hits: int, num_edges: int) -> Bucket:
+    """Smallest bucket with room for the edges, and for the hits and one padding node.
+
+    Edges climb a ladder of ratio 1.4. Node capacity is a power of two times a 64th of the edge
+    capacity: events of one pile-up have about the same degree, so one bucket of edges meets one or
+    two of nodes, and programs stay few.
+    """
+    edge_capacity = EDGE_LADDER_START
+    while edge_capacity < num_edges:
+        grown = int(np.ceil(edge_capacity * EDGE_LADDER_RATIO / EDGE_LADDER_MULTIPLE))
+        edge_capacity = grown * EDGE_LADDER_MULTIPLE
+    node_capacity = edge_capacity // 64
+    while node_capacity < num_hits + 1:
+        node_capacity *= 2
+    return Bucket(node_capacity, edge_capacity)
+
+
+def event_graph(
+    event: Event,
+    senders: Shaped[np.ndarray, " edge"],
+    receivers: Shaped[np.ndarray, " edge"],
+    counts: Shaped[np.ndarray, " edge"],
+    node2node: str,
+    bucket: Bucket | None = None,
+) -> jraph.GraphsTuple:
+    """The padded graph of one event, as NumPy arrays.
+
+    Args:
+      event: the hits and, where known, their truth.
+      senders: hit index at the start of each edge.
+      receivers: hit index at the end of each edge, in rising order.
+      counts: C-matrix entry of each edge.
+      node2node: topology whose truth labels the edges.
+      bucket: capacities; by default the smallest that fit.
+
+    Returns:
+      A GraphsTuple of two graphs, the event and the padding, with `Nodes` and `Edges`.
+
+    Raises:
+      ValueError: the event does not fit into `bucket`.
+    """
+    num_hits, num_edges = len(event.position), len(senders)
+    bucket = bucket or bucket_for(num_hits, num_edges)
+    if num_hits >= bucket.num_nodes or num_edges > bucket.num_edges:
+        raise ValueError(
+            f"event {event.event_id} has {num_hits} hits and {num_edges} edges, more than the "
+            f"{bucket.num_nodes - 1} hits and {bucket.num_edges} edges of the bucket; take a larger one."
+        )
+    label = (
+        edge_labels(event, senders, receivers, node2node)
+        if event.has_truth
+        else np.zeros(num_edges, bool)
+    )
+    last_node = bucket.num_nodes - 1
+    return jraph.GraphsTuple(
+        nodes=Nodes(
+            position=_padded(event.position, bucket.num_nodes, 0),
+            particle=_padded(event.hit_particle, bucket.num_nodes, NOISE),
+            weight=_padded(event.hit_weight.astype(np.float32), bucket.num_nodes, 0),
+            mask=_padded(np.ones(num_hits, bool), bucket.num_nodes, False),
+        ),
+        edges=Edges(
+            count=_padded(counts.astype(np.int32), bucket.num_edges, 0),
+            label=_padded(label, bucket.num_edges, False),
+            mask=_padded(np.ones(num_edges, bool), bucket.num_edges, False),
+        ),
+        senders=_padded(senders.astype(np.int32), bucket.num_edges, last_node),
+        receivers=_padded(receivers.astype(np.int32), bucket.num_edges, last_node),
+        globals=None,
+        n_node=np.array([num_hits, bucket.num_nodes - num_hits], np.int32),
+        n_edge=np.array([num_edges, bucket.num_edges - num_edges], np.int32),
+    )
+
+
+def _padded(array: np.ndarray, capacity: int, value) -> np.ndarray:
+    padded = np.full((capacity, *array.shape[1:]), value, array.dtype)
+    padded[: len(array)] = array
+    return padded

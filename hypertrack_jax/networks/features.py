@@ -1,0 +1,83 @@
+"""Device side: what the networks see of hit positions and of pairs of hits."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+LENGTH_SCALE = 1000.0
+"""mm; brings r and z of a tracking detector to order 1."""
+CLIP = 5.0
+"""Pair features are clipped here: two hits at one radius have no finite slope."""
+NUM_CYLINDRICAL = 5
+NUM_HELIX = 8
+
+
+def cylindrical_features(position: Float[Array, "hit 3"]) -> Float[Array, "hit 5"]:
+    """x/r, y/r, r, z and asinh(z/r) = eta, with r and z in metres."""
+    x, y, z = position[:, 0], position[:, 1], position[:, 2]
+    r = jnp.maximum(jnp.hypot(x, y), 1e-3)
+    return jnp.stack([x / r, y / r, r / LENGTH_SCALE, z / LENGTH_SCALE, jnp.arcsinh(z / r)], axis=1)
+
+
+class HelixFeatures(NamedTuple):
+    """Geometry of pairs of hits, under the hypothesis of a helix from the beam line."""
+
+    directed: Float[Array, "edge 8"]
+    """delta phi, delta r, delta z, delta eta, then the four of `symmetric` that are invariant."""
+    symmetric: Float[Array, "edge 8"]
+    """The same with the first four by absolute value: invariant under exchange of the hits."""
+
+
+def helix_features(first: Float[Array, "edge 3"], second: Float[Array, "edge 3"]) -> HelixFeatures:
+    """Pair features of hits `first` and `second`, in mm, scaled to order 1 and clipped to +-5.
+
+    The hypothesis of a circle through the beam line and both hits gives the curvature
+    kappa = 2 sin(delta phi) / d, d being the transverse distance of the hits. The arc length from
+    the beam line to a hit at radius r is s = 2 asin(kappa r / 2) / kappa; the helix is a straight
+    line in (s, z), with slope cot theta and intercept z0. The straight-line z0 in (r, z) stands beside it,
+    because for pairs on one layer neither is well defined and they fail differently.
+    """
+    r1, phi1, z1 = _cylinder(first)
+    r2, phi2, z2 = _cylinder(second)
+    delta_phi = jnp.mod(phi2 - phi1 + jnp.pi, 2 * jnp.pi) - jnp.pi
+    delta_r, delta_z = r2 - r1, z2 - z1
+    delta_eta = jnp.arcsinh(z2 / r2) - jnp.arcsinh(z1 / r1)
+    squared = (second[:, 0] - first[:, 0]) ** 2 + (second[:, 1] - first[:, 1]) ** 2
+    kappa = 2 * jnp.sin(delta_phi) / jnp.sqrt(squared + 1.0)
+    arc1, arc2 = _arc_length(kappa, r1), _arc_length(kappa, r2)
+    slope, intercept = _line(arc1, arc2, z1, z2)
+    _, straight_intercept = _line(r1, r2, z1, z2)
+    invariant = [
+        # 1/m; a track of 0.3 GeV in 2 T has a curvature of 2 per metre.
+        kappa * LENGTH_SCALE / 2,
+        jnp.arcsinh(slope),
+        intercept / 200.0,
+        straight_intercept / 200.0,
+    ]
+    directed = [delta_phi, delta_r / LENGTH_SCALE, delta_z / LENGTH_SCALE, delta_eta]
+    clipped = [jnp.clip(value, -CLIP, CLIP) for value in (*directed, *invariant)]
+    return HelixFeatures(
+        directed=jnp.stack(clipped, axis=1),
+        symmetric=jnp.stack([jnp.abs(value) for value in clipped[:4]] + clipped[4:], axis=1),
+    )
+
+
+def _cylinder(position):
+    x, y = position[:, 0], position[:, 1]
+    return jnp.maximum(jnp.hypot(x, y), 1e-3), jnp.arctan2(y, x), position[:, 2]
+
+
+def _arc_length(kappa, r):
+    half_angle = jnp.clip(jnp.abs(kappa) * r / 2, 0.0, 1.0)
+    # asin(t) / t tends to 1: a straight track, whose arc is its radius.
+    safe = jnp.maximum(half_angle, 1e-4)
+    return r * jnp.where(half_angle > 1e-4, jnp.arcsin(safe) / safe, 1.0)
+
+
+def _line(u1, u2, z1, z2):
+    """Slope and intercept of the line through (u1, z1) and (u2, z2), finite for u1 = u2."""
+    run = u2 - u1
+    run = jnp.where(jnp.abs(run) < 1e-2, 1e-2, run)
+    slope = (z2 - z1) / run
+    return slope, z1 - u1 * slope

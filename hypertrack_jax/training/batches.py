@@ -1,0 +1,142 @@
+"""Host side: from stored events to stacked, padded graphs, as a pure function of (seed, step)."""
+
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import jraph
+import numpy as np
+
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.pileup import thin
+from hypertrack_jax.events.store import load_event, step_event_ids
+from hypertrack_jax.graph.event_graph import bucket_for, event_graph
+from hypertrack_jax.tunes.tune import VoxdynTune
+from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+
+_PREFETCHED = 4
+"""Batches made ahead of the training step."""
+
+
+class EventSource(NamedTuple):
+    """Where events come from and how they are thinned."""
+
+    directory: Path
+    """Directory of the event files."""
+    event_ids: Sequence[int]
+    """Events to draw from."""
+    rfactor_start: float
+    """Smallest fraction of particles kept; each event draws its own between start and end."""
+    rfactor_end: float
+    """Largest fraction of particles kept."""
+    noise_ratio: float | None
+    """Noise hits over all hits after thinning; -1: as in the event; None: no noise."""
+    seed: int
+    """Seed of the order and of the thinning."""
+
+
+class Batch(NamedTuple):
+    """What one training step consumes."""
+
+    graphs: jraph.GraphsTuple
+    """NumPy arrays with a leading axis over the events."""
+    num_hits: int
+    num_edges: int
+
+
+def step_events(source: EventSource, step: int, batch_size: int) -> list[Event]:
+    """The thinned events of a step; the same for the same (source, step), whatever came before."""
+    ids = step_event_ids(source.event_ids, source.seed, step, batch_size)
+    return [
+        _drawn(source, event_id, np.random.default_rng([source.seed, step, place]))
+        for place, event_id in enumerate(ids)
+    ]
+
+
+def validation_events(source: EventSource, num_events: int) -> list[Event]:
+    """The first `num_events` events of the source, thinned the same way at every call."""
+    return [
+        _drawn(source, event_id, np.random.default_rng([source.seed, event_id]))
+        for event_id in source.event_ids[:num_events]
+    ]
+
+
+def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: VoxdynTune) -> Batch:
+    """Candidate graphs of some events, padded to one bucket and stacked."""
+    edges = [predict_edges(voxdyn, event.position, tune.min_count) for event in events]
+    num_hits = max(len(event.position) for event in events)
+    num_edges = max(len(candidates.senders) for candidates in edges)
+    bucket = bucket_for(num_hits, num_edges)
+    graphs = [
+        event_graph(event, *candidates, node2node=tune.node2node, bucket=bucket)
+        for event, candidates in zip(events, edges, strict=True)
+    ]
+    stacked = jraph.GraphsTuple(
+        **{
+            name: None if name == "globals" else _stack([getattr(g, name) for g in graphs])
+            for name in jraph.GraphsTuple._fields
+        }
+    )
+    return Batch(stacked, num_hits, num_edges)
+
+
+@contextmanager
+def prefetched(
+    source: EventSource,
+    voxdyn: VoxelDynamics,
+    tune: VoxdynTune,
+    batch_size: int,
+    first_step: int,
+) -> Iterator[Iterator[Batch]]:
+    """Batches from `first_step` on, made by a thread while the device computes.
+
+    The queue is bounded. An error while making a batch is raised where that batch is taken.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=_PREFETCHED)
+    stop = threading.Event()
+
+    def put(item) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def produce() -> None:
+        step = first_step
+        try:
+            while not stop.is_set():
+                put(graph_batch(step_events(source, step, batch_size), voxdyn, tune))
+                step += 1
+        except BaseException as error:
+            put(error)
+
+    def consume() -> Iterator[Batch]:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    try:
+        yield consume()
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _drawn(source: EventSource, event_id: int, rng: np.random.Generator) -> Event:
+    event = load_event(source.directory, event_id)
+    rfactor = rng.uniform(source.rfactor_start, source.rfactor_end)
+    return thin(event, rfactor, source.noise_ratio, rng)
+
+
+def _stack(trees: list):
+    if isinstance(trees[0], tuple):
+        return type(trees[0])(*(_stack(list(leaves)) for leaves in zip(*trees, strict=True)))
+    return np.stack(trees)

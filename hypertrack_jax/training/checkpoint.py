@@ -1,0 +1,127 @@
+"""Host side: Orbax checkpoints that explain themselves; the only file that imports orbax.
+
+A tag is a directory with one sub-directory per saved step. Beside the arrays each holds the whole
+Tune as JSON, so that restoring needs no other file. Orbax writes aside and renames, so a step is
+either whole or not there.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from hypertrack_jax.tunes.tune import Tune, differing_fields, tune_from_json, tune_to_json
+
+FORMAT_VERSION = 1
+_KEPT_LATEST = 2
+
+
+class Saved(NamedTuple):
+    """What is known of a checkpoint before its arrays are read."""
+
+    step: int
+    tune: Tune
+
+
+class Checkpoints:
+    """The checkpoints of one tag: the latest two, and the one with the best AUC."""
+
+    def __init__(self, directory: Path):
+        """Opens the directory; it is made when the first step is saved."""
+        policies = ocp.training.preservation_policies
+        keep_best = policies.BestN(get_metric_fn=lambda metrics: metrics["auc"], n=1)
+        self.directory = directory.absolute()
+        self._checkpointer = ocp.training.Checkpointer(
+            self.directory,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(_KEPT_LATEST), keep_best]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        """Closes the directory at the end of a `with` block."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._checkpointer.close()
+
+    def steps(self) -> list[int]:
+        """Saved steps, rising."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
+    def save(self, step: int, state: Any, tune: Tune, auc: float) -> None:
+        """Saves `state`; a step that is there already stays as it is.
+
+        Raises:
+          OSError: the checkpoint cannot be written.
+        """
+        if step in self.steps():
+            return
+        description = {"format_version": FORMAT_VERSION, "tune": json.loads(tune_to_json(tune))}
+        try:
+            self._checkpointer.save(
+                step, state, metrics={"auc": auc}, custom_metadata=description, force=True
+            )
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"{self.directory}: step {step} cannot be saved ({error}); make room, or choose a "
+                "--workdir that you may write to."
+            ) from error
+
+    def describe(self, step: int | None = None) -> Saved:
+        """Step and Tune of a checkpoint, by default of the latest.
+
+        Raises:
+          FileNotFoundError: there is no such step.
+          ValueError: the checkpoint was written by another program or version.
+        """
+        steps = self.steps()
+        if not steps or (step is not None and step not in steps):
+            wanted = "checkpoint" if step is None else f"step {step}"
+            raise FileNotFoundError(
+                f"{self.directory}: no {wanted} here (saved steps: {steps or 'none'}); train one "
+                "with experiments/train.py, or name another --read_tag or --epoch."
+            )
+        step = steps[-1] if step is None else step
+        description = self._checkpointer.metadata(step).custom_metadata
+        if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
+            raise ValueError(
+                f"{self.directory}: step {step} is not a checkpoint of this version of "
+                "hypertrack_jax; train it anew."
+            )
+        return Saved(step, tune_from_json(json.dumps(description["tune"])))
+
+    def restore(self, step: int, like: Any) -> Any:
+        """The state saved at `step`, with the shapes and types of `like`.
+
+        Raises:
+          ValueError: what was saved has another structure or other shapes.
+        """
+        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+        try:
+            return self._checkpointer.load(step, abstract)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self.directory}: step {step} does not hold the arrays of this network "
+                f"({str(error).splitlines()[0]}); use the tune it was trained with."
+            ) from error
+
+
+def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], directory: Path) -> None:
+    """Refuses a checkpoint whose Tune differs from the one asked for, in the named parts.
+
+    Raises:
+      ValueError: naming the first field that differs.
+    """
+    fields = differing_fields(saved, asked, parts)
+    if fields:
+        part, name = fields[0].split(".")
+        raise ValueError(
+            f"{directory}: trained with tune {saved.name}, in which {fields[0]} is "
+            f"{getattr(getattr(saved, part), name)!r}, but {getattr(getattr(asked, part), name)!r} "
+            f"is asked for with tune {asked.name}; give the tune it was trained with, or another "
+            "tag."
+        )

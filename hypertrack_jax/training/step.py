@@ -1,0 +1,133 @@
+"""Device side: one update of the weights from a batch of padded events."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jraph
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from hypertrack_jax.networks.edge_predictor import EdgePredictor
+from hypertrack_jax.training.edge_auc import masked_auc
+from hypertrack_jax.training.losses import contrastive_edge_loss, focal_edge_loss
+from hypertrack_jax.training.optimizer import make_optimizer
+from hypertrack_jax.tunes.tune import LossTune, Tune
+
+
+class TrainState(NamedTuple):
+    """All that an update changes; a checkpoint holds it whole."""
+
+    step: Int[Array, ""]
+    """Number of updates tried."""
+    params: Any
+    """Weights, always float32."""
+    batch_stats: Any
+    """Running statistics of the BatchNorms."""
+    opt_state: optax.OptState
+    num_skipped: Int[Array, ""]
+    """Updates in a row, up to now, that were skipped for a gradient that is not finite."""
+
+
+class StepMetrics(NamedTuple):
+    """Means over the events of one batch."""
+
+    loss: Float[Array, ""]
+    edge_bce: Float[Array, ""]
+    edge_contrastive: Float[Array, ""]
+    auc: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    num_skipped: Int[Array, ""]
+
+
+def init_state(tune: Tune, graph: jraph.GraphsTuple, key: PRNGKeyArray) -> TrainState:
+    """Fresh weights for graphs like `graph`."""
+    variables = jax.jit(
+        lambda key, graph: EdgePredictor(tune.network).init(key, graph, train=False)
+    )(key, graph)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables["batch_stats"],
+        opt_state=make_optimizer(tune.optimizer).init(params),
+        num_skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def make_train_step(
+    tune: Tune, dtype: jnp.dtype = jnp.float32
+) -> Callable[[TrainState, jraph.GraphsTuple, PRNGKeyArray], tuple[TrainState, StepMetrics]]:
+    """The compiled update `(state, graphs, key) -> (state, metrics)`.
+
+    `graphs` has a leading axis over the events of the batch, all padded to one bucket. Events are
+    taken one after another and their gradients averaged, so each is normalised by its own
+    statistics and memory does not grow with the batch. `state` is donated. The randomness of an
+    update depends on `key` and `state.step` alone. A gradient that is not finite changes nothing but the counters.
+    """
+    network = EdgePredictor(tune.network)
+    optimizer = make_optimizer(tune.optimizer)
+
+    def event_loss(params, batch_stats, graph: jraph.GraphsTuple, key: PRNGKeyArray):
+        variables = {"params": params, "batch_stats": batch_stats}
+        prediction, updates = network.apply(
+            variables, graph, train=True, dtype=dtype, mutable=["batch_stats"]
+        )
+        loss, metrics = edge_losses(tune.loss, graph, prediction.logit, key)
+        return loss, (updates["batch_stats"], metrics)
+
+    def train_step(state: TrainState, graphs: jraph.GraphsTuple, key: PRNGKeyArray):
+        batch_size = graphs.senders.shape[0]
+        keys = jax.random.split(jax.random.fold_in(key, state.step), batch_size)
+
+        def one_event(carry, inputs):
+            batch_stats, total = carry
+            (_, (batch_stats, metrics)), gradient = jax.value_and_grad(event_loss, has_aux=True)(
+                state.params, batch_stats, *inputs
+            )
+            return (batch_stats, jax.tree.map(jnp.add, total, gradient)), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        (batch_stats, gradient), metrics = jax.lax.scan(
+            one_event, (state.batch_stats, zeros), (graphs, keys)
+        )
+        gradient = jax.tree.map(lambda total: total / batch_size, gradient)
+        norm = optax.global_norm(gradient)
+        changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        updated = (optax.apply_updates(state.params, changes), batch_stats, opt_state)
+        kept = (state.params, state.batch_stats, state.opt_state)
+        params, batch_stats, opt_state = select(jnp.isfinite(norm), updated, kept)
+        num_skipped = jnp.where(jnp.isfinite(norm), 0, state.num_skipped + 1)
+        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, num_skipped)
+        means = jax.tree.map(jnp.mean, metrics)
+        return new_state, StepMetrics(*means, gradient_norm=norm, num_skipped=num_skipped)
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def edge_losses(
+    tune: LossTune, graph: jraph.GraphsTuple, logit: Float[Array, " edge"], key: PRNGKeyArray
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
+    """Weighted sum of the edge losses of one event, and (sum, focal, contrastive, AUC)."""
+    edges, nodes = graph.edges, graph.nodes
+    focal = focal_edge_loss(logit, edges.label, edges.mask, tune.edge_focal_gamma)
+    contrastive = contrastive_edge_loss(
+        logit,
+        graph.senders,
+        graph.receivers,
+        edges.mask,
+        nodes.particle,
+        nodes.weight,
+        key,
+        tune.contrastive_temperature,
+        tune.contrastive_max_particles,
+    )
+    loss = tune.edge_bce * focal + tune.edge_contrastive * contrastive
+    auc = masked_auc(jax.lax.stop_gradient(logit).astype(jnp.float32), edges.label, edges.mask)
+    return loss, (loss, focal, contrastive, auc)
+
+
+def select(condition: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:
+    """One of two trees of equal structure."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
