@@ -1,0 +1,42 @@
+"""Compares simulated events with a real TrackML event: a table, and a figure under --workdir/figs.
+
+python experiments/simulate.py --num_events=20 --event_start=1000
+python experiments/compare_simulation.py --input=DIRECTORY --event_start=1000 --event_end=1019
+"""
+
+from pathlib import Path
+
+import command_line
+from absl import flags
+
+from hypertrack_jax.evaluation.event_comparison import plot_comparison, sample_of, summarize
+from hypertrack_jax.events.store import event_ids, load_event, parse_int_list, require_events
+from hypertrack_jax.events.trackml import read_event
+
+INPUT = flags.DEFINE_string("input", None, "Directory or zip of the real event.", required=True)
+REAL_EVENT = flags.DEFINE_integer("real_event", 1, "Number of the real event.")
+EVENT_START = flags.DEFINE_list("event_start", ["1000"], "First simulated events of the ranges.")
+EVENT_END = flags.DEFINE_list("event_end", ["1009"], "Last events of the ranges, included.")
+
+
+def main() -> None:
+    """Prints the numbers side by side and draws the distributions."""
+    directory = command_line.workdir("data")
+    figure = command_line.workdir("figs", "simulation.png")
+    ids = event_ids(
+        parse_int_list("event_start", EVENT_START.value),
+        parse_int_list("event_end", EVENT_END.value),
+    )
+    require_events(directory, ids)
+    real = sample_of([read_event(Path(INPUT.value).expanduser(), REAL_EVENT.value)])
+    simulated = sample_of([load_event(directory, event_id) for event_id in ids])
+    found, expected = summarize(simulated), summarize(real)
+    print(f"{'':32}{'simulated':>12}{'real':>12}")
+    for name in sorted(found.keys() & expected.keys(), key=list(found).index):
+        print(f"{name:32}{found[name]:12.3f}{expected[name]:12.3f}")
+    plot_comparison(figure, simulated, real)
+    print(figure)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

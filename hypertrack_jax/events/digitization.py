@@ -1,0 +1,197 @@
+"""Host side: what the detector measures of the particles that cross it.
+
+Pure NumPy: the position resolution, the noise and the hit weights of the real TrackML event that
+`kinematics` describes, given to simulated crossings.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
+
+from hypertrack_jax.events.event import NOISE, Event, Particles
+from hypertrack_jax.events.kinematics import GeneratedParticles, charge_of
+
+# Standard deviation of measured minus true position along the axes u and v of a module, in mm, by
+# volume: the 5527 hits of the real event in `kinematics`, turned into their modules' frames. Mirror
+# volumes are taken together. In the barrels u is also shifted by 0.009 (8), -0.015 (13) and -0.016
+# (17) on every module, the drift in the field; that turns a layer as a whole and is left out.
+RESOLUTION = {
+    **dict.fromkeys((7, 9), (0.0132, 0.0088)),
+    8: (0.0062, 0.0118),
+    **dict.fromkeys((12, 14), (0.0170, 0.296)),
+    13: (0.0169, 0.259),
+    **dict.fromkeys((16, 18), (0.0246, 2.85)),
+    17: (0.0243, 3.05),
+}
+
+# The real event has 15.0 % noise, on pixels and strips alike 0.04 hits per module within the
+# statistical error: noise picks a module, then a place on it.
+NOISE_RATIO = 0.15
+
+# TrackML weights (github.com/LAL/trackml-library, weights.py; Amrouche et al.): along a track the
+# first and the last hits count most, and hard particles up to five times as much as soft ones. They
+# reproduce the weights of the real event to 1e-5.
+ORDER_WEIGHT = (10.0, 8.0, 6.0, 5.0, 3.0, 3.0, 3.0, 5.0, 6.0)
+MIN_HITS_WITH_WEIGHT = 4
+SOFT_PT, HARD_PT = 0.5, 3.0  # GeV
+SOFT_WEIGHT, HARD_WEIGHT = 0.2, 1.0
+
+
+class SimulatedEvent(NamedTuple):
+    """An event, and what its hits would be with a perfect detector."""
+
+    event: Event
+    """The event as measured."""
+    true_position: Float32[np.ndarray, "hit 3"]
+    """Where the module was crossed, in mm; for noise, the measured position."""
+    true_momentum: Float32[np.ndarray, "hit 3"]
+    """Momentum of the particle there, in GeV; 0 for noise."""
+
+
+class Modules(NamedTuple):
+    """The detector's modules, in the order of their geometry id."""
+
+    geometry_id: Int64[np.ndarray, " module"]
+    """Identifier in ACTS, without its lowest 8 bits, which are not used."""
+    number: Int32[np.ndarray, "module 3"]
+    """Volume, layer and module number."""
+    center: Float64[np.ndarray, "module 3"]
+    """Global position of the centre, in mm."""
+    axes: Float64[np.ndarray, "module 2 3"]
+    """Unit vectors u and v in the module's plane."""
+    half_size: Float64[np.ndarray, "module 3"]
+    """Half widths along u at the lower and at the upper end of v, and half length along v, mm."""
+
+
+class Crossings(NamedTuple):
+    """Crossings of modules by particles, before any measurement, in the order of simulation."""
+
+    particle: Int64[np.ndarray, " hit"]
+    """Index of the particle."""
+    module: Int64[np.ndarray, " hit"]
+    """Index of the module."""
+    position: Float64[np.ndarray, "hit 3"]
+    """Point on the module, in mm."""
+    momentum: Float64[np.ndarray, "hit 3"]
+    """Momentum on arrival, in GeV."""
+
+
+def measure(
+    event_id: int,
+    particles: GeneratedParticles,
+    crossings: Crossings,
+    modules: Modules,
+    rng: np.random.Generator,
+) -> SimulatedEvent:
+    """Smears the crossings, adds noise, and puts the hits into TrackML's order.
+
+    Args:
+      event_id: number of the event.
+      particles: the particles that `crossings` points to; those without crossings are listed with
+        `num_hits` 0, as in TrackML's files.
+      crossings: what the particles did.
+      modules: where it happened.
+      rng: source of all randomness.
+
+    Returns:
+      The event with full truth, its hits ordered by volume, layer and module.
+    """
+    noise_module, noise_position = _draw_noise(modules, len(crossings.particle), rng)
+    num_noise = len(noise_module)
+    pt = np.hypot(particles.momentum[:, 0], particles.momentum[:, 1])
+    flight = np.abs(crossings.position - particles.vertex[crossings.particle])[:, 2]
+    weight = hit_weights(crossings.particle, flight, pt, ~particles.is_material)
+
+    module = np.concatenate([crossings.module, noise_module])
+    hit_particle = np.concatenate([crossings.particle, np.full(num_noise, NOISE)])
+    position = np.concatenate([_smear(modules, crossings, rng), noise_position])
+    true_position = np.concatenate([crossings.position, noise_position])
+    true_momentum = np.concatenate([crossings.momentum, np.zeros((num_noise, 3))])
+    # Modules are in the order of their geometry id, that is of volume, layer and number. Within a
+    # module the order must say nothing about which hits are noise.
+    order = np.lexsort((rng.random(len(module)), module))
+    event = Event(
+        event_id=event_id,
+        position=position[order].astype(np.float32),
+        hit_id=np.arange(1, len(order) + 1),
+        hit_particle=hit_particle[order].astype(np.int32),
+        hit_weight=np.concatenate([weight, np.zeros(num_noise)])[order],
+        module=modules.number[module[order]],
+        particles=Particles(
+            particle_id=_particle_id(particles),
+            vertex=particles.vertex.astype(np.float32),
+            momentum=particles.momentum.astype(np.float32),
+            charge=charge_of(particles.pdg),
+            num_hits=np.bincount(crossings.particle, minlength=len(pt)).astype(np.int32),
+        ),
+        has_truth=True,
+    )
+    return SimulatedEvent(
+        event, true_position[order].astype(np.float32), true_momentum[order].astype(np.float32)
+    )
+
+
+def hit_weights(
+    hit_particle: Int64[np.ndarray, " hit"],
+    flight: Float64[np.ndarray, " hit"],
+    pt: Float64[np.ndarray, " particle"],
+    has_weight: Bool[np.ndarray, " particle"],
+) -> Float64[np.ndarray, " hit"]:
+    """Weights of particle hits in the TrackML score.
+
+    Args:
+      hit_particle: index of the particle of every hit.
+      flight: what orders the hits of a particle; TrackML takes |z - z of the vertex|.
+      pt: transverse momentum at production, in GeV.
+      has_weight: False for particles that do not count. In the real event these are the 41
+        secondaries from material with 4 and more hits, and no others.
+
+    Returns:
+      Weights that sum to 1; 0 for particles with fewer than 4 hits. All 0 if no particle counts.
+    """
+    num_hits = np.bincount(hit_particle, minlength=len(pt))
+    order = np.lexsort((flight, hit_particle))
+    first = np.cumsum(num_hits) - num_hits
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - first[hit_particle[order]]
+
+    counts = has_weight & (num_hits >= MIN_HITS_WITH_WEIGHT)
+    along_track = rank / np.maximum(num_hits - 1, 1)[hit_particle]
+    weight = np.interp(along_track, np.linspace(0, 1, len(ORDER_WEIGHT)), ORDER_WEIGHT)
+    weight /= np.bincount(hit_particle, weight, minlength=len(pt))[hit_particle]
+    pt_weight = np.interp(pt, (SOFT_PT, HARD_PT), (SOFT_WEIGHT, HARD_WEIGHT))
+    weight *= (counts * pt_weight)[hit_particle]
+    total = weight.sum()
+    return weight / total if total > 0 else weight
+
+
+def _particle_id(particles: GeneratedParticles) -> np.ndarray:
+    """Laid out as the bit fields of TrackML: collision, particle, and 1 for a secondary."""
+    index = np.arange(1, len(particles.pdg) + 1)
+    return ((particles.collision + 1) << 52) | (index << 24) | particles.is_material
+
+
+def _smear(modules, crossings, rng):
+    """Measured positions: on the module, off by a uniform error with the real resolution.
+
+    Uniform, because a digital readout is wrong by at most half its pitch, and the real event's
+    residuals end there; a Gaussian of the same width would have tails.
+    """
+    table = np.zeros((max(RESOLUTION) + 1, 2))
+    table[list(RESOLUTION)] = list(RESOLUTION.values())
+    sigma = table[modules.number[crossings.module, 0]]
+    local = np.sqrt(3) * sigma * rng.uniform(-1, 1, sigma.shape)
+    return crossings.position + np.einsum("na,nax->nx", local, modules.axes[crossings.module])
+
+
+def _draw_noise(modules, num_particle_hits, rng):
+    """Modules and positions of noise hits; v is flat, and u is flat over the width at that v."""
+    num = rng.poisson(num_particle_hits * NOISE_RATIO / (1 - NOISE_RATIO))
+    module = rng.integers(len(modules.geometry_id), size=num)
+    low, high, half_length = modules.half_size[module].T
+    v, u = rng.uniform(-1, 1, (2, num))
+    half_width = low + (high - low) * (v + 1) / 2
+    local = np.stack([u * half_width, v * half_length], axis=1)
+    position = modules.center[module] + np.einsum("na,nax->nx", local, modules.axes[module])
+    return module, position

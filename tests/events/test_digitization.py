@@ -1,0 +1,227 @@
+"""Weights, resolution, noise and bookkeeping, by hand and against the real event."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hypertrack_jax.events.digitization import (
+    NOISE_RATIO,
+    RESOLUTION,
+    Crossings,
+    Modules,
+    hit_weights,
+    measure,
+)
+from hypertrack_jax.events.event import NOISE, validate_event
+from hypertrack_jax.events.kinematics import GeneratedParticles
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "trackml"
+needs_real_event = pytest.mark.skipif(not REAL.is_dir(), reason="the real event is not here")
+
+# Four hits lie at 0, 8/3, 16/3 and 8 on the nine weights 10, 8, 6, 5, 3, 3, 3, 5, 6.
+FOUR = np.array([10, 6 - 2 / 3, 3, 6])
+FOUR = FOUR / FOUR.sum()
+
+
+def weights(hit_particle, flight, pt, has_weight=None):
+    return hit_weights(
+        np.array(hit_particle),
+        np.array(flight, np.float64),
+        np.array(pt, np.float64),
+        np.ones(len(pt), bool) if has_weight is None else np.array(has_weight),
+    )
+
+
+def test_weights_of_one_particle_by_hand():
+    np.testing.assert_allclose(weights([0] * 4, [1, 2, 3, 4], [0.3]), FOUR)
+    np.testing.assert_allclose(weights([0] * 4, [30, 10, 40, 20], [0.3]), FOUR[[2, 0, 3, 1]])
+    nine = np.array([10, 8, 6, 5, 3, 3, 3, 5, 6]) / 49
+    np.testing.assert_allclose(weights([0] * 9, range(9), [9.0]), nine)
+
+
+def test_weights_grow_with_pt_and_sum_to_one():
+    # 0.2 up to 0.5 GeV, 1 from 3 GeV, straight between: 0.6 at 1.75 GeV.
+    found = weights(np.repeat(range(4), 4), np.tile(range(4), 4), [0.2, 0.5, 1.75, 5])
+    share = np.array([0.2, 0.2, 0.6, 1.0]) / 2
+    np.testing.assert_allclose(found, np.outer(share, FOUR).ravel())
+
+
+def test_short_and_excluded_particles_have_no_weight():
+    particle = [0, 1, 1, 1, 1, 0, 2, 2, 2, 2, 0]
+    flight = [0, 0, 1, 2, 3, 1, 0, 1, 2, 3, 2]
+    found = weights(particle, flight, [1, 1, 1], [True, True, False])
+    np.testing.assert_allclose(found[1:5], FOUR)
+    np.testing.assert_array_equal(found[[0, 5, 6, 7, 8, 9, 10]], 0)
+    np.testing.assert_array_equal(weights([0, 0, 0], [1, 2, 3], [1]), 0)
+
+
+def read_table(name):
+    with gzip.open(REAL / f"{name}.csv.gz", "rt") as file:
+        header = [column or "row" for column in file.readline().strip().split(",")]
+        is_int = [c in ("row", "hit_id") or c.endswith("_id") for c in header]
+        types = [(c, np.int64 if i else np.float64) for c, i in zip(header, is_int, strict=True)]
+        return np.loadtxt(file, types, delimiter=",")
+
+
+@needs_real_event
+def test_weights_of_the_real_event():
+    truth, particles = (read_table(f"event000000001-{name}") for name in ("truth", "particles"))
+    particles.sort(order="particle_id")
+    truth = truth[truth["particle_id"] != 0]
+    particle = np.searchsorted(particles["particle_id"], truth["particle_id"])
+    found = hit_weights(
+        particle,
+        np.abs(truth["tz"] - particles["vz"][particle]),
+        np.hypot(particles["px"], particles["py"]),
+        # A sub-particle number marks what was made in material.
+        particles["particle_id"] & 0xFFFF == 0,
+    )
+    expected = truth["weight"] / truth["weight"].sum()
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=0)
+
+
+@needs_real_event
+def test_resolution_is_that_of_the_real_event():
+    hits, truth = (read_table(f"event000000001-{name}") for name in ("hits", "truth"))
+    modules = read_table("detectors")
+
+    def key(table):
+        return (table["volume_id"] * 100 + table["layer_id"]) * 10_000 + table["module_id"]
+
+    modules.sort(order=["volume_id", "layer_id", "module_id"])
+    module = modules[np.searchsorted(key(modules), key(hits))]
+    error = [hits[axis] - truth[f"t{axis}"] for axis in "xyz"]
+    u, v = (
+        sum(
+            module[f"rot_{axis}{uv}"] * component
+            for axis, component in zip("xyz", error, strict=True)
+        )
+        for uv in "uv"
+    )
+    for volume, expected in RESOLUTION.items():
+        here = hits["volume_id"] == volume
+        np.testing.assert_allclose([u[here].std(), v[here].std()], expected, rtol=0.1)
+
+
+@pytest.fixture(scope="module")
+def toy_modules():
+    """A tilted pixel module and a trapezoid of strips in the x-z plane."""
+    return Modules(
+        geometry_id=np.array([10, 20]),
+        number=np.array([[8, 2, 1], [12, 4, 7]], np.int32),
+        center=np.array([[100.0, 0, 0], [0, 500, 50]]),
+        axes=np.array([[[0.8, 0, 0.6], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]]]),
+        half_size=np.array([[8.4, 8.4, 36], [24.2, 40, 78]]),
+    )
+
+
+@pytest.fixture(scope="module")
+def measured(toy_modules):
+    """3000 particles of 0, 4 and 8 crossings; every third one from material."""
+    rng = np.random.default_rng(0)
+    num = 3000
+    particles = GeneratedParticles(
+        vertex=rng.normal(size=(num, 3)),
+        momentum=rng.normal(size=(num, 3)),
+        pdg=np.resize(np.array([211, -211, 11], np.int32), num),
+        collision=np.arange(num) // 100,
+        is_material=np.arange(num) % 3 == 2,
+        flight_limit=np.full(num, np.inf),
+    )
+    particle = rng.permutation(np.repeat(np.arange(num), np.resize([0, 4, 8], num)))
+    module = rng.integers(2, size=len(particle))
+    local = rng.uniform(-5, 5, (len(particle), 2, 1))
+    crossings = Crossings(
+        particle=particle,
+        module=module,
+        position=toy_modules.center[module] + (local * toy_modules.axes[module]).sum(axis=1),
+        momentum=particles.momentum[particle] * 0.9,
+    )
+    return particles, measure(7, particles, crossings, toy_modules, rng)
+
+
+def test_measured_event_is_valid_and_in_order(measured):
+    particles, (event, _, true_momentum) = measured
+    validate_event(event, "measured")
+    assert event.event_id == 7 and event.has_truth
+    np.testing.assert_array_equal(event.hit_id, np.arange(1, len(event.hit_id) + 1))
+    order = np.lexsort(event.module.T[::-1])
+    np.testing.assert_array_equal(event.module[order], event.module)
+    counted = np.bincount(event.hit_particle[event.hit_particle != NOISE], minlength=3000)
+    np.testing.assert_array_equal(counted, event.particles.num_hits)
+    np.testing.assert_array_equal(counted, np.resize([0, 4, 8], 3000))
+    np.testing.assert_array_equal(event.particles.charge[:3], [1, -1, -1])
+    np.testing.assert_allclose(event.particles.vertex, particles.vertex, rtol=1e-6)
+    expected = np.where(
+        event.hit_particle[:, None] == NOISE, 0, 0.9 * particles.momentum[event.hit_particle]
+    )
+    np.testing.assert_allclose(true_momentum, expected, rtol=1e-6)
+
+
+def test_weights_reach_their_hits(measured):
+    particles, (event, true_position, _) = measured
+    is_particle = event.hit_particle != NOISE
+    particle = event.hit_particle[is_particle].astype(np.int64)
+    expected = hit_weights(
+        particle,
+        np.abs(true_position[is_particle, 2] - particles.vertex[particle, 2]),
+        np.hypot(particles.momentum[:, 0], particles.momentum[:, 1]),
+        ~particles.is_material,
+    )
+    np.testing.assert_allclose(event.hit_weight[is_particle], expected, rtol=1e-9)
+    np.testing.assert_array_equal(event.hit_weight[~is_particle], 0)
+    np.testing.assert_allclose(event.hit_weight.sum(), 1)
+
+
+def test_particle_ids_tell_kind_and_collision(measured):
+    particles, (event, _, _) = measured
+    ids = event.particles.particle_id
+    assert len(np.unique(ids)) == len(ids) and ids.min() > 0
+    np.testing.assert_array_equal(ids >> 52, particles.collision + 1)
+    np.testing.assert_array_equal(ids & 0xFFFF, particles.is_material)
+
+
+def test_hits_are_smeared_in_the_plane_of_their_module(measured, toy_modules):
+    event, true_position, _ = measured[1]
+    for module in (0, 1):
+        volume = int(toy_modules.number[module, 0])
+        here = (event.module[:, 0] == volume) & (event.hit_particle != NOISE)
+        error = event.position[here].astype(np.float64) - true_position[here]
+        local = error @ toy_modules.axes[module].T
+        sigma = np.array(RESOLUTION[volume])
+        np.testing.assert_allclose(local.std(axis=0), sigma, rtol=0.03)
+        # Flat: no tails. The rest is the rounding of positions to float32.
+        assert (np.abs(local).max(axis=0) < np.sqrt(3) * sigma + 1e-4).all()
+        normal = np.cross(*toy_modules.axes[module])
+        np.testing.assert_allclose(error @ normal, 0, atol=1e-4)
+
+
+def test_noise_is_on_the_modules(measured, toy_modules):
+    event, true_position, _ = measured[1]
+    noise = event.hit_particle == NOISE
+    num_hits = (~noise).sum()
+    expected = num_hits * NOISE_RATIO / (1 - NOISE_RATIO)
+    assert abs(noise.sum() - expected) < 4 * np.sqrt(expected)
+    np.testing.assert_array_equal(event.position[noise], true_position[noise])
+    for module in (0, 1):
+        here = noise & (event.module[:, 0] == toy_modules.number[module, 0])
+        assert abs(here.sum() / noise.sum() - 0.5) < 4 * 0.5 / np.sqrt(noise.sum())
+        error = event.position[here] - toy_modules.center[module]
+        u, v = (error @ toy_modules.axes[module].T).T
+        low, high, half_length = toy_modules.half_size[module]
+        half_width = low + (high - low) * (v / half_length + 1) / 2
+        for part in (np.abs(u) / half_width, np.abs(v) / half_length):
+            assert part.max() < 1.0001
+            assert abs(part.mean() - 0.5) < 4 * np.sqrt(1 / 12 / len(part))
+        normal = np.cross(*toy_modules.axes[module])
+        np.testing.assert_allclose(error @ normal, 0, atol=1e-4)
+
+
+def test_the_place_in_a_module_does_not_tell_noise(measured):
+    event = measured[1].event
+    for volume in (8, 12):
+        noise = (event.hit_particle == NOISE)[event.module[:, 0] == volume]
+        place = np.flatnonzero(noise) / len(noise)
+        assert abs(place.mean() - 0.5) < 4 * np.sqrt(1 / 12 / len(place))
