@@ -1,13 +1,22 @@
-"""What every script shares: how it starts, how it fails, and the flags that mean the same everywhere."""
+"""What every script shares: how it starts, how it fails, and the flags that all have."""
 
+import logging
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
 from absl import app, flags
 
+from hypertrack_jax.events.store import event_ids, parse_int_list, require_events
+
 WORKDIR = flags.DEFINE_string("workdir", ".", "Directory of data/, models/, runs/ and figs/.")
+DEVICE = flags.DEFINE_enum(
+    "device", "auto", ["auto", "cpu", "gpu", "tpu"], "Where to compute; auto takes the fastest."
+)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -20,7 +29,9 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: unexpected argument {argv[1]!r}; flags start with --.")
+        logging.getLogger("hypertrack_jax").setLevel(logging.INFO)
         try:
+            _choose_device()
             main()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -37,3 +48,40 @@ def run(main: Callable[[], None]) -> None:
 def workdir(*parts: str) -> Path:
     """Absolute path below `--workdir`."""
     return Path(WORKDIR.value).expanduser().absolute().joinpath(*parts)
+
+
+def event_range(start: flags.FlagHolder, end: flags.FlagHolder) -> list[int]:
+    """Events of the list flags `start` and `end`, all of which are in `workdir("data")`."""
+    ids = event_ids(parse_int_list(start.name, start.value), parse_int_list(end.name, end.value))
+    require_events(workdir("data"), ids)
+    return ids
+
+
+def changed(part: Any, *holders: flags.FlagHolder) -> Any:
+    """A dataclass with the fields replaced whose flags were given."""
+    return replace(part, **{flag.name: flag.value for flag in holders if flag.value is not None})
+
+
+def noise_ratio(flag: flags.FlagHolder) -> float | None:
+    """A noise ratio flag: a number, or `none` for no noise."""
+    if flag.value == "none":
+        return None
+    try:
+        return float(flag.value)
+    except ValueError as error:
+        raise ValueError(
+            f"--{flag.name}={flag.value}: expected -1 (as in the event), a number below 1, or none."
+        ) from error
+
+
+def _choose_device() -> None:
+    if DEVICE.value == "auto":
+        return
+    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(DEVICE.value, DEVICE.value))
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device={DEVICE.value}: jax finds no such device here; install the extra for it "
+            "(cuda or tpu), or use --device=cpu."
+        ) from error

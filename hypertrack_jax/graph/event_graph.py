@@ -39,7 +39,7 @@ class Edges(NamedTuple):
     count: Int[Array, " edge"]
     """Entry of the C-matrix for the cells of the edge's ends; 0 for padding."""
     label: Bool[Array, " edge"]
-    """True where the edge is in the ground truth; False for padding and without truth."""
+    """True where the edge is in the ground truth; False for padding and where truth is unknown."""
     mask: Bool[Array, " edge"]
     """True for real edges."""
 
@@ -68,6 +68,56 @@ def bucket_for(num_hits: int, num_edges: int) -> Bucket:
     return Bucket(node_capacity, edge_capacity)
 
 
+def hit_graph(
+    position: Float[np.ndarray, "hit 3"],
+    senders: Shaped[np.ndarray, " edge"],
+    receivers: Shaped[np.ndarray, " edge"],
+    counts: Shaped[np.ndarray, " edge"],
+    bucket: Bucket | None = None,
+) -> jraph.GraphsTuple:
+    """The padded graph of some hits, without truth, as NumPy arrays.
+
+    Args:
+      position: hit positions in mm.
+      senders: hit index at the start of each edge.
+      receivers: hit index at the end of each edge, in rising order.
+      counts: C-matrix entry of each edge.
+      bucket: capacities; by default the smallest that fit.
+
+    Returns:
+      A GraphsTuple of two graphs, the event and the padding, with `Nodes` and `Edges`.
+
+    Raises:
+      ValueError: the hits or edges do not fit into `bucket`.
+    """
+    num_hits, num_edges = len(position), len(senders)
+    bucket = bucket or bucket_for(num_hits, num_edges)
+    if num_hits >= bucket.num_nodes or num_edges > bucket.num_edges:
+        raise ValueError(
+            f"{num_hits} hits and {num_edges} edges are more than the {bucket.num_nodes - 1} hits "
+            f"and {bucket.num_edges} edges of the bucket; take a larger one."
+        )
+    last_node = bucket.num_nodes - 1
+    return jraph.GraphsTuple(
+        nodes=Nodes(
+            position=_padded(position, bucket.num_nodes, 0),
+            particle=np.full(bucket.num_nodes, NOISE, np.int32),
+            weight=np.zeros(bucket.num_nodes, np.float32),
+            mask=_padded(np.ones(num_hits, bool), bucket.num_nodes, False),
+        ),
+        edges=Edges(
+            count=_padded(counts.astype(np.int32), bucket.num_edges, 0),
+            label=np.zeros(bucket.num_edges, bool),
+            mask=_padded(np.ones(num_edges, bool), bucket.num_edges, False),
+        ),
+        senders=_padded(senders.astype(np.int32), bucket.num_edges, last_node),
+        receivers=_padded(receivers.astype(np.int32), bucket.num_edges, last_node),
+        globals=None,
+        n_node=np.array([num_hits, bucket.num_nodes - num_hits], np.int32),
+        n_edge=np.array([num_edges, bucket.num_edges - num_edges], np.int32),
+    )
+
+
 def event_graph(
     event: Event,
     senders: Shaped[np.ndarray, " edge"],
@@ -76,52 +126,16 @@ def event_graph(
     node2node: str,
     bucket: Bucket | None = None,
 ) -> jraph.GraphsTuple:
-    """The padded graph of one event, as NumPy arrays.
-
-    Args:
-      event: the hits and, where known, their truth.
-      senders: hit index at the start of each edge.
-      receivers: hit index at the end of each edge, in rising order.
-      counts: C-matrix entry of each edge.
-      node2node: topology whose truth labels the edges.
-      bucket: capacities; by default the smallest that fit.
-
-    Returns:
-      A GraphsTuple of two graphs, the event and the padding, with `Nodes` and `Edges`.
-
-    Raises:
-      ValueError: the event does not fit into `bucket`.
-    """
-    num_hits, num_edges = len(event.position), len(senders)
-    bucket = bucket or bucket_for(num_hits, num_edges)
-    if num_hits >= bucket.num_nodes or num_edges > bucket.num_edges:
-        raise ValueError(
-            f"event {event.event_id} has {num_hits} hits and {num_edges} edges, more than the "
-            f"{bucket.num_nodes - 1} hits and {bucket.num_edges} edges of the bucket; take a larger one."
-        )
-    label = (
-        edge_labels(event, senders, receivers, node2node)
-        if event.has_truth
-        else np.zeros(num_edges, bool)
-    )
-    last_node = bucket.num_nodes - 1
-    return jraph.GraphsTuple(
-        nodes=Nodes(
-            position=_padded(event.position, bucket.num_nodes, 0),
-            particle=_padded(event.hit_particle, bucket.num_nodes, NOISE),
-            weight=_padded(event.hit_weight.astype(np.float32), bucket.num_nodes, 0),
-            mask=_padded(np.ones(num_hits, bool), bucket.num_nodes, False),
+    """`hit_graph` of an event with truth, its edges labelled by the topology `node2node`."""
+    graph = hit_graph(event.position, senders, receivers, counts, bucket)
+    num_nodes, num_edges = len(graph.nodes.mask), len(graph.edges.mask)
+    label = edge_labels(event, senders, receivers, node2node)
+    return graph._replace(
+        nodes=graph.nodes._replace(
+            particle=_padded(event.hit_particle, num_nodes, NOISE),
+            weight=_padded(event.hit_weight.astype(np.float32), num_nodes, 0),
         ),
-        edges=Edges(
-            count=_padded(counts.astype(np.int32), bucket.num_edges, 0),
-            label=_padded(label, bucket.num_edges, False),
-            mask=_padded(np.ones(num_edges, bool), bucket.num_edges, False),
-        ),
-        senders=_padded(senders.astype(np.int32), bucket.num_edges, last_node),
-        receivers=_padded(receivers.astype(np.int32), bucket.num_edges, last_node),
-        globals=None,
-        n_node=np.array([num_hits, bucket.num_nodes - num_hits], np.int32),
-        n_edge=np.array([num_edges, bucket.num_edges - num_edges], np.int32),
+        edges=graph.edges._replace(label=_padded(label, num_edges, False)),
     )
 
 

@@ -35,8 +35,8 @@ def helix_features(first: Float[Array, "edge 3"], second: Float[Array, "edge 3"]
     The hypothesis of a circle through the beam line and both hits gives the curvature
     kappa = 2 sin(delta phi) / d, d being the transverse distance of the hits. The arc length from
     the beam line to a hit at radius r is s = 2 asin(kappa r / 2) / kappa; the helix is a straight
-    line in (s, z), with slope cot theta and intercept z0. The straight-line z0 in (r, z) stands beside it,
-    because for pairs on one layer neither is well defined and they fail differently.
+    line in (s, z), with slope cot theta and intercept z0. The straight-line z0 in (r, z) stands
+    beside it, because for pairs on one layer neither is well defined and they fail differently.
     """
     r1, phi1, z1 = _cylinder(first)
     r2, phi2, z2 = _cylinder(second)

@@ -56,12 +56,10 @@ def step_events(source: EventSource, step: int, batch_size: int) -> list[Event]:
     ]
 
 
-def validation_events(source: EventSource, num_events: int) -> list[Event]:
-    """The first `num_events` events of the source, thinned the same way at every call."""
-    return [
-        _drawn(source, event_id, np.random.default_rng([source.seed, event_id]))
-        for event_id in source.event_ids[:num_events]
-    ]
+def fixed_events(source: EventSource) -> Iterator[Event]:
+    """The events of the source in order, each thinned the same way at every call."""
+    for event_id in source.event_ids:
+        yield _drawn(source, event_id, np.random.default_rng([source.seed, event_id]))
 
 
 def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: VoxdynTune) -> Batch:

@@ -71,21 +71,21 @@ class Checkpoints:
                 "--workdir that you may write to."
             ) from error
 
-    def describe(self, step: int | None = None) -> Saved:
-        """Step and Tune of a checkpoint, by default of the latest.
+    def describe(self, step: int = -1) -> Saved:
+        """Step and Tune of a checkpoint; -1 for the latest.
 
         Raises:
           FileNotFoundError: there is no such step.
           ValueError: the checkpoint was written by another program or version.
         """
         steps = self.steps()
-        if not steps or (step is not None and step not in steps):
-            wanted = "checkpoint" if step is None else f"step {step}"
+        if not steps or step not in (-1, *steps):
+            wanted = "checkpoint" if step == -1 else f"step {step}"
             raise FileNotFoundError(
                 f"{self.directory}: no {wanted} here (saved steps: {steps or 'none'}); train one "
                 "with experiments/train.py, or name another --read_tag or --epoch."
             )
-        step = steps[-1] if step is None else step
+        step = steps[-1] if step == -1 else step
         description = self._checkpointer.metadata(step).custom_metadata
         if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
             raise ValueError(
@@ -95,12 +95,17 @@ class Checkpoints:
         return Saved(step, tune_from_json(json.dumps(description["tune"])))
 
     def restore(self, step: int, like: Any) -> Any:
-        """The state saved at `step`, with the shapes and types of `like`.
+        """The state saved at `step`, with the structure, shapes and types of `like`.
+
+        It is placed on the first device, wherever it was saved.
 
         Raises:
           ValueError: what was saved has another structure or other shapes.
         """
-        abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like
+        )
         try:
             return self._checkpointer.load(step, abstract)
         except (ValueError, KeyError, TypeError) as error:

@@ -1,5 +1,6 @@
 """Host side: the training loop, phase 1 (algorithm section 7): the GNN edge predictor alone."""
 
+import logging
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import jraph
 import numpy as np
-from absl import logging
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -20,10 +20,9 @@ from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.training.batches import (
     Batch,
     EventSource,
+    fixed_events,
     graph_batch,
     prefetched,
-    step_events,
-    validation_events,
 )
 from hypertrack_jax.training.checkpoint import Checkpoints, require_same_tune
 from hypertrack_jax.training.edge_auc import masked_auc
@@ -32,6 +31,7 @@ from hypertrack_jax.training.step import StepMetrics, TrainState, init_state, ma
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
+_LOG = logging.getLogger(__name__)
 LOG_INTERVAL = 10
 """Steps between two reads from the device."""
 MAX_SKIPPED = 20
@@ -62,8 +62,6 @@ class TrainingRun:
     """Validation events, or None for a run without validation."""
     validate_every: int = 500
     """Updates between two validations; there is one at the end, too."""
-    num_validation: int = 50
-    """Validation events looked at each time."""
 
 
 def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics, epoch: int = -1) -> TrainState:
@@ -114,15 +112,14 @@ class _Trainer:
                 f"to step {steps[-1]}; choose another --save_tag, or --epoch=-1 to go on."
             )
         resumes = epoch > 0 or (epoch == -1 and len(steps) > 0)
-        saved = checkpoints.describe(epoch if epoch > 0 else None) if resumes else None
+        saved = checkpoints.describe(epoch) if resumes else None
         if saved is not None:
             require_same_tune(saved.tune, self.tune, ("voxdyn", "network"), checkpoints.directory)
-        example = self._graphs(step_events(self.run.source, 0, 1))
-        state = init_state(self.tune, jax.tree.map(lambda array: array[0], example), self.key)
+        fresh = jax.jit(init_state, static_argnums=0)(self.tune, self.key)
         if saved is None:
-            return state
-        logging.info("resuming %s from step %d", checkpoints.directory.name, saved.step)
-        return checkpoints.restore(saved.step, state)
+            return fresh
+        _LOG.info("resuming %s from step %d", checkpoints.directory.name, saved.step)
+        return checkpoints.restore(saved.step, fresh)
 
     def updates(
         self,
@@ -149,7 +146,7 @@ class _Trainer:
                     checkpoints.save(done, state, self.tune, progress.auc)
                     saved_at = time.monotonic()
                 if stopped:
-                    logging.warning("stopped at step %d; the same command goes on from there", done)
+                    _LOG.warning("stopped at step %d; the same command goes on from there", done)
                     break
         return state
 
@@ -157,7 +154,7 @@ class _Trainer:
         """Mean edge AUC over validation events, normalised by running statistics."""
         assert self.run.validation is not None
         areas = []
-        for event in validation_events(self.run.validation, self.run.num_validation):
+        for event in fixed_events(self.run.validation):
             graph = jax.tree.map(lambda array: array[0], self._graphs([event]))
             areas.append(float(self.event_auc(state.params, state.batch_stats, graph)))
         return float(np.mean(areas))
@@ -220,7 +217,7 @@ class _Progress:
         bucket = (batch.graphs.nodes.mask.shape[1], batch.graphs.senders.shape[1])
         if bucket not in self._buckets:
             self._buckets.add(bucket)
-            logging.info("compiling for %d hits and %d edges", *bucket)
+            _LOG.info("compiling for %d hits and %d edges", *bucket)
 
     def record(self, step: int, metrics: StepMetrics, batch: Batch) -> None:
         self._pending.append(metrics)
@@ -236,7 +233,7 @@ class _Progress:
     def record_validation(self, step: int, auc: float) -> None:
         self.auc = auc
         self._writer.add_scalar("validation/auc", auc, step)
-        logging.info("step %d: validation AUC %.4f", step, auc)
+        _LOG.info("step %d: validation AUC %.4f", step, auc)
 
     def _log(self, step: int, metrics: list[StepMetrics], batch: Batch) -> None:
         means = {
@@ -255,6 +252,6 @@ class _Progress:
         )
         if metrics[-1].num_skipped >= MAX_SKIPPED:
             raise ValueError(
-                f"the gradient was not finite in {int(metrics[-1].num_skipped)} updates in a row up "
-                f"to step {step}; lower --learning_rate, or go on from an earlier --epoch."
+                f"the gradient was not finite in {int(metrics[-1].num_skipped)} updates in a row "
+                f"up to step {step}; lower --learning_rate, or go on from an earlier --epoch."
             )

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jraph
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from hypertrack_jax.graph.event_graph import hit_graph
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.training.edge_auc import masked_auc
 from hypertrack_jax.training.losses import contrastive_edge_loss, focal_edge_loss
@@ -41,11 +43,11 @@ class StepMetrics(NamedTuple):
     num_skipped: Int[Array, ""]
 
 
-def init_state(tune: Tune, graph: jraph.GraphsTuple, key: PRNGKeyArray) -> TrainState:
-    """Fresh weights for graphs like `graph`."""
-    variables = jax.jit(
-        lambda key, graph: EdgePredictor(tune.network).init(key, graph, train=False)
-    )(key, graph)
+def init_state(tune: Tune, key: PRNGKeyArray) -> TrainState:
+    """Fresh weights, and an optimiser that has seen nothing."""
+    no_edges = np.zeros(0, np.int32)
+    graph = hit_graph(np.zeros((1, 3), np.float32), no_edges, no_edges, no_edges)
+    variables = EdgePredictor(tune.network).init(key, graph, train=False)
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -64,7 +66,8 @@ def make_train_step(
     `graphs` has a leading axis over the events of the batch, all padded to one bucket. Events are
     taken one after another and their gradients averaged, so each is normalised by its own
     statistics and memory does not grow with the batch. `state` is donated. The randomness of an
-    update depends on `key` and `state.step` alone. A gradient that is not finite changes nothing but the counters.
+    update depends on `key` and `state.step` alone. A gradient that is not finite changes nothing
+    but the counters.
     """
     network = EdgePredictor(tune.network)
     optimizer = make_optimizer(tune.optimizer)

@@ -1,0 +1,103 @@
+"""Reconstructs and scores events under --workdir/data with a trained model.
+
+python experiments/inference.py --read_tag=pu2 --rfactor=0.01 --event_start=8750 --event_end=8799
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import command_line
+from absl import flags
+from tqdm import tqdm
+
+from hypertrack_jax.evaluation.evaluate import evaluate_events, write_figures
+from hypertrack_jax.evaluation.report import event_table, summary_table, write_report
+from hypertrack_jax.events.trackml import write_submission
+from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
+from hypertrack_jax.training.batches import EventSource, fixed_events
+from hypertrack_jax.training.checkpoint import require_same_tune
+from hypertrack_jax.tunes.load import PACKAGED, load_tune
+from hypertrack_jax.tunes.tune import VoxdynTune, choices
+
+flags.adopt_module_key_flags(command_line)
+
+READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.", required=True)
+EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
+PARAM = flags.DEFINE_string(
+    "param",
+    None,
+    f"Tune that the model must have ({', '.join(PACKAGED)}, or a file); default: its own.",
+)
+NODE2NODE = flags.DEFINE_enum(
+    "node2node", None, choices(VoxdynTune, "node2node"), "Topology that the model must have."
+)
+NCELL = flags.DEFINE_integer("ncell", None, "Cells that the model must have.", lower_bound=1)
+CLUSTER = flags.DEFINE_enum(
+    "cluster", "cut", ["cut"], "cut: connected components of the edges above the threshold."
+)
+EDGE_THRESHOLD = flags.DEFINE_float(
+    "edge_threshold", None, "Edges below are cut; default: the tune's.", 0.0, 1.0
+)
+RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")
+NOISE_RATIO = flags.DEFINE_string(
+    "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise."
+)
+EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
+EVENT_END = flags.DEFINE_list("event_end", ["9999"], "Last events of the ranges.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
+SUBMISSION_DIR = flags.DEFINE_string(
+    "submission_dir", None, "Where TrackML submissions go, if any."
+)
+MAX_SHOWN = 10
+"""Events whose edges enter the figures, which bounds memory."""
+
+FIGURES = flags.DEFINE_boolean("figures", False, "Draw an event, the edge scores and the ROC.")
+
+
+def main() -> None:
+    """Prints a table per event and in summary; writes both as JSON, and what else is asked for."""
+    reconstruct = model()
+    source = EventSource(
+        command_line.workdir("data"),
+        command_line.event_range(EVENT_START, EVENT_END),
+        RFACTOR.value,
+        RFACTOR.value,
+        command_line.noise_ratio(NOISE_RATIO),
+        SEED.value,
+    )
+    events = tqdm(fixed_events(source), total=len(source.event_ids), unit="event")
+    rows, shown = [], []
+    for evaluated in evaluate_events(reconstruct, events, reconstruct.tune):
+        rows.append(evaluated.row)
+        if SUBMISSION_DIR.value:
+            path = (
+                Path(SUBMISSION_DIR.value) / f"event{evaluated.event.event_id:09d}-submission.csv"
+            )
+            write_submission(path, evaluated.event, evaluated.tracks.hit_label)
+        if FIGURES.value and evaluated.event.has_truth and len(shown) < MAX_SHOWN:
+            shown.append(evaluated)
+    print(event_table(rows), summary_table(rows), sep="\n\n")
+    directory = command_line.workdir("figs", READ_TAG.value)
+    settings = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
+    write_report(directory / "report.json", rows, {flag.name: flag.value for flag in settings})
+    files = write_figures(directory, shown, reconstruct.tune) if shown else []
+    print("", directory / "report.json", *files, sep="\n")
+
+
+def model() -> Reconstructor:
+    """The model of --read_tag, which must be what the other flags ask for."""
+    models = command_line.workdir("models")
+    loaded = load_reconstructor(models, READ_TAG.value, EPOCH.value)
+    asked = replace(
+        loaded.tune,
+        network=load_tune(PARAM.value).network if PARAM.value else loaded.tune.network,
+        voxdyn=command_line.changed(loaded.tune.voxdyn, NODE2NODE, NCELL),
+    )
+    require_same_tune(loaded.tune, asked, ("network", "voxdyn"), models / READ_TAG.value)
+    cluster = command_line.changed(loaded.tune.cluster, EDGE_THRESHOLD)
+    return loaded._replace(tune=replace(loaded.tune, cluster=cluster))
+
+
+if __name__ == "__main__":
+    command_line.run(main)

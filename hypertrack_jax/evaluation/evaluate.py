@@ -1,0 +1,99 @@
+"""Host side: reconstructs events, scores them and draws the result."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.evaluation.metrics import edge_scores, graph_scores, track_scores
+from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_roc
+from hypertrack_jax.evaluation.report import EVENT, Row
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.topology import edge_labels, truth_edges
+from hypertrack_jax.tunes.tune import Tune
+
+
+class Evaluated(NamedTuple):
+    """One event, what was found in it, and how good that is."""
+
+    event: Event
+    tracks: Tracks
+    row: Row
+    """Sizes, scores and milliseconds per stage."""
+    label: Bool[np.ndarray, " edge"]
+    """Truth of each candidate edge; all False without truth."""
+
+
+def evaluate_events(
+    reconstruct: Callable[[np.ndarray], Tracks], events: Iterable[Event], tune: Tune
+) -> Iterator[Evaluated]:
+    """Reconstructs and scores events one by one.
+
+    Each event is reconstructed twice and the second run is timed, so that no stage's time holds the
+    compilation of a program.
+
+    Args:
+      reconstruct: from hit positions in mm to tracks.
+      events: the events; without truth their scores are None.
+      tune: topology that edges are judged by, threshold, and smallest track.
+
+    Yields:
+      Events in their order.
+    """
+    for event in events:
+        reconstruct(event.position)
+        yield score_event(event, reconstruct(event.position), tune)
+
+
+def score_event(event: Event, tracks: Tracks, tune: Tune) -> Evaluated:
+    """Compares reconstructed tracks with the truth: the graph (VD), the edges (GNN), the tracks."""
+    node2node, num_hits = tune.voxdyn.node2node, len(event.position)
+    size = {EVENT: event.event_id, "hits": num_hits, "edges": len(tracks.senders)}
+    milliseconds = {f"{name} ms": 1e3 * value for name, value in tracks.seconds.items()}
+    if event.has_truth:
+        label = edge_labels(event, tracks.senders, tracks.receivers, node2node)
+        num_truth_edges = len(truth_edges(event, node2node)[0])
+        scores = _score_columns(
+            graph_scores(num_hits, num_truth_edges, label),
+            edge_scores(label, tracks.probability, tune.cluster.edge_threshold),
+            track_scores(event, tracks.hit_label, tune.cluster.min_hits),
+        )
+    else:
+        label = np.zeros(len(tracks.senders), bool)
+        scores = _score_columns(None, None, None)
+    return Evaluated(event, tracks, {**size, **scores, **milliseconds}, label)
+
+
+def write_figures(directory: Path, evaluated: Sequence[Evaluated], tune: Tune) -> list[Path]:
+    """Draws the first event, and edge scores and ROC of all of them; returns the files."""
+    first = evaluated[0]
+    label = np.concatenate([one.label for one in evaluated])
+    probability = np.concatenate([one.tracks.probability for one in evaluated])
+    event_file, scores_file, roc_file = (
+        directory / name for name in ("event.png", "edge_scores.png", "roc.png")
+    )
+    plot_event(event_file, first.event, first.tracks.hit_label, min_hits=tune.cluster.min_hits)
+    plot_edge_scores(scores_file, label, probability, tune.cluster.edge_threshold)
+    plot_roc(roc_file, {tune.name: (label, probability)})
+    return [event_file, scores_file, roc_file]
+
+
+def _score_columns(graph, edge, track) -> dict[str, float | None]:
+    columns = {
+        "VD TPR": (graph, "tpr"),
+        "VD FPR": (graph, "fpr"),
+        "VD purity": (graph, "purity"),
+        "GNN TPR": (edge, "tpr"),
+        "GNN FPR": (edge, "fpr"),
+        "GNN AUC": (edge, "auc"),
+        "DMS": (track, "dms"),
+        "efficiency": (track, "efficiency"),
+        "purity": (track, "purity"),
+        "TrackML": (track, "trackml"),
+        "hit efficiency": (track, "hit_efficiency"),
+        "hit purity": (track, "hit_purity"),
+    }
+    return {name: getattr(scores, field, None) for name, (scores, field) in columns.items()}
