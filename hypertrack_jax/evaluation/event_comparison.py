@@ -101,7 +101,7 @@ def plot_comparison(path: Path, simulated: Sample, real: Sample) -> None:
     """
     pt_bins = np.geomspace(0.1, 10, 21)
     radius_bins = np.geomspace(1e-3, 1e3, 19)
-    with _figure(path, width=19.0, height=11.0) as figure:
+    with saved_figure(path, width=19.0, height=11.0) as figure:
         axes = figure.subplots(2, 3).ravel()
         _draw_counts(axes[0], simulated, real, "hits_per_particle", np.arange(-0.5, 20.5))
         axes[0].set(xlabel="Hits per particle", ylabel="Particles", xlim=(-1, 20))

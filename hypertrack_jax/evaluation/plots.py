@@ -64,7 +64,7 @@ def plot_event(
             [event.position[:, 2], np.hypot(event.position[:, 0], event.position[:, 1])], axis=1
         ),
     }
-    with _figure(path, width=13.0, height=11.5) as figure:
+    with saved_figure(path, width=13.0, height=11.5) as figure:
         panels = figure.subplots(2, 2, sharex="row", sharey="row", height_ratios=[2.0, 1.0])
         for (true_panel, found_panel), ((x_label, y_label), point) in zip(
             panels, planes.items(), strict=True
@@ -107,7 +107,7 @@ def plot_edge_scores(
       OSError: the file cannot be written.
     """
     bins = np.linspace(0.0, 1.0, 51)
-    with _figure(path, width=8.0, height=6.0) as figure:
+    with saved_figure(path, width=8.0, height=6.0) as figure:
         axes = figure.subplots()
         for name, chosen, colour, fill in (
             ("False edges", ~label, TRACK_COLOURS[5], True),
@@ -143,7 +143,7 @@ def plot_roc(
       OSError: the file cannot be written.
     """
     curves = {name: roc_curve(label, score) for name, (label, score) in classifiers.items()}
-    with _figure(path, width=8.0, height=6.5) as figure:
+    with saved_figure(path, width=8.0, height=6.5) as figure:
         axes = figure.subplots()
         for number, (name, curve) in enumerate(curves.items()):
             axes.plot(
@@ -161,7 +161,7 @@ def plot_roc(
 
 
 @contextlib.contextmanager
-def _figure(path: Path, width: float, height: float) -> "Iterator[Figure]":
+def saved_figure(path: Path, width: float, height: float) -> "Iterator[Figure]":
     """A figure, in inches, that is saved when the block ends without an error."""
     try:
         import matplotlib

@@ -16,7 +16,7 @@ def masked_auc(
 ) -> Float32[Array, ""]:
     """Area under the ROC curve of the real edges, exact including ties.
 
-    The Mann-Whitney U statistic as in `evaluation.metrics.auc`: sort the scores, count for each false edge the
+    The Mann-Whitney U statistic: sort the scores, count for each false edge the
     true edges it beats (a tie is one half), and divide by the number of pairs. The number of pairs
     reaches 1e12, out of range of int32 and far beyond the 2^24 up to which float32 counts;
     so the counts of single edges, and of blocks of them, are int32 and exact, and only the

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import jraph
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hypertrack_jax.graph.event_graph import hit_graph
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
@@ -32,8 +32,19 @@ class TrainState(NamedTuple):
     """Updates in a row, up to now, that were skipped for a gradient that is not finite."""
 
 
+class EdgeLosses(NamedTuple):
+    """The losses of one event, or their means over a batch."""
+
+    loss: Float[Array, ""]
+    """The weighted sum, which is minimised."""
+    edge_bce: Float[Array, ""]
+    edge_contrastive: Float[Array, ""]
+    auc: Float[Array, ""]
+    """Area under the ROC curve of the edges."""
+
+
 class StepMetrics(NamedTuple):
-    """Means over the events of one batch."""
+    """What a training step reports: `EdgeLosses`, and how the update went."""
 
     loss: Float[Array, ""]
     edge_bce: Float[Array, ""]
@@ -41,6 +52,7 @@ class StepMetrics(NamedTuple):
     auc: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     num_skipped: Int[Array, ""]
+    """Updates in a row, up to now, that were skipped."""
 
 
 def init_state(tune: Tune, key: PRNGKeyArray) -> TrainState:
@@ -61,58 +73,84 @@ def init_state(tune: Tune, key: PRNGKeyArray) -> TrainState:
 def make_train_step(
     tune: Tune, dtype: jnp.dtype = jnp.float32
 ) -> Callable[[TrainState, jraph.GraphsTuple, PRNGKeyArray], tuple[TrainState, StepMetrics]]:
-    """The compiled update `(state, graphs, key) -> (state, metrics)`.
+    """The update `(state, graphs, key) -> (state, metrics)`, made of two compiled programs.
 
     `graphs` has a leading axis over the events of the batch, all padded to one bucket. Events are
     taken one after another and their gradients averaged, so each is normalised by its own
     statistics and memory does not grow with the batch. `state` is donated. The randomness of an
     update depends on `key` and `state.step` alone. A gradient that is not finite changes nothing
     but the counters.
+
+    The gradient is compiled once per bucket. The optimiser, hundreds of small operations that do
+    not depend on the bucket, is compiled apart from it and only once.
     """
+    batch_gradient = jax.jit(make_batch_gradient(tune, dtype))
+    update = jax.jit(make_update(tune), donate_argnums=0)
+
+    def train_step(state: TrainState, graphs: jraph.GraphsTuple, key: PRNGKeyArray):
+        gradient, batch_stats, losses = batch_gradient(
+            state.params, state.batch_stats, graphs, key, state.step
+        )
+        state, norm = update(state, gradient, batch_stats)
+        return state, StepMetrics(*losses, gradient_norm=norm, num_skipped=state.num_skipped)
+
+    return train_step
+
+
+def make_batch_gradient(tune: Tune, dtype: jnp.dtype) -> Callable[..., tuple[Any, Any, EdgeLosses]]:
+    """`(params, batch_stats, graphs, key, step) -> (mean gradient, batch_stats, mean losses)`."""
     network = EdgePredictor(tune.network)
-    optimizer = make_optimizer(tune.optimizer)
 
     def event_loss(params, batch_stats, graph: jraph.GraphsTuple, key: PRNGKeyArray):
         variables = {"params": params, "batch_stats": batch_stats}
         prediction, updates = network.apply(
             variables, graph, train=True, dtype=dtype, mutable=["batch_stats"]
         )
-        loss, metrics = edge_losses(tune.loss, graph, prediction.logit, key)
-        return loss, (updates["batch_stats"], metrics)
+        losses = edge_losses(tune.loss, graph, prediction.logit, key)
+        return losses.loss, (updates["batch_stats"], losses)
 
-    def train_step(state: TrainState, graphs: jraph.GraphsTuple, key: PRNGKeyArray):
+    def batch_gradient(params, batch_stats, graphs: jraph.GraphsTuple, key, step):
         batch_size = graphs.senders.shape[0]
-        keys = jax.random.split(jax.random.fold_in(key, state.step), batch_size)
+        keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
 
         def one_event(carry, inputs):
             batch_stats, total = carry
-            (_, (batch_stats, metrics)), gradient = jax.value_and_grad(event_loss, has_aux=True)(
-                state.params, batch_stats, *inputs
+            (_, (batch_stats, losses)), gradient = jax.value_and_grad(event_loss, has_aux=True)(
+                params, batch_stats, *inputs
             )
-            return (batch_stats, jax.tree.map(jnp.add, total, gradient)), metrics
+            return (batch_stats, jax.tree.map(jnp.add, total, gradient)), losses
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        (batch_stats, gradient), metrics = jax.lax.scan(
-            one_event, (state.batch_stats, zeros), (graphs, keys)
-        )
-        gradient = jax.tree.map(lambda total: total / batch_size, gradient)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (batch_stats, total), losses = jax.lax.scan(one_event, (batch_stats, zeros), (graphs, keys))
+        gradient = jax.tree.map(lambda total: total / batch_size, total)
+        return gradient, batch_stats, jax.tree.map(jnp.mean, losses)
+
+    return batch_gradient
+
+
+def make_update(tune: Tune) -> Callable[..., tuple[TrainState, Float[Array, ""]]]:
+    """`(state, gradient, batch_stats) -> (state, norm of the gradient)`."""
+    optimizer = make_optimizer(tune.optimizer)
+
+    def update(state: TrainState, gradient: Any, batch_stats: Any):
         norm = optax.global_norm(gradient)
+        is_finite = jnp.isfinite(norm)
         changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         updated = (optax.apply_updates(state.params, changes), batch_stats, opt_state)
         kept = (state.params, state.batch_stats, state.opt_state)
-        params, batch_stats, opt_state = select(jnp.isfinite(norm), updated, kept)
-        num_skipped = jnp.where(jnp.isfinite(norm), 0, state.num_skipped + 1)
-        new_state = TrainState(state.step + 1, params, batch_stats, opt_state, num_skipped)
-        means = jax.tree.map(jnp.mean, metrics)
-        return new_state, StepMetrics(*means, gradient_norm=norm, num_skipped=num_skipped)
+        params, batch_stats, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old), updated, kept
+        )
+        num_skipped = jnp.where(is_finite, 0, state.num_skipped + 1)
+        return TrainState(state.step + 1, params, batch_stats, opt_state, num_skipped), norm
 
-    return jax.jit(train_step, donate_argnums=0)
+    return update
 
 
 def edge_losses(
     tune: LossTune, graph: jraph.GraphsTuple, logit: Float[Array, " edge"], key: PRNGKeyArray
-) -> tuple[Float[Array, ""], tuple[Float[Array, ""], ...]]:
-    """Weighted sum of the edge losses of one event, and (sum, focal, contrastive, AUC)."""
+) -> EdgeLosses:
+    """The edge losses of one event and their weighted sum."""
     edges, nodes = graph.edges, graph.nodes
     focal = focal_edge_loss(logit, edges.label, edges.mask, tune.edge_focal_gamma)
     contrastive = contrastive_edge_loss(
@@ -128,9 +166,4 @@ def edge_losses(
     )
     loss = tune.edge_bce * focal + tune.edge_contrastive * contrastive
     auc = masked_auc(jax.lax.stop_gradient(logit).astype(jnp.float32), edges.label, edges.mask)
-    return loss, (loss, focal, contrastive, auc)
-
-
-def select(condition: Bool[Array, ""], if_true: Any, if_false: Any) -> Any:
-    """One of two trees of equal structure."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+    return EdgeLosses(loss, focal, contrastive, auc)

@@ -1,0 +1,278 @@
+"""Every score against a hand-computed event and against its definition in plain loops."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from hypertrack_jax.evaluation import metrics
+from hypertrack_jax.events.event import NOISE, Event, Particles
+
+
+def event_of(hit_particle, weight=None, num_particles=None):
+    """An event of these hits; weights are equal over the particle hits unless given."""
+    hit_particle = np.array(hit_particle, np.int32)
+    num_hits = len(hit_particle)
+    if num_particles is None:
+        num_particles = int(hit_particle.max(initial=NOISE)) + 1
+    if weight is None:
+        weight = (hit_particle != NOISE) / max(np.count_nonzero(hit_particle != NOISE), 1)
+    return Event(
+        event_id=7,
+        position=np.zeros((num_hits, 3), np.float32),
+        hit_id=np.arange(num_hits, dtype=np.int64),
+        hit_particle=hit_particle,
+        hit_weight=np.array(weight, np.float64),
+        module=np.zeros((num_hits, 3), np.int32),
+        particles=Particles(
+            particle_id=np.arange(1, num_particles + 1, dtype=np.int64),
+            vertex=np.zeros((num_particles, 3), np.float32),
+            momentum=np.ones((num_particles, 3), np.float32),
+            charge=np.ones(num_particles, np.int32),
+            num_hits=np.bincount(
+                hit_particle[hit_particle != NOISE], minlength=num_particles
+            ).astype(np.int32),
+        ),
+        has_truth=True,
+    )
+
+
+def label_of(*runs):
+    """Labels given as (label, number of hits) runs."""
+    return np.repeat([label for label, _ in runs], [count for _, count in runs])
+
+
+def test_perfect_clusters_score_one_and_a_cluster_below_four_hits_counts_as_found():
+    # Particles of 5, 4 and 3 hits and two noise hits.
+    truth = label_of((0, 5), (1, 4), (2, 3), (NOISE, 2))
+    assert metrics.track_scores(event_of(truth), truth) == metrics.TrackScores(
+        num_particles=2,
+        num_clusters=3,
+        num_matched=2,
+        efficiency=1.0,
+        purity=2 / 3,
+        dms=pytest.approx(1.0),
+        trackml=pytest.approx(1.0),
+        hit_efficiency=1.0,
+        hit_purity=1.0,
+    )
+
+
+@pytest.mark.parametrize(("num_noise", "is_match"), [(3, True), (4, False)])
+def test_half_of_the_cluster_is_no_majority(num_noise, is_match):
+    event = event_of(label_of((0, 4), (NOISE, num_noise)))
+    scores = metrics.track_scores(event, np.zeros(4 + num_noise, np.int64))
+    assert scores.num_matched == is_match
+    assert scores.trackml == (1.0 if is_match else 0.0)
+
+
+@pytest.mark.parametrize(("num_found", "is_match"), [(5, True), (4, False)])
+def test_half_of_the_particle_is_no_majority(num_found, is_match):
+    event = event_of(label_of((0, 8)))
+    scores = metrics.track_scores(event, label_of((3, num_found), (-1, 8 - num_found)))
+    assert scores.num_matched == is_match
+    assert scores.hit_efficiency == (0.625 if is_match else None)
+
+
+def test_cluster_and_particle_need_four_hits_each_except_in_the_trackml_score():
+    # Particle 0 has 5 hits of which a cluster holds 3; particle 1 has 3 hits, and a cluster holds
+    # them and one noise hit.
+    event = event_of(label_of((0, 5), (1, 3), (NOISE, 1)), weight=[*[0.1] * 5, *[0.15] * 3, 0.05])
+    scores = metrics.track_scores(event, label_of((0, 3), (-1, 2), (1, 4)))
+    assert (scores.num_particles, scores.num_clusters, scores.num_matched) == (1, 2, 0)
+    assert scores.dms == 0.0
+    assert scores.trackml == pytest.approx(0.3 + 0.45)
+    assert metrics.track_scores(event, label_of((0, 3), (-1, 2), (1, 4)), 3).num_matched == 2
+
+
+def test_hand_computed_event():
+    # Particle 0 (6 hits) is split 4 + 2; particles 1 (5 hits) and 2 (4 hits) are merged;
+    # particle 3 (4 hits) is found with one noise hit; particle 4 (4 hits) is missed.
+    event = event_of(
+        label_of((0, 6), (1, 5), (2, 4), (3, 4), (4, 4), (NOISE, 2)),
+        weight=[*[1, 2, 3, 4, 5, 6], *[7] * 5, *[8] * 4, *[9] * 4, *[10] * 4, 0, 0],
+    )
+    label = label_of((10, 4), (20, 2), (30, 9), (40, 4), (-1, 4), (40, 1), (-1, 1))
+    # The merged cluster has 5 of 9 hits of particle 1, all it has: a match.
+    assert metrics.track_scores(event, label) == metrics.TrackScores(
+        num_particles=5,
+        num_clusters=4,
+        num_matched=3,
+        efficiency=3 / 5,
+        purity=3 / 4,
+        dms=(10 + 35 + 36) / (21 + 35 + 32 + 36 + 40),
+        trackml=(10 + 35 + 36) / (21 + 35 + 32 + 36 + 40),
+        hit_efficiency=pytest.approx((4 / 6 + 1 + 1) / 3),
+        hit_purity=pytest.approx((1 + 5 / 9 + 4 / 5) / 3),
+    )
+    assert metrics.particle_matched(event, label).tolist() == [True, True, False, True, False]
+    matching = metrics.match_tracks(event, label)
+    assert matching.particle.tolist() == [0, NOISE, 1, 3]
+    assert matching.num_shared.tolist() == [4, 0, 5, 4]
+    assert matching.weight_shared.tolist() == [10.0, 0.0, 35.0, 36.0]
+    assert matching.cluster_size.tolist() == [4, 2, 9, 5]
+    assert matching.particle_size.tolist() == [6, 5, 4, 4, 4]
+    assert matching.hit_cluster.tolist() == [
+        *label_of((0, 4), (1, 2), (2, 9), (3, 4), (-1, 4), (3, 1), (-1, 1))
+    ]
+
+
+def scores_by_loops(event, label, min_hits):
+    """The definitions of algorithm.md, section 8, and of the challenge, word by word."""
+    true = {p: {*np.flatnonzero(event.hit_particle == p)} for p in {*event.hit_particle} - {NOISE}}
+    found = [{*np.flatnonzero(label == c)} for c in sorted({*label[label >= 0]})]
+    weight = lambda hits: sum(event.hit_weight[hit] for hit in hits)  # noqa: E731
+    wanted = {p: hits for p, hits in true.items() if len(hits) >= min_hits}
+    matches = [
+        (cluster, hits)
+        for cluster in found
+        for hits in wanted.values()
+        if len(cluster) >= min_hits
+        and len(cluster & hits) / len(cluster) > 0.5
+        and len(cluster & hits) / len(hits) > 0.5
+    ]
+    trackml = 0.0
+    for cluster in found:
+        (major, count), *_ = Counter(event.hit_particle[[*cluster]]).most_common()
+        if major != NOISE and count / len(cluster) > 0.5 and count / len(true[major]) > 0.5:
+            trackml += weight(cluster & true[major])
+    return (
+        len(wanted),
+        len(found),
+        len(matches),
+        len(matches) / len(wanted),
+        len(matches) / len(found),
+        sum(weight(c & h) for c, h in matches) / sum(map(weight, wanted.values())),
+        trackml / event.hit_weight.sum(),
+        np.mean([len(c & h) / len(h) for c, h in matches]),
+        np.mean([len(c & h) / len(c) for c, h in matches]),
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("min_hits", [2, 4])
+def test_track_scores_equal_loops_over_sets(seed, min_hits):
+    rng = np.random.default_rng(seed)
+    hit_particle = rng.integers(NOISE, 12, 80)
+    event = event_of(hit_particle, weight=rng.random(80) * (hit_particle != NOISE))
+    # Mostly right labels, under other names, so that there are matches and mistakes.
+    label = np.where(rng.random(80) < 0.3, rng.integers(-1, 15, 80), (hit_particle + 1) % 13 * 7)
+    expected = scores_by_loops(event, label, min_hits)
+    assert 0 < expected[2] < expected[1]
+    np.testing.assert_allclose(metrics.track_scores(event, label, min_hits), expected, rtol=1e-12)
+
+
+def test_scores_do_not_depend_on_the_order_of_hits_or_the_names_of_clusters():
+    rng = np.random.default_rng(0)
+    hit_particle, label = rng.integers(-1, 4, 60), rng.integers(-1, 3, 60)
+    label[:40] = hit_particle[:40]
+    weight = rng.integers(1, 9, 60)
+    order, name = rng.permutation(60), np.array([900, 4, 0, 31, -5])
+    np.testing.assert_allclose(
+        metrics.track_scores(event_of(hit_particle[order], weight[order]), name[label[order]]),
+        metrics.track_scores(event_of(hit_particle, weight), label),
+        rtol=1e-12,
+    )
+
+
+def test_a_ratio_over_nothing_is_none():
+    all_noise = event_of([NOISE] * 5)
+    scores = metrics.track_scores(all_noise, np.zeros(5, np.int64))
+    assert scores[:3] == (0, 1, 0)
+    assert scores[3:] == (None, 0.0, None, None, None, None)
+    nothing_found = metrics.track_scores(event_of([0] * 5), np.full(5, -1))
+    assert nothing_found[:3] == (1, 0, 0)
+    assert nothing_found[3:] == (0.0, None, 0.0, 0.0, None, None)
+    # A particle that the thinning left without hits is not reconstructable, and not a mistake.
+    hitless, label = event_of([0] * 5, num_particles=3), np.zeros(5, np.int64)
+    assert metrics.track_scores(hitless, label).efficiency == 1.0
+    assert metrics.particle_matched(hitless, label).tolist() == [True, False, False]
+
+
+def test_an_event_without_truth_and_labels_of_other_length_are_refused():
+    event = event_of([0] * 5)
+    with pytest.raises(ValueError, match="event 7 has no truth"):
+        metrics.track_scores(event._replace(has_truth=False), np.zeros(5, np.int64))
+    with pytest.raises(ValueError, match="event 7 has 5 hits but 8 labels"):
+        metrics.particle_matched(event, np.zeros(8, np.int64))
+
+
+def auc_by_pairs(label, score):
+    """The probability that a true edge beats a false one, over all pairs."""
+    margin = score[label][:, None] - score[~label][None, :]
+    return np.mean(np.where(margin > 0, 1.0, np.where(margin == 0, 0.5, 0.0)))
+
+
+@pytest.mark.parametrize("num_levels", [1, 2, 5, 1000])
+def test_auc_equals_the_count_over_all_pairs_with_ties(num_levels):
+    rng = np.random.default_rng(num_levels)
+    label = rng.random(300) < 0.3
+    score = rng.integers(0, num_levels, 300) / num_levels + 0.2 * label * (num_levels == 1000)
+    assert metrics.auc(label, score) == pytest.approx(auc_by_pairs(label, score), abs=1e-14)
+
+
+def test_edge_scores_by_hand():
+    label = np.array([True, True, True, False, False, False, True])
+    score = np.array([0.9, 0.5, 0.2, 0.5, 0.4, 0.1, 1.0], np.float32)
+    mask = np.array([True] * 6 + [False])
+    # At the threshold is not above it. Pairs won: 3, 2 and a tie, 1.
+    expected = metrics.EdgeScores(tpr=1 / 3, fpr=0.0, auc=6.5 / 9)
+    assert metrics.edge_scores(label, score, 0.5, mask) == expected
+    assert metrics.edge_scores(label, score, 0.3) == metrics.EdgeScores(3 / 4, 2 / 3, 9.5 / 12)
+
+
+def test_edge_scores_of_one_class_and_of_no_edge_are_none():
+    label, score = np.array([True, True]), np.array([0.2, 0.8])
+    assert metrics.edge_scores(label, score, 0.5) == metrics.EdgeScores(0.5, None, None)
+    assert metrics.edge_scores(~label, score, 0.5) == metrics.EdgeScores(None, 0.5, None)
+    assert metrics.edge_scores(label[:0], score[:0], 0.5) == metrics.EdgeScores(None, None, None)
+
+
+def test_a_nan_score_is_refused():
+    with pytest.raises(ValueError, match="1 of 2 edge scores are NaN"):
+        metrics.auc(np.array([True, False]), np.array([np.nan, 1.0]))
+
+
+def test_roc_curve_passes_through_the_rates_at_every_threshold():
+    rng = np.random.default_rng(1)
+    label = rng.random(200) < 0.4
+    score = rng.integers(0, 30, 200) + 8.0 * label
+    curve = metrics.roc_curve(label, score, num_points=10_000)
+    rates = [
+        metrics.edge_scores(label, score, t)[:2] for t in [50.0, *np.unique(score)[::-1], -1.0]
+    ]
+    expected = np.unique(np.array(rates), axis=0)
+    np.testing.assert_allclose(np.stack([curve.tpr, curve.fpr], axis=1), expected, atol=1e-15)
+    assert np.trapezoid(curve.tpr, curve.fpr) == pytest.approx(metrics.auc(label, score))
+
+
+def test_thinned_roc_curve_keeps_its_ends_and_its_area():
+    rng = np.random.default_rng(2)
+    label = rng.random(20_000) < 0.4
+    score = rng.normal(size=20_000) + 3.0 * label
+    curve = metrics.roc_curve(label, score, num_points=100)
+    assert 90 < len(curve.tpr) <= 100
+    assert (curve.fpr[0], curve.tpr[0], curve.fpr[-1], curve.tpr[-1]) == (0, 0, 1, 1)
+    assert np.trapezoid(curve.tpr, curve.fpr) == pytest.approx(metrics.auc(label, score), abs=1e-3)
+
+
+def test_roc_curve_of_one_class_is_refused():
+    with pytest.raises(ValueError, match="0 true and 3 false"):
+        metrics.roc_curve(np.zeros(3, bool), np.ones(3))
+
+
+def test_graph_scores_equal_the_dense_matrices():
+    rng = np.random.default_rng(3)
+    particle = rng.integers(0, 5, 30)
+    truth = particle[:, None] == particle[None, :]
+    candidate = rng.random((30, 30)) < np.where(truth, 0.8, 0.1)
+    scores = metrics.graph_scores(30, int(truth.sum()), truth[candidate])
+    assert scores.tpr == pytest.approx(candidate[truth].mean())
+    assert scores.fpr == pytest.approx(candidate[~truth].mean())
+    assert scores.purity == pytest.approx(truth[candidate].mean())
+    assert scores.mean_degree == pytest.approx(candidate.sum(axis=1).mean())
+
+
+def test_graph_scores_without_truth_or_candidates():
+    assert metrics.graph_scores(3, 0, np.zeros(0, bool)) == metrics.GraphScores(None, 0, None, 0)
+    assert metrics.graph_scores(2, 4, np.ones(4, bool)) == metrics.GraphScores(1, None, 1, 2)
