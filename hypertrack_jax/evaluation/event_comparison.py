@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from hypertrack_jax.evaluation.plots import NOISE_COLOUR, TRACK_COLOURS, _figure
+from hypertrack_jax.evaluation.plots import NOISE_COLOUR, TRACK_COLOURS, saved_figure
 from hypertrack_jax.events.event import NOISE, Event
 
 if TYPE_CHECKING:
