@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from hypertrack_jax.graph.segment import segment_sum
-from hypertrack_jax.networks.mlp import MLP, NormedLinear
+from hypertrack_jax.networks.mlp import MLP, NormedLinear, silu, tall_matmul
+
+WIDE = 16
+"""Width from which distances are computed from scalar products."""
 
 
 class EdgeInputs(NamedTuple):
@@ -56,7 +58,7 @@ class SuperEdgeConv(nn.Module):
         return y + x if self.residual else y
 
     def _mean_message(self, x, edges: EdgeInputs, train: bool):
-        hidden = jax.nn.silu(self._first_linear(x, edges))
+        hidden = silu(self._first_linear(x, edges))
         first_norm = (
             self.edge_first.norm.batch(hidden, edges.mask)
             if train
@@ -73,20 +75,38 @@ class SuperEdgeConv(nn.Module):
         c = self.in_features
         kernel = self.edge_first.kernel.astype(x.dtype)
         own, difference, product = kernel[:c], kernel[c : 2 * c], kernel[2 * c : 3 * c]
+        distance_row, dot_row, scalar_rows = kernel[3 * c], kernel[3 * c + 1], kernel[3 * c + 2 :]
         of_receiver = x @ (own - difference) + self.edge_first.bias[None, :].astype(x.dtype)
         of_sender = x @ difference
         x_i, x_j = x[edges.receivers], x[edges.senders]
         pair_product = x_i * x_j
-        squared = jnp.square(x_j - x_i).sum(axis=1)
-        # Double where: the square root of a self-loop's 0 has no finite gradient.
-        is_apart = squared > 0
-        distance = jnp.where(is_apart, jnp.sqrt(jnp.where(is_apart, squared, 1)), 0)
-        scalars = jnp.concatenate(
-            [distance[:, None], pair_product.sum(axis=1)[:, None], edges.scalars], axis=1
-        )
+        distance = _distance(x, x_i, x_j, pair_product, edges)
+        # x_j . x_i is the sum of the products, so its row of the kernel joins each of theirs.
         return (
             of_receiver[edges.receivers]
             + of_sender[edges.senders]
-            + pair_product @ product
-            + scalars @ kernel[3 * c :]
+            + tall_matmul(pair_product, product + dot_row[None, :])
+            + tall_matmul(
+                jnp.concatenate([distance[:, None], edges.scalars], axis=1),
+                jnp.concatenate([distance_row[None, :], scalar_rows]),
+            )
         )
+
+
+def _distance(x, x_i, x_j, pair_product, edges: EdgeInputs):
+    """|x_j - x_i| per edge, with a finite gradient where it is 0.
+
+    In a wide latent it is taken from |x_i|^2 + |x_j|^2 - 2 x_i . x_j, which spares passes over
+    [edge, feat] forth and back; rounding is then cut off at 1e-6 of the terms, and a self-loop is
+    exactly 0. Positions in mm would lose too much to rounding, and have only a few columns.
+    """
+    if x.shape[1] < WIDE:
+        squared = jnp.square(x_j - x_i).sum(axis=1)
+        is_apart = squared > 0
+    else:
+        norm = jnp.square(x).sum(axis=1)
+        both = norm[edges.receivers] + norm[edges.senders]
+        squared = jnp.maximum(both - 2 * pair_product.sum(axis=1), 1e-6 * both)
+        is_apart = (edges.senders != edges.receivers) & (squared > 0)
+    # Double where: the square root of 0 has no finite gradient, even where it is not taken.
+    return jnp.where(is_apart, jnp.sqrt(jnp.where(is_apart, squared, 1)), 0)
