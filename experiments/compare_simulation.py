@@ -10,8 +10,10 @@ import command_line
 from absl import flags
 
 from hypertrack_jax.evaluation.event_comparison import plot_comparison, sample_of, summarize
-from hypertrack_jax.events.store import event_ids, load_event, parse_int_list, require_events
+from hypertrack_jax.events.store import load_event
 from hypertrack_jax.events.trackml import read_event
+
+flags.declare_key_flag("workdir")
 
 INPUT = flags.DEFINE_string("input", None, "Directory or zip of the real event.", required=True)
 REAL_EVENT = flags.DEFINE_integer("real_event", 1, "Number of the real event.")
@@ -23,11 +25,7 @@ def main() -> None:
     """Prints the numbers side by side and draws the distributions."""
     directory = command_line.workdir("data")
     figure = command_line.workdir("figs", "simulation.png")
-    ids = event_ids(
-        parse_int_list("event_start", EVENT_START.value),
-        parse_int_list("event_end", EVENT_END.value),
-    )
-    require_events(directory, ids)
+    ids = command_line.event_range(EVENT_START, EVENT_END)
     real = sample_of([read_event(Path(INPUT.value).expanduser(), REAL_EVENT.value)])
     simulated = sample_of([load_event(directory, event_id) for event_id in ids])
     found, expected = summarize(simulated), summarize(real)

@@ -4,9 +4,7 @@ python experiments/process_data.py --input=train_sample.zip --event_start=1000 -
 """
 
 import functools
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import command_line
@@ -15,6 +13,8 @@ from tqdm import tqdm
 
 from hypertrack_jax.events.store import event_ids, parse_int_list, save_event
 from hypertrack_jax.events.trackml import list_event_ids, read_event
+
+flags.declare_key_flag("workdir")
 
 INPUT = flags.DEFINE_string("input", None, "Directory or zip of TrackML files.", required=True)
 EVENT_START = flags.DEFINE_list(
@@ -28,9 +28,9 @@ def main() -> None:
     source = Path(INPUT.value).expanduser()
     directory = command_line.workdir("data")
     ids = choose_events(source, EVENT_START.value, EVENT_END.value)
-    # Spawned, not forked: a fork would copy the threads that jax may have started.
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
-        converted = pool.map(functools.partial(convert, source, directory), ids)
+    with command_line.map_in_processes(
+        functools.partial(convert, source, directory), ids
+    ) as converted:
         for _ in tqdm(converted, total=len(ids), unit="event"):
             pass
     print(f"{len(ids)} events written to {directory}")

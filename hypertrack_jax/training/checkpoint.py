@@ -29,27 +29,22 @@ class Checkpoints:
     """The checkpoints of one tag: the latest two, and the one with the best AUC."""
 
     def __init__(self, directory: Path):
-        """Opens the directory; it is made when the first step is saved."""
-        policies = ocp.training.preservation_policies
-        keep_best = policies.BestN(get_metric_fn=lambda metrics: metrics["auc"], n=1)
+        """Opens the directory; where there is none, the first `save` makes it."""
         self.directory = directory.absolute()
-        self._checkpointer = ocp.training.Checkpointer(
-            self.directory,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(_KEPT_LATEST), keep_best]
-            ),
-            cleanup_tmp_directories=True,
-        )
+        self._checkpointer = self._open() if self.directory.is_dir() else None
 
     def __enter__(self) -> "Checkpoints":
         """Closes the directory at the end of a `with` block."""
         return self
 
     def __exit__(self, *_) -> None:
-        self._checkpointer.close()
+        if self._checkpointer is not None:
+            self._checkpointer.close()
 
     def steps(self) -> list[int]:
         """Saved steps, rising."""
+        if self._checkpointer is None:
+            return []
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def save(self, step: int, state: Any, tune: Tune, auc: float) -> None:
@@ -62,6 +57,7 @@ class Checkpoints:
             return
         description = {"format_version": FORMAT_VERSION, "tune": json.loads(tune_to_json(tune))}
         try:
+            self._checkpointer = self._checkpointer or self._open()
             self._checkpointer.save(
                 step, state, metrics={"auc": auc}, custom_metadata=description, force=True
             )
@@ -86,6 +82,7 @@ class Checkpoints:
                 "with experiments/train.py, or name another --read_tag or --epoch."
             )
         step = steps[-1] if step == -1 else step
+        assert self._checkpointer is not None, "there are steps, so the directory is open"
         description = self._checkpointer.metadata(step).custom_metadata
         if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
             raise ValueError(
@@ -106,6 +103,7 @@ class Checkpoints:
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like
         )
+        assert self._checkpointer is not None, "describe found the step before"
         try:
             return self._checkpointer.load(step, abstract)
         except (ValueError, KeyError, TypeError) as error:
@@ -113,6 +111,17 @@ class Checkpoints:
                 f"{self.directory}: step {step} does not hold the arrays of this network "
                 f"({str(error).splitlines()[0]}); use the tune it was trained with."
             ) from error
+
+    def _open(self) -> ocp.training.Checkpointer:
+        policies = ocp.training.preservation_policies
+        keep_best = policies.BestN(get_metric_fn=lambda metrics: metrics["auc"], n=1)
+        return ocp.training.Checkpointer(
+            self.directory,
+            preservation_policy=policies.AnyPreservationPolicy(
+                [policies.LatestN(_KEPT_LATEST), keep_best]
+            ),
+            cleanup_tmp_directories=True,
+        )
 
 
 def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], directory: Path) -> None:

@@ -51,7 +51,7 @@ class StepMetrics(NamedTuple):
     edge_contrastive: Float[Array, ""]
     auc: Float[Array, ""]
     gradient_norm: Float[Array, ""]
-    num_skipped: Int[Array, ""]
+    num_skipped: Float[Array, ""]
     """Updates in a row, up to now, that were skipped."""
 
 
@@ -91,8 +91,8 @@ def make_train_step(
         gradient, batch_stats, losses = batch_gradient(
             state.params, state.batch_stats, graphs, key, state.step
         )
-        state, norm = update(state, gradient, batch_stats)
-        return state, StepMetrics(*losses, gradient_norm=norm, num_skipped=state.num_skipped)
+        state, norm, num_skipped = update(state, gradient, batch_stats)
+        return state, StepMetrics(*losses, gradient_norm=norm, num_skipped=num_skipped)
 
     return train_step
 
@@ -128,8 +128,8 @@ def make_batch_gradient(tune: Tune, dtype: jnp.dtype) -> Callable[..., tuple[Any
     return batch_gradient
 
 
-def make_update(tune: Tune) -> Callable[..., tuple[TrainState, Float[Array, ""]]]:
-    """`(state, gradient, batch_stats) -> (state, norm of the gradient)`."""
+def make_update(tune: Tune) -> Callable[..., tuple[TrainState, Array, Array]]:
+    """`(state, gradient, batch_stats) -> (state, norm of the gradient, skipped in a row)`."""
     optimizer = make_optimizer(tune.optimizer)
 
     def update(state: TrainState, gradient: Any, batch_stats: Any):
@@ -142,7 +142,9 @@ def make_update(tune: Tune) -> Callable[..., tuple[TrainState, Float[Array, ""]]
             lambda new, old: jnp.where(is_finite, new, old), updated, kept
         )
         num_skipped = jnp.where(is_finite, 0, state.num_skipped + 1)
-        return TrainState(state.step + 1, params, batch_stats, opt_state, num_skipped), norm
+        state = TrainState(state.step + 1, params, batch_stats, opt_state, num_skipped)
+        # A copy of another type: the counter in the state is donated to the next update.
+        return state, norm, num_skipped.astype(jnp.float32)
 
     return update
 

@@ -71,8 +71,6 @@ def test_csv_is_read_back_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--num_events=0",), "--num_events=0: expected a whole number from 1"),
-        (("--num_processes=-1",), "--num_processes=-1: expected a whole number from 1"),
         (("--pileup=-2", "--num_processes=1"), "--pileup=-2.0 is not a positive number"),
         (("--seed=-1", "--num_events=3", "--num_processes=2"), "--seed=-1 is negative"),
     ],

@@ -1,0 +1,86 @@
+"""The whole road in one go: simulate, fit Voxel-Dynamics, train, reconstruct held-out events.
+
+Runs the other scripts one after another and prints each command, so that it can be repeated and
+changed. What is there already is not made again, and training goes on where it stopped.
+
+python experiments/quickstart.py --workdir=quickstart
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import command_line
+from absl import flags
+
+from hypertrack_jax.events.store import event_path
+from hypertrack_jax.tunes.load import PACKAGED, load_tune
+from hypertrack_jax.voxdyn.model import voxdyn_path
+
+flags.adopt_module_key_flags(command_line)
+
+PARAM = flags.DEFINE_enum("param", "helix", list(PACKAGED), "Tune to train.")
+NUM_STEPS = flags.DEFINE_integer("num_steps", 1500, "Training steps.", lower_bound=1)
+NUM_EVENTS = flags.DEFINE_integer(
+    "num_events", 100, "Full events to fit Voxel-Dynamics to and to train on.", lower_bound=1
+)
+NUM_HELD_OUT = flags.DEFINE_integer(
+    "num_held_out", 50, "Full events kept for the scores.", lower_bound=1
+)
+FIRST_EVENT, FIRST_HELD_OUT = 1000, 8750
+RFACTOR = 0.01
+NCELL = 16384
+
+
+def main() -> None:
+    """Runs the scripts, each under the same --workdir and --device."""
+    started = time.monotonic()
+    training = (FIRST_EVENT, FIRST_EVENT + NUM_EVENTS.value - 1)
+    held_out = (FIRST_HELD_OUT, FIRST_HELD_OUT + NUM_HELD_OUT.value - 1)
+    tag = f"quickstart-{PARAM.value}"
+    for start, end in (training, held_out):
+        ids = range(start, end + 1)
+        if not all(event_path(command_line.workdir("data"), i).is_file() for i in ids):
+            script("simulate", num_events=len(ids), event_start=start)
+    node2node = load_tune(PARAM.value).voxdyn.node2node
+    if not voxdyn_path(command_line.workdir("models"), node2node, NCELL).is_file():
+        ranges = {"event_start": training[0], "event_end": training[1]}
+        script("pretrain_voxdyn", node2node=node2node, ncell=NCELL, **ranges)
+    script(
+        "train",
+        param=PARAM.value,
+        ncell=NCELL,
+        save_tag=tag,
+        event_start=training[0],
+        event_end=training[1],
+        rfactor_start=RFACTOR,
+        rfactor_end=RFACTOR,
+        num_steps=NUM_STEPS.value,
+        period=NUM_STEPS.value,
+    )
+    script(
+        "inference",
+        read_tag=tag,
+        event_start=held_out[0],
+        event_end=held_out[1],
+        rfactor=RFACTOR,
+        figures=True,
+    )
+    print(f"\nquickstart: {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+def script(name: str, **values) -> None:
+    """Runs a script of this directory; its failure ends the quickstart with the same status."""
+    common = {"workdir": command_line.WORKDIR.value, "device": command_line.DEVICE.value}
+    arguments = [f"--{flag}={value}" for flag, value in {**values, **common}.items()]
+    path = Path(__file__).with_name(f"{name}.py")
+    print("\n$ python", shlex.join([f"experiments/{path.name}", *arguments]), flush=True)
+    status = subprocess.run([sys.executable, str(path), *arguments], check=False).returncode
+    if status:
+        sys.exit(status)
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,185 @@
+"""The scripts, run as a user runs them: the whole road on toy events, and what users get wrong."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+
+from hypertrack_jax.events.store import save_event
+
+ROOT = Path(__file__).parents[2]
+TINY_TUNE = """
+from hypertrack_jax.tunes.tune import NetworkTune, OptimizerTune, Tune, VoxdynTune
+
+TUNE = Tune(
+    name="tiny",
+    voxdyn=VoxdynTune(ncell=64),
+    network=NetworkTune("cylindrical", "helix", 2, 8, 8, (6,)),
+    optimizer=OptimizerTune(learning_rate=5e-3),
+)
+"""
+RANGE = ("--event_start=1,11", "--event_end=6,12")
+
+
+def script(workdir: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs experiments/{name}.py on the CPU with its --workdir."""
+    command = [sys.executable, str(ROOT / "experiments" / f"{name}.py"), *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [*command, f"--workdir={workdir}"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A work directory with eight toy events, Voxel-Dynamics and a model of six steps."""
+    directory = tmp_path_factory.mktemp("road")
+    for event_id in (*range(1, 7), 11, 12):
+        save_event(directory / "data", toy.helix_event(event_id, 30, event_id=event_id))
+    (directory / "tiny.py").write_text(TINY_TUNE)
+    fitted = script(directory, "pretrain_voxdyn", "--ncell=64,128", *RANGE)
+    assert fitted.returncode == 0, fitted.stderr
+    trained = train(directory, "--num_steps=6", "--validate=1")
+    assert trained.returncode == 0, trained.stderr
+    return directory
+
+
+def train(directory: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Trains the tiny tune on whole events."""
+    return script(
+        directory,
+        "train",
+        f"--param={directory / 'tiny.py'}",
+        "--save_tag=tiny",
+        "--rfactor_start=1",
+        "--rfactor_end=1",
+        "--validation_start=11",
+        "--validation_end=12",
+        *RANGE,
+        *arguments,
+    )
+
+
+def test_training_leaves_a_checkpoint_and_scalars(workdir):
+    assert (workdir / "models" / "tiny" / "6").is_dir()
+    assert list((workdir / "runs" / "tiny").glob("events.out.tfevents*"))
+
+
+def test_training_goes_on_where_it_stopped(workdir):
+    done = train(workdir, "--num_steps=8")
+    assert done.returncode == 0, done.stderr
+    assert "resuming tiny from step 6" in done.stderr
+    assert (workdir / "models" / "tiny" / "8").is_dir()
+
+
+def test_inference_scores_events_and_writes_submissions(workdir):
+    submissions = workdir / "submissions"
+    done = script(
+        workdir,
+        "inference",
+        "--read_tag=tiny",
+        "--event_start=11",
+        "--event_end=12",
+        f"--submission_dir={submissions}",
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((workdir / "figs" / "tiny" / "report.json").read_text())
+    assert [row["event"] for row in report["events"]] == [11, 12]
+    for column in ("VD TPR", "VD FPR", "GNN TPR", "GNN FPR", "GNN AUC", "DMS", "TrackML"):
+        assert 0 <= report["summary"][column]["mean"] <= 1
+        assert column in done.stdout
+    assert report["summary"]["GNN ms"]["mean"] > 0
+    event = toy.helix_event(11, 30, event_id=11)
+    written = np.loadtxt(
+        submissions / "event000000011-submission.csv", delimiter=",", skiprows=1, dtype=int
+    )
+    assert (written[:, 0] == 11).all()
+    assert sorted(written[:, 1]) == sorted(event.hit_id)
+
+
+MISTAKES = {
+    "misspelt topology": ("train", ["--save_tag=x", "--node2node=hypr"], "--node2node=hypr.*hyper"),
+    "misspelt schedule": ("train", ["--save_tag=x", "--scheduler_type=warm"], "warm-cos"),
+    "misspelt clusterer": ("inference", ["--read_tag=tiny", "--cluster=cat"], "--cluster=cat.*cut"),
+    "misspelt tune": ("train", ["--save_tag=x", "--param=tune5"], "--param=tune5.*tune-5, helix"),
+    "stray argument": ("train", ["--save_tag=x", "hyper"], "'hyper'"),
+    "missing events": (
+        "inference",
+        ["--read_tag=tiny", "--event_start=11", "--event_end=14"],
+        r"event000000013\.npz.*2 of 4.*simulate\.py",
+    ),
+    "no Voxel-Dynamics": (
+        "train",
+        ["--save_tag=x", "--param=helix", "--ncell=77", *RANGE],
+        r"voxdyn_hyper_77\.npz.*pretrain_voxdyn\.py --node2node=hyper --ncell=77",
+    ),
+    "no such tag": (
+        "inference",
+        ["--read_tag=nobody", "--event_start=11", "--event_end=12"],
+        "nobody.*no checkpoint",
+    ),
+    "no such step": (
+        "inference",
+        ["--read_tag=tiny", "--epoch=5", "--event_start=11", "--event_end=12"],
+        "tiny.*no step 5",
+    ),
+    "another tune": (
+        "inference",
+        ["--read_tag=tiny", "--param=tune-5", "--event_start=11", "--event_end=12"],
+        "node_features is 'cylindrical', but 'cartesian'",
+    ),
+    "another number of cells": (
+        "inference",
+        ["--read_tag=tiny", "--ncell=128", "--event_start=11", "--event_end=12"],
+        "voxdyn.ncell is 64, but 128",
+    ),
+    "more cells than hits": ("pretrain_voxdyn", ["--ncell=1000000", *RANGE], "1000000"),
+    "noise ratio in words": (
+        "inference",
+        ["--read_tag=tiny", "--noise_ratio=some", "--event_start=11", "--event_end=12"],
+        "--noise_ratio=some",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_gets_one_sentence(workdir, mistake):
+    name, arguments, message = MISTAKES[mistake]
+    before = sorted((workdir / "models").iterdir())
+    done = script(workdir, name, *arguments)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr, re.DOTALL), done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted((workdir / "models").iterdir()) == before
+
+
+def test_work_directory_that_cannot_be_written(workdir, tmp_path):
+    (tmp_path / "data").symlink_to(workdir / "data")
+    (tmp_path / "models").write_text("a file where a directory should be")
+    done = script(tmp_path, "pretrain_voxdyn", "--ncell=64", *RANGE)
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr and "models" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_checkpoints_that_cannot_be_written(workdir, tmp_path):
+    (tmp_path / "data").symlink_to(workdir / "data")
+    (tmp_path / "models").mkdir()
+    for file in (workdir / "models").glob("*.npz"):
+        (tmp_path / "models" / file.name).symlink_to(file)
+    (tmp_path / "models" / "tiny").write_text("a file where the tag's directory should be")
+    (tmp_path / "tiny.py").write_text(TINY_TUNE)
+    done = train(tmp_path, "--num_steps=1")
+    assert done.returncode == 2
+    assert str(tmp_path / "models" / "tiny") in done.stderr
+    assert "Traceback" not in done.stderr
