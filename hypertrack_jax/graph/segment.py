@@ -21,6 +21,15 @@ def segment_sum(
     return jax.ops.segment_sum(data, segment_ids, num_segments, indices_are_sorted=sorted_ids)
 
 
+def add_to_segments(
+    total: Shaped[Array, "segment ..."],
+    data: Shaped[Array, "entry ..."],
+    segment_ids: Int[Array, " entry"],
+) -> Shaped[Array, "segment ..."]:
+    """`total` plus the sum of the entries of each segment, for data that comes in blocks."""
+    return total.at[segment_ids].add(data, indices_are_sorted=True, mode="drop")
+
+
 def segment_max(
     data: Shaped[Array, "entry ..."],
     segment_ids: Int[Array, " entry"],

@@ -3,14 +3,17 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hypertrack_jax.graph.segment import segment_sum
+from hypertrack_jax.graph.segment import add_to_segments, segment_sum
 from hypertrack_jax.networks.mlp import MLP, NormedLinear, silu, tall_matmul
 
 WIDE = 16
 """Width from which distances are computed from scalar products."""
+EDGE_BLOCK = 8192
+"""Edges handled together in inference, so that what is computed of them stays in cache."""
 
 
 class EdgeInputs(NamedTuple):
@@ -21,8 +24,33 @@ class EdgeInputs(NamedTuple):
     mask: Bool[Array, " edge"]
     scalars: Float[Array, "edge scalar"]
     """Inputs that are the same in every layer: the degree attribute a_ij, then features."""
-    degree: Float[Array, " hit"]
-    """Number of real edges that each hit receives."""
+
+
+class PairLinear(NamedTuple):
+    """The first Linear of the message MLP, prepared per hit as far as it can be."""
+
+    x: Float[Array, "hit in_feat"]
+    of_receiver: Float[Array, "hit feat"]
+    """What a hit contributes as receiver, the bias included."""
+    of_sender: Float[Array, "hit feat"]
+    """What a hit contributes as sender."""
+    product: Float[Array, "in_feat feat"]
+    """Kernel of x_j x_i; that of x_j . x_i, their sum, is added to each of its rows."""
+    scalar: Float[Array, "scalar_plus_1 feat"]
+    """Kernel of |x_j - x_i| and the other scalars."""
+
+    def __call__(self, edges: EdgeInputs) -> Float[Array, "edge feat"]:
+        """The Linear's value on some edges."""
+        x_i, x_j = self.x[edges.receivers], self.x[edges.senders]
+        pair_product = x_i * x_j
+        distance = _distance(self.x, x_i, x_j, pair_product, edges)
+        scalars = jnp.concatenate([distance[:, None], edges.scalars], axis=1)
+        return (
+            self.of_receiver[edges.receivers]
+            + self.of_sender[edges.senders]
+            + tall_matmul(pair_product, self.product)
+            + tall_matmul(scalars, self.scalar)
+        )
 
 
 class SuperEdgeConv(nn.Module):
@@ -50,47 +78,75 @@ class SuperEdgeConv(nn.Module):
         x: Float[Array, "hit in_feat"],
         hit_mask: Bool[Array, " hit"],
         edges: EdgeInputs,
+        degree: Float[Array, " hit"],
         train: bool,
     ) -> Float[Array, "hit feat"]:
         """The hits' next latent; messages go from sender j to receiver i."""
-        message = self._mean_message(x, edges, train)
+        sum_of = self._sum_in_training if train else self._sum_in_inference
+        total, norm = sum_of(self._pair_linear(x), edges)
+        mean = total / jnp.maximum(degree, 1)[:, None]
+        message = jnp.where(degree[:, None] > 0, norm(mean), 0)
         y = self.latent(jnp.concatenate([x, message], axis=1), hit_mask, train)
         return y + x if self.residual else y
 
-    def _mean_message(self, x, edges: EdgeInputs, train: bool):
-        hidden = silu(self._first_linear(x, edges))
-        first_norm = (
-            self.edge_first.norm.batch(hidden, edges.mask)
-            if train
-            else self.edge_first.norm.running()
-        )
-        hidden, second_norm = self.edge_second(hidden, edges.mask, train, first_norm)
-        total = segment_sum(
-            hidden * edges.mask[:, None].astype(x.dtype), edges.receivers, x.shape[0]
-        )
-        mean = total / jnp.maximum(edges.degree, 1)[:, None]
-        return jnp.where(edges.degree[:, None] > 0, second_norm(mean), 0)
-
-    def _first_linear(self, x, edges: EdgeInputs):
+    def _pair_linear(self, x) -> PairLinear:
         c = self.in_features
         kernel = self.edge_first.kernel.astype(x.dtype)
         own, difference, product = kernel[:c], kernel[c : 2 * c], kernel[2 * c : 3 * c]
         distance_row, dot_row, scalar_rows = kernel[3 * c], kernel[3 * c + 1], kernel[3 * c + 2 :]
-        of_receiver = x @ (own - difference) + self.edge_first.bias[None, :].astype(x.dtype)
-        of_sender = x @ difference
-        x_i, x_j = x[edges.receivers], x[edges.senders]
-        pair_product = x_i * x_j
-        distance = _distance(x, x_i, x_j, pair_product, edges)
-        # x_j . x_i is the sum of the products, so its row of the kernel joins each of theirs.
-        return (
-            of_receiver[edges.receivers]
-            + of_sender[edges.senders]
-            + tall_matmul(pair_product, product + dot_row[None, :])
-            + tall_matmul(
-                jnp.concatenate([distance[:, None], edges.scalars], axis=1),
-                jnp.concatenate([distance_row[None, :], scalar_rows]),
-            )
+        return PairLinear(
+            x,
+            of_receiver=x @ (own - difference) + self.edge_first.bias[None, :].astype(x.dtype),
+            of_sender=x @ difference,
+            product=product + dot_row[None, :],
+            scalar=jnp.concatenate([distance_row[None, :], scalar_rows]),
         )
+
+    def _sum_in_training(self, linear: PairLinear, edges: EdgeInputs):
+        """Sum of messages per receiver before their last norm, and that norm."""
+        hidden = silu(linear(edges))
+        first_norm = self.edge_first.norm.batch(hidden, edges.mask)
+        hidden, second_norm = self.edge_second(hidden, edges.mask, True, first_norm)
+        total = segment_sum(masked(hidden, edges), edges.receivers, len(linear.x))
+        return total, second_norm
+
+    def _sum_in_inference(self, linear: PairLinear, edges: EdgeInputs):
+        """The same with running statistics, block by block: no [edge, feat] array is ever whole."""
+        kernel, bias = self.edge_second.folded(self.edge_first.norm.running())
+        kernel, bias = kernel.astype(linear.x.dtype), bias[None, :].astype(linear.x.dtype)
+
+        def add_block(total, block: EdgeInputs):
+            hidden = silu(silu(linear(block)) @ kernel + bias)
+            return add_to_segments(total, masked(hidden, block), block.receivers), None
+
+        total = jnp.zeros_like(linear.of_receiver)
+        total, _ = jax.lax.scan(add_block, total, in_blocks(edges, len(linear.x) - 1))
+        return total, self.edge_second.norm.running()
+
+
+def in_blocks(edges: EdgeInputs, padding_hit: int) -> EdgeInputs:
+    """The edges as [block, EDGE_BLOCK, ...], filled up with padding edges at `padding_hit`."""
+    num_edges = len(edges.mask)
+    size = min(EDGE_BLOCK, num_edges)
+    num_missing = -num_edges % size
+    num_blocks = (num_edges + num_missing) // size
+
+    def split(array, value):
+        widths = ((0, num_missing),) + ((0, 0),) * (array.ndim - 1)
+        padded = jnp.pad(array, widths, constant_values=value)
+        return padded.reshape(num_blocks, size, *array.shape[1:])
+
+    return EdgeInputs(
+        split(edges.senders, padding_hit),
+        split(edges.receivers, padding_hit),
+        split(edges.mask, False),
+        split(edges.scalars, 0),
+    )
+
+
+def masked(value: Float[Array, "edge feat"], edges: EdgeInputs) -> Float[Array, "edge feat"]:
+    """The value where the edge is real, else 0."""
+    return value * edges.mask[:, None].astype(value.dtype)
 
 
 def _distance(x, x_i, x_j, pair_product, edges: EdgeInputs):

@@ -3,19 +3,20 @@
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import jraph
 from jaxtyping import Array, Float
 
 from hypertrack_jax.graph.segment import segment_sum
-from hypertrack_jax.networks.edge_conv import EdgeInputs, SuperEdgeConv
+from hypertrack_jax.networks.edge_conv import EdgeInputs, SuperEdgeConv, in_blocks
 from hypertrack_jax.networks.features import (
     NUM_CYLINDRICAL,
     NUM_HELIX,
     cylindrical_features,
     helix_features,
 )
-from hypertrack_jax.networks.mlp import MLP
+from hypertrack_jax.networks.mlp import MLP, apply_frozen
 from hypertrack_jax.tunes.tune import NetworkTune
 
 
@@ -77,19 +78,33 @@ class EdgePredictor(nn.Module):
             scalars = jnp.concatenate([attribute, pair.directed.astype(dtype)], axis=1)
         else:
             pair, scalars = None, attribute
-        edges = EdgeInputs(graph.senders, graph.receivers, mask, scalars, degree)
+        edges = EdgeInputs(graph.senders, graph.receivers, mask, scalars)
 
         x = self._node_inputs(nodes.position).astype(dtype)
         latents = []
         for layer in self.layers:
-            x = layer(x, nodes.mask, edges, train)
+            x = layer(x, nodes.mask, edges, degree, train)
             latents.append(x)
         embedding = self.fusion(jnp.concatenate(latents, axis=1), nodes.mask, train)
-        both = embedding[graph.receivers] * embedding[graph.senders]
-        if pair is not None:
-            both = jnp.concatenate([both, pair.symmetric.astype(dtype)], axis=1)
-        logit = self.edge_mlp(both, mask, train)[:, 0]
-        return EdgePrediction(embedding, logit)
+        symmetric = None if pair is None else pair.symmetric.astype(dtype)
+        score = self._logit_in_training if train else self._logit_in_inference
+        return EdgePrediction(embedding, score(embedding, edges, symmetric))
+
+    def _logit_in_training(self, embedding, edges: EdgeInputs, symmetric):
+        inputs = _edge_mlp_inputs(embedding, edges, symmetric)
+        return self.edge_mlp(inputs, edges.mask, True)[:, 0]
+
+    def _logit_in_inference(self, embedding, edges: EdgeInputs, symmetric):
+        layers = self.edge_mlp.frozen()
+
+        def of_block(block: EdgeInputs):
+            return apply_frozen(layers, _edge_mlp_inputs(embedding, block, block.scalars))[:, 0]
+
+        # The symmetric features take the place of the scalars, which the edge MLP does not see.
+        scalars = edges.scalars[:, :0] if symmetric is None else symmetric
+        blocks = in_blocks(edges._replace(scalars=scalars), len(embedding) - 1)
+        logit = jax.lax.map(of_block, blocks)
+        return logit.reshape(-1)[: len(edges.mask)]
 
     def _node_inputs(self, position):
         if self.tune.node_features == "cartesian":
@@ -103,3 +118,9 @@ def _degree_attribute(degree, node_mask, graph):
     mean = jnp.where(node_mask, degree, 0).sum() / num_real
     difference = degree[graph.senders] - degree[graph.receivers]
     return (difference / jnp.maximum(mean, 1e-6))[:, None]
+
+
+def _edge_mlp_inputs(embedding, edges: EdgeInputs, symmetric):
+    """z_i z_j, followed by the symmetric pair features where there are any."""
+    product = embedding[edges.receivers] * embedding[edges.senders]
+    return product if symmetric is None else jnp.concatenate([product, symmetric], axis=1)

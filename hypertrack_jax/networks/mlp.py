@@ -195,3 +195,26 @@ class MLP(nn.Module):
             return x if affine is None else affine(x)
         kernel, bias = fold(affine, self.last_kernel, self.last_bias)
         return tall_matmul(x, kernel.astype(x.dtype)) + bias[None, :].astype(x.dtype)
+
+    def frozen(self) -> list[tuple[Array, Array]]:
+        """Kernels and biases of an MLP with a plain last layer, norms by running statistics folded.
+
+        With SiLU between them they give what `__call__` gives without `train`, in pure functions.
+        """
+        folded, affine = [], None
+        for layer in self.layers:
+            folded.append(layer.folded(affine))
+            affine = layer.norm.running()
+        return [*folded, fold(affine, self.last_kernel, self.last_bias)]
+
+
+def apply_frozen(
+    layers: list[tuple[Array, Array]], x: Float[Array, "row in_feat"]
+) -> Float[Array, "row feat"]:
+    """Applies what `MLP.frozen` gives."""
+    *hidden, last = [
+        (kernel.astype(x.dtype), bias[None].astype(x.dtype)) for kernel, bias in layers
+    ]
+    for kernel, bias in hidden:
+        x = silu(x @ kernel + bias)
+    return x @ last[0] + last[1]

@@ -88,7 +88,7 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics, epoch: int = -1) 
         with _Progress(run, tune, int(state.step)) as progress, _stop_signals() as stopped:
             state = trainer.updates(state, checkpoints, progress, stopped)
             step = int(state.step)
-            if run.validation is not None and not stopped:
+            if run.validation is not None and step % run.validate_every and not stopped:
                 progress.record_validation(step, trainer.validation_auc(state))
             checkpoints.save(step, state, tune, progress.auc)
     return state

@@ -4,7 +4,7 @@ from hypertrack_jax.tunes.tune import NetworkTune, OptimizerTune, Tune, VoxdynTu
 
 TUNE = Tune(
     name="helix",
-    voxdyn=VoxdynTune(ncell=16384),
+    voxdyn=VoxdynTune(ncell=16384, min_count=4),
     network=NetworkTune(node_features="cylindrical", edge_features="helix"),
     optimizer=OptimizerTune(learning_rate=2e-3, warmup_steps=50),
 )
