@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 from jaxtyping import Float32
 
 from hypertrack_jax.clustering.baselines import cut
 from hypertrack_jax.clustering.tracks import Tracks
-from hypertrack_jax.graph.event_graph import hit_graph
-from hypertrack_jax.networks.edge_predictor import EdgePredictor
+from hypertrack_jax.graph.event_graph import EventGraph, hit_graph
+from hypertrack_jax.networks.edge_predictor import predict
 from hypertrack_jax.training.checkpoint import Checkpoints
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import NetworkTune, Tune
@@ -103,9 +102,8 @@ def load_reconstructor(models: Path, tag: str, step: int = -1) -> Reconstructor:
 
 @partial(jax.jit, static_argnums=0)
 def edge_probability(
-    tune: NetworkTune, params: Any, batch_stats: Any, graph: jraph.GraphsTuple
+    tune: NetworkTune, params: Any, batch_stats: Any, graph: EventGraph
 ) -> jax.Array:
     """Probability of every edge of a padded graph, by running BatchNorm statistics."""
-    variables = {"params": params, "batch_stats": batch_stats}
-    logit = EdgePredictor(tune).apply(variables, graph, train=False).logit
+    logit = predict(tune, params, batch_stats, graph).logit
     return jax.nn.sigmoid(logit.astype(jnp.float32))

@@ -1,4 +1,4 @@
-"""The border: candidate edges of any number become a padded jraph.GraphsTuple of few sizes.
+"""The border: candidate edges of any number become a padded GraphsTuple of few sizes.
 
 Edges are sorted by receiver. Padding follows jraph's convention: real graph first, then one padding
 graph that owns all padding nodes and edges. Every padding edge joins the last node to itself, so
@@ -6,7 +6,7 @@ that receivers stay sorted and no padding edge touches a real hit. Capacities co
 ladder, so that a compiled program serves many events.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jraph
 import numpy as np
@@ -44,6 +44,15 @@ class Edges(NamedTuple):
     """True for real edges."""
 
 
+class EventGraph(jraph.GraphsTuple):
+    """A jraph.GraphsTuple with `Nodes` and `Edges`, or the same with a leading axis over events."""
+
+    nodes: Nodes
+    edges: Edges
+    senders: Int[Array, " edge"]
+    receivers: Int[Array, " edge"]
+
+
 class Bucket(NamedTuple):
     """Capacities that a compiled program is made for."""
 
@@ -74,7 +83,7 @@ def hit_graph(
     receivers: Shaped[np.ndarray, " edge"],
     counts: Shaped[np.ndarray, " edge"],
     bucket: Bucket | None = None,
-) -> jraph.GraphsTuple:
+) -> EventGraph:
     """The padded graph of some hits, without truth, as NumPy arrays.
 
     Args:
@@ -85,7 +94,7 @@ def hit_graph(
       bucket: capacities; by default the smallest that fit.
 
     Returns:
-      A GraphsTuple of two graphs, the event and the padding, with `Nodes` and `Edges`.
+      Two graphs, the event and the padding.
 
     Raises:
       ValueError: the hits or edges do not fit into `bucket`.
@@ -98,23 +107,23 @@ def hit_graph(
             f"and {bucket.num_edges} edges of the bucket; take a larger one."
         )
     last_node = bucket.num_nodes - 1
-    return jraph.GraphsTuple(
+    return EventGraph(
         nodes=Nodes(
             position=_padded(position, bucket.num_nodes, 0),
-            particle=np.full(bucket.num_nodes, NOISE, np.int32),
-            weight=np.zeros(bucket.num_nodes, np.float32),
+            particle=_padded(np.zeros(0, np.int32), bucket.num_nodes, NOISE),
+            weight=_padded(np.zeros(0, np.float32), bucket.num_nodes, 0),
             mask=_padded(np.ones(num_hits, bool), bucket.num_nodes, False),
         ),
         edges=Edges(
             count=_padded(counts.astype(np.int32), bucket.num_edges, 0),
-            label=np.zeros(bucket.num_edges, bool),
+            label=_padded(np.zeros(0, bool), bucket.num_edges, False),
             mask=_padded(np.ones(num_edges, bool), bucket.num_edges, False),
         ),
         senders=_padded(senders.astype(np.int32), bucket.num_edges, last_node),
         receivers=_padded(receivers.astype(np.int32), bucket.num_edges, last_node),
         globals=None,
-        n_node=np.array([num_hits, bucket.num_nodes - num_hits], np.int32),
-        n_edge=np.array([num_edges, bucket.num_edges - num_edges], np.int32),
+        n_node=_padded(np.full(1, num_hits, np.int32), 2, bucket.num_nodes - num_hits),
+        n_edge=_padded(np.full(1, num_edges, np.int32), 2, bucket.num_edges - num_edges),
     )
 
 
@@ -125,7 +134,7 @@ def event_graph(
     counts: Shaped[np.ndarray, " edge"],
     node2node: str,
     bucket: Bucket | None = None,
-) -> jraph.GraphsTuple:
+) -> EventGraph:
     """`hit_graph` of an event with truth, its edges labelled by the topology `node2node`."""
     graph = hit_graph(event.position, senders, receivers, counts, bucket)
     num_nodes, num_edges = len(graph.nodes.mask), len(graph.edges.mask)
@@ -139,7 +148,8 @@ def event_graph(
     )
 
 
-def _padded(array: np.ndarray, capacity: int, value) -> np.ndarray:
+def _padded(array: np.ndarray, capacity: int, value) -> Any:
+    """The array, filled up with `value`; NumPy here, where the graph's types speak of jax arrays."""
     padded = np.full((capacity, *array.shape[1:]), value, array.dtype)
     padded[: len(array)] = array
     return padded

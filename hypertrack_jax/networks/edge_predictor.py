@@ -1,13 +1,13 @@
-"""Device side: the GNN edge predictor, a jraph.GraphsTuple in, one logit per edge out."""
+"""Device side: the GNN edge predictor, a graph in, one logit per edge out."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jraph
 from jaxtyping import Array, Float
 
+from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.networks.edge_conv import EdgeInputs, SuperEdgeConv, in_blocks
 from hypertrack_jax.networks.features import (
@@ -58,7 +58,7 @@ class EdgePredictor(nn.Module):
         )
 
     def __call__(
-        self, graph: jraph.GraphsTuple, train: bool, dtype: jnp.dtype = jnp.float32
+        self, graph: EventGraph, train: bool, dtype: jnp.dtype = jnp.float32
     ) -> EdgePrediction:
         """Scores the edges of a padded graph.
 
@@ -110,6 +110,20 @@ class EdgePredictor(nn.Module):
         if self.tune.node_features == "cartesian":
             return position
         return cylindrical_features(position)
+
+
+def predict(
+    tune: NetworkTune,
+    params: Any,
+    batch_stats: Any,
+    graph: EventGraph,
+    dtype: jnp.dtype = jnp.float32,
+) -> EdgePrediction:
+    """The prediction of a trained network, by its running BatchNorm statistics."""
+    variables = {"params": params, "batch_stats": batch_stats}
+    return cast(
+        EdgePrediction, EdgePredictor(tune).apply(variables, graph, train=False, dtype=dtype)
+    )
 
 
 def _degree_attribute(degree, node_mask, graph):

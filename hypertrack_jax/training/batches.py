@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import jraph
+import jax
 import numpy as np
 
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event, step_event_ids
-from hypertrack_jax.graph.event_graph import bucket_for, event_graph
+from hypertrack_jax.graph.event_graph import EventGraph, bucket_for, event_graph
 from hypertrack_jax.tunes.tune import VoxdynTune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 
@@ -41,7 +41,7 @@ class EventSource(NamedTuple):
 class Batch(NamedTuple):
     """What one training step consumes."""
 
-    graphs: jraph.GraphsTuple
+    graphs: EventGraph
     """NumPy arrays with a leading axis over the events."""
     num_hits: int
     num_edges: int
@@ -72,12 +72,7 @@ def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: VoxdynTune
         event_graph(event, *candidates, node2node=tune.node2node, bucket=bucket)
         for event, candidates in zip(events, edges, strict=True)
     ]
-    stacked = jraph.GraphsTuple(
-        **{
-            name: None if name == "globals" else _stack([getattr(g, name) for g in graphs])
-            for name in jraph.GraphsTuple._fields
-        }
-    )
+    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *graphs)
     return Batch(stacked, num_hits, num_edges)
 
 
@@ -132,9 +127,3 @@ def _drawn(source: EventSource, event_id: int, rng: np.random.Generator) -> Even
     event = load_event(source.directory, event_id)
     rfactor = rng.uniform(source.rfactor_start, source.rfactor_end)
     return thin(event, rfactor, source.noise_ratio, rng)
-
-
-def _stack(trees: list):
-    if isinstance(trees[0], tuple):
-        return type(trees[0])(*(_stack(list(leaves)) for leaves in zip(*trees, strict=True)))
-    return np.stack(trees)

@@ -115,12 +115,11 @@ class Checkpoints:
     def _open(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
         keep_best = policies.BestN(get_metric_fn=lambda metrics: metrics["auc"], n=1)
+        # Any: orbax's own annotations refuse what its documentation passes.
+        keep: Any = policies.AnyPreservationPolicy([policies.LatestN(_KEPT_LATEST), keep_best])
+        directory: Any = self.directory
         return ocp.training.Checkpointer(
-            self.directory,
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(_KEPT_LATEST), keep_best]
-            ),
-            cleanup_tmp_directories=True,
+            directory, preservation_policy=keep, cleanup_tmp_directories=True
         )
 
 

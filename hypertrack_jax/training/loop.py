@@ -10,13 +10,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from hypertrack_jax.events.event import Event
-from hypertrack_jax.networks.edge_predictor import EdgePredictor
+from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.networks.edge_predictor import predict
 from hypertrack_jax.training.batches import (
     Batch,
     EventSource,
@@ -159,17 +159,14 @@ class _Trainer:
             areas.append(float(self.event_auc(state.params, state.batch_stats, graph)))
         return float(np.mean(areas))
 
-    def _graphs(self, events: list[Event]) -> jraph.GraphsTuple:
+    def _graphs(self, events: list[Event]) -> EventGraph:
         return graph_batch(events, self.voxdyn, self.tune.voxdyn).graphs
 
 
 def _make_event_auc(tune: Tune, dtype: jnp.dtype) -> Callable[..., jax.Array]:
-    network = EdgePredictor(tune.network)
-
     @jax.jit
-    def event_auc(params, batch_stats, graph: jraph.GraphsTuple):
-        variables = {"params": params, "batch_stats": batch_stats}
-        logit = network.apply(variables, graph, train=False, dtype=dtype).logit
+    def event_auc(params, batch_stats, graph: EventGraph):
+        logit = predict(tune.network, params, batch_stats, graph, dtype).logit
         return masked_auc(logit, graph.edges.label, graph.edges.mask)
 
     return event_auc
@@ -237,11 +234,11 @@ class _Progress:
 
     def _log(self, step: int, metrics: list[StepMetrics], batch: Batch) -> None:
         means = {
-            name: float(np.mean([getattr(entry, name) for entry in metrics]))
+            name: float(np.mean(np.asarray([getattr(entry, name) for entry in metrics])))
             for name in StepMetrics._fields
         }
         self.auc = means["auc"]
-        rate = float(self._schedule(step))
+        rate = np.asarray(self._schedule(step)).item()
         for name, value in {**means, "learning_rate": rate}.items():
             self._writer.add_scalar(f"train/{name}", value, step)
         seconds = self._bar.format_dict["rate"]

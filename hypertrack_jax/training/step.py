@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jraph
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from hypertrack_jax.graph.event_graph import hit_graph
+from hypertrack_jax.graph.event_graph import EventGraph, hit_graph
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.training.edge_auc import masked_auc
 from hypertrack_jax.training.losses import contrastive_edge_loss, focal_edge_loss
@@ -72,7 +71,7 @@ def init_state(tune: Tune, key: PRNGKeyArray) -> TrainState:
 
 def make_train_step(
     tune: Tune, dtype: jnp.dtype = jnp.float32
-) -> Callable[[TrainState, jraph.GraphsTuple, PRNGKeyArray], tuple[TrainState, StepMetrics]]:
+) -> Callable[[TrainState, EventGraph, PRNGKeyArray], tuple[TrainState, StepMetrics]]:
     """The update `(state, graphs, key) -> (state, metrics)`, made of two compiled programs.
 
     `graphs` has a leading axis over the events of the batch, all padded to one bucket. Events are
@@ -87,7 +86,7 @@ def make_train_step(
     batch_gradient = jax.jit(make_batch_gradient(tune, dtype))
     update = jax.jit(make_update(tune), donate_argnums=0)
 
-    def train_step(state: TrainState, graphs: jraph.GraphsTuple, key: PRNGKeyArray):
+    def train_step(state: TrainState, graphs: EventGraph, key: PRNGKeyArray):
         gradient, batch_stats, losses = batch_gradient(
             state.params, state.batch_stats, graphs, key, state.step
         )
@@ -101,7 +100,7 @@ def make_batch_gradient(tune: Tune, dtype: jnp.dtype) -> Callable[..., tuple[Any
     """`(params, batch_stats, graphs, key, step) -> (mean gradient, batch_stats, mean losses)`."""
     network = EdgePredictor(tune.network)
 
-    def event_loss(params, batch_stats, graph: jraph.GraphsTuple, key: PRNGKeyArray):
+    def event_loss(params, batch_stats, graph: EventGraph, key: PRNGKeyArray):
         variables = {"params": params, "batch_stats": batch_stats}
         prediction, updates = network.apply(
             variables, graph, train=True, dtype=dtype, mutable=["batch_stats"]
@@ -109,7 +108,7 @@ def make_batch_gradient(tune: Tune, dtype: jnp.dtype) -> Callable[..., tuple[Any
         losses = edge_losses(tune.loss, graph, prediction.logit, key)
         return losses.loss, (updates["batch_stats"], losses)
 
-    def batch_gradient(params, batch_stats, graphs: jraph.GraphsTuple, key, step):
+    def batch_gradient(params, batch_stats, graphs: EventGraph, key, step):
         batch_size = graphs.senders.shape[0]
         keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
 
@@ -150,7 +149,7 @@ def make_update(tune: Tune) -> Callable[..., tuple[TrainState, Array, Array]]:
 
 
 def edge_losses(
-    tune: LossTune, graph: jraph.GraphsTuple, logit: Float[Array, " edge"], key: PRNGKeyArray
+    tune: LossTune, graph: EventGraph, logit: Float[Array, " edge"], key: PRNGKeyArray
 ) -> EdgeLosses:
     """The edge losses of one event and their weighted sum."""
     edges, nodes = graph.edges, graph.nodes
