@@ -149,7 +149,7 @@ def event_graph(
 
 
 def _padded(array: np.ndarray, capacity: int, value) -> Any:
-    """The array, filled up with `value`; NumPy here, where the graph's types speak of jax arrays."""
+    """The array, filled up with `value`; NumPy, where the graph's types speak of jax arrays."""
     padded = np.full((capacity, *array.shape[1:]), value, array.dtype)
     padded[: len(array)] = array
     return padded

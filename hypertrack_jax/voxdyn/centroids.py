@@ -1,0 +1,125 @@
+"""Device side: K-means centroids of hits by Lloyd's algorithm, every step jitted."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32, Float64, Int32
+
+from hypertrack_jax.voxdyn.voronoi import (
+    VoronoiIndex,
+    approximate_cells,
+    build_index,
+    move_centroids,
+    nearest_cells,
+    spatial_order,
+)
+
+
+class CentroidFit(NamedTuple):
+    """Centroids and how they came about."""
+
+    centroids: Float32[np.ndarray, "cell 3"]
+    """Positions in mm, in an order that keeps neighbours together."""
+    objective: Float64[np.ndarray, " iteration"]
+    """Mean squared distance of a hit from its nearest centroid before each iteration, in mm^2."""
+
+
+def fit_centroids(
+    position: Float32[np.ndarray, "hit 3"], num_cells: int, num_iterations: int, seed: int
+) -> CentroidFit:
+    """Fits centroids by full Lloyd iterations with exact assignments.
+
+    Starts from a random sample of the hits, so that the density of centroids follows that of the
+    hits. Every iteration begins its search at each hit's previous cell, the first one at an
+    approximate cell. A cell without hits moves to a hit drawn in proportion to its squared
+    distance from its centroid.
+
+    Args:
+      position: hit positions in mm.
+      num_cells: number of centroids.
+      num_iterations: number of Lloyd iterations.
+      seed: decides the sample.
+
+    Returns:
+      The centroids and the objective.
+
+    Raises:
+      ValueError: fewer hits than centroids.
+    """
+    if num_cells > len(position):
+        raise ValueError(
+            f"--ncell={num_cells} is more than the {len(position)} particle hits to fit it on; "
+            "choose fewer cells, more events or a larger --max_centroid_hits."
+        )
+    rng = np.random.default_rng(seed)
+    sample = position[rng.choice(len(position), num_cells, replace=False)]
+    index = _to_device(build_index(sample[spatial_order(sample)]))
+    cell = np.asarray(approximate_cells(index, position))
+    # Hits of one cell side by side: the searches then read the same few cache lines.
+    order = np.argsort(cell, kind="stable")
+    hits, cell = jnp.asarray(position[order]), jnp.asarray(cell[order])
+    objective = np.zeros(num_iterations)
+    for iteration in range(num_iterations):
+        cell, distance2 = _reassign(index, hits, cell)
+        centroids, num_hits = lloyd_step(index.centroids, hits, cell)
+        distance2 = np.asarray(distance2)
+        objective[iteration] = distance2.mean(dtype=np.float64)
+        centroids = _reseed_empty(np.array(centroids), np.asarray(num_hits), hits, distance2, rng)
+        index = _to_device(move_centroids(index, centroids))
+    centroids = np.asarray(index.centroids)
+    return CentroidFit(centroids[spatial_order(centroids)], objective)
+
+
+@jax.jit
+def lloyd_step(
+    centroids: Float32[Array, "cell 3"],
+    position: Float32[Array, "hit 3"],
+    cell: Int32[Array, " hit"],
+) -> tuple[Float32[Array, "cell 3"], Int32[Array, " cell"]]:
+    """Moves each centroid to the mean of its hits; one without hits stays.
+
+    Args:
+      centroids: positions in mm.
+      position: hit positions in mm.
+      cell: the cell of each hit.
+
+    Returns:
+      New centroids, and the number of hits in each cell.
+    """
+    num_cells = len(centroids)
+    num_hits = jax.ops.segment_sum(jnp.ones_like(cell), cell, num_cells)
+    # Sums of offsets, not of positions: they are small, and so are their rounding errors.
+    offset = jax.ops.segment_sum(position - centroids[cell], cell, num_cells)
+    mean_offset = offset / jnp.maximum(num_hits, 1).astype(offset.dtype)[:, None]
+    return centroids + mean_offset, num_hits
+
+
+@jax.jit
+def _reassign(
+    index: VoronoiIndex, position: Float32[Array, "hit 3"], cell: Int32[Array, " hit"]
+) -> tuple[Int32[Array, " hit"], Float32[Array, " hit"]]:
+    return nearest_cells(index, position, cell)
+
+
+def _reseed_empty(
+    centroids: np.ndarray,
+    num_hits: np.ndarray,
+    position: Array,
+    distance2: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Moves centroids without hits to different hits, far ones preferred."""
+    empty = np.flatnonzero(num_hits == 0)
+    # Hits on their centroid cannot improve; where all others are taken, cells stay empty.
+    empty = empty[: np.count_nonzero(distance2)]
+    if len(empty):
+        weight = distance2.astype(np.float64)
+        chosen = rng.choice(len(weight), len(empty), replace=False, p=weight / weight.sum())
+        centroids[empty] = np.asarray(position)[chosen]
+    return centroids
+
+
+def _to_device(index: VoronoiIndex) -> VoronoiIndex:
+    return jax.tree.map(jnp.asarray, index)

@@ -1,0 +1,149 @@
+"""The fast search against an exhaustive one in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypertrack_jax.voxdyn import voronoi
+
+
+def uniform(rng, num):
+    return rng.uniform(-1000, 1000, (num, 3))
+
+
+def shells(rng, num):
+    """Thin cylinders whose density falls by orders of magnitude outwards, as in a detector."""
+    radius = rng.choice([32.0, 72.0, 260.0, 1000.0], num)
+    phi = rng.uniform(-np.pi, np.pi, num)
+    points = np.stack([radius * np.cos(phi), radius * np.sin(phi), rng.normal(0, 500, num)], axis=1)
+    return points + rng.normal(0, 0.01, points.shape)
+
+
+def duplicates(rng, num):
+    return rng.choice(uniform(rng, max(num // 10, 1)), num)
+
+
+def lattice(rng, num):
+    """Small whole numbers: many exact ties of distance."""
+    return rng.integers(-4, 5, (num, 3))
+
+
+def line(rng, num):
+    return np.outer(rng.uniform(-1, 1, num), [1.0, 2.0, 3.0])
+
+
+CLOUDS = [uniform, shells, duplicates, lattice, line]
+
+
+def to_device(index):
+    return jax.tree.map(jnp.asarray, index)
+
+
+def brute_force(centroids, position):
+    offset = position[:, None, :].astype(np.float64) - centroids[None, :, :].astype(np.float64)
+    return (offset**2).sum(axis=-1)
+
+
+def assert_nearest(cell, centroids, position):
+    """No centroid is nearer beyond float32 rounding, and of exact ties the first is taken."""
+    distance2 = brute_force(centroids, position)
+    chosen2 = distance2[np.arange(len(cell)), cell]
+    best2 = distance2.min(axis=1)
+    np.testing.assert_array_less(chosen2, best2 * (1 + 1e-6) + 1e-30)
+    is_exact = chosen2 == best2
+    np.testing.assert_array_equal(cell[is_exact], distance2.argmin(axis=1)[is_exact])
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+@pytest.mark.parametrize("num_cells", [1, 2, 3, 33, 1000])
+def test_assignment_is_the_nearest_centroid(cloud, num_cells):
+    rng = np.random.default_rng(num_cells)
+    centroids = cloud(rng, num_cells).astype(np.float32)
+    position = np.vstack(
+        [
+            cloud(rng, 300),
+            uniform(rng, 50),
+            centroids[:50],
+            100 * uniform(rng, 20),
+            1e6 * uniform(rng, 3),
+        ]
+    ).astype(np.float32)
+    index = to_device(voronoi.build_index(centroids))
+    cell = np.asarray(voronoi.assign_cells(index, position))
+    assert_nearest(cell, centroids, position)
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_exhaustive_assignment_is_the_nearest_centroid(cloud):
+    rng = np.random.default_rng(0)
+    centroids, position = (cloud(rng, num).astype(np.float32) for num in (150, 77))
+    cell = np.asarray(voronoi.assign_exhaustive(centroids, position, tile=32))
+    assert_nearest(cell, centroids, position)
+
+
+@pytest.mark.parametrize("num_cells", [2, 33, 1000])
+def test_any_start_leads_to_the_nearest_centroid(num_cells):
+    rng = np.random.default_rng(1)
+    centroids, position = (shells(rng, num).astype(np.float32) for num in (num_cells, 400))
+    index = to_device(voronoi.build_index(centroids))
+    start = rng.integers(0, num_cells, 400).astype(np.int32)
+    cell, distance2 = jax.jit(voronoi.nearest_cells)(index, position, start)
+    assert_nearest(np.asarray(cell), centroids, position)
+    np.testing.assert_allclose(
+        distance2, brute_force(centroids, position).min(axis=1), rtol=1e-5, atol=1e-12
+    )
+
+
+def test_one_hit():
+    centroids = uniform(np.random.default_rng(2), 100).astype(np.float32)
+    index = to_device(voronoi.build_index(centroids))
+    assert voronoi.assign_cells(index, centroids[42:43]).tolist() == [42]
+
+
+def test_equal_centroids_give_the_first():
+    """More copies than the longest list, so that the walk has to find the first."""
+    centroids = np.vstack([np.full((1, 3), 50.0), np.zeros((100, 3))]).astype(np.float32)
+    index = to_device(voronoi.build_index(centroids))
+    cell = voronoi.assign_cells(index, np.array([[1, 0, 0], [49, 50, 50]], np.float32))
+    assert cell.tolist() == [1, 0]
+
+
+def test_moved_centroids_give_an_exact_index():
+    rng = np.random.default_rng(3)
+    before, after, position = (shells(rng, num).astype(np.float32) for num in (500, 500, 300))
+    index = to_device(voronoi.move_centroids(voronoi.build_index(before), after))
+    assert_nearest(np.asarray(voronoi.assign_cells(index, position)), after, position)
+
+
+def test_lists_settle_nearly_all_hits():
+    """The walk is exact without the lists, but slow: without a guard their loss would not show."""
+    rng = np.random.default_rng(4)
+    centroids, position = (shells(rng, num).astype(np.float32) for num in (20_000, 5000))
+    index = to_device(voronoi.build_index(centroids[voronoi.spatial_order(centroids)]))
+    cell = voronoi.assign_cells(index, position)
+    for scan, share in enumerate([0.7, 0.9, 0.97]):
+        is_proven = voronoi._scan_list(index, jnp.asarray(position), cell, scan)[2]
+        assert is_proven.mean() > share
+
+
+def test_proof_never_claims_too_much():
+    """From bad starts the lists prove less, never something wrong."""
+    rng = np.random.default_rng(5)
+    centroids, position = (uniform(rng, num).astype(np.float32) for num in (300, 2000))
+    index = to_device(voronoi.build_index(centroids))
+    nearest = brute_force(centroids, position).argsort(axis=1)[:, 3].astype(np.int32)
+    scanned = voronoi._scan_list(index, jnp.asarray(position), jnp.asarray(nearest), 1)
+    cell, _, is_proven = map(np.asarray, scanned)
+    assert 0 < is_proven.mean() < 1
+    assert_nearest(cell[is_proven], centroids, position[is_proven])
+
+
+def test_spatial_order_keeps_neighbours_together():
+    rng = np.random.default_rng(6)
+    points = uniform(rng, 777).astype(np.float32)
+    order = voronoi.spatial_order(points)
+    assert sorted(order.tolist()) == list(range(777))
+    steps = np.linalg.norm(np.diff(points[order], axis=0), axis=1)
+    random_steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    assert steps.mean() < 0.4 * random_steps.mean()
