@@ -22,12 +22,12 @@ from hypertrack_jax.voxdyn.model import voxdyn_path
 flags.adopt_module_key_flags(command_line)
 
 PARAM = flags.DEFINE_enum("param", "helix", list(PACKAGED), "Tune to train.")
-NUM_STEPS = flags.DEFINE_integer("num_steps", 1500, "Training steps.", lower_bound=1)
+NUM_STEPS = flags.DEFINE_integer("num_steps", 1000, "Training steps.", lower_bound=1)
 NUM_EVENTS = flags.DEFINE_integer(
     "num_events", 100, "Full events to fit Voxel-Dynamics to and to train on.", lower_bound=1
 )
 NUM_HELD_OUT = flags.DEFINE_integer(
-    "num_held_out", 50, "Full events kept for the scores.", lower_bound=1
+    "num_held_out", 40, "Full events kept for the scores.", lower_bound=1
 )
 FIRST_EVENT, FIRST_HELD_OUT = 1000, 8750
 RFACTOR = 0.01
