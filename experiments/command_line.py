@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 from absl import app, flags
 
 from hypertrack_jax.events.store import event_ids, parse_int_list, require_events
@@ -32,6 +33,9 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             sys.exit(f"error: unexpected argument {argv[1]!r}; flags start with --.")
+        if not flags.FLAGS["verbosity"].present:
+            # Orbax and jax tell much that is of no use to those who only run a script.
+            absl.logging.set_verbosity(absl.logging.WARNING)
         logging.getLogger("hypertrack_jax").setLevel(logging.INFO)
         try:
             _choose_device()

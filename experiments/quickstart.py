@@ -32,6 +32,7 @@ NUM_HELD_OUT = flags.DEFINE_integer(
 FIRST_EVENT, FIRST_HELD_OUT = 1000, 8750
 RFACTOR = 0.01
 NCELL = 16384
+MIN_COUNT = 4
 
 
 def main() -> None:
@@ -52,13 +53,15 @@ def main() -> None:
         "train",
         param=PARAM.value,
         ncell=NCELL,
+        min_count=MIN_COUNT,
         save_tag=tag,
         event_start=training[0],
         event_end=training[1],
         rfactor_start=RFACTOR,
         rfactor_end=RFACTOR,
         num_steps=NUM_STEPS.value,
-        period=NUM_STEPS.value,
+        # Longer than the run: the rate stays high while it helps and does not idle at the floor.
+        period=NUM_STEPS.value * 6 // 5,
     )
     script(
         "inference",

@@ -18,6 +18,8 @@ from hypertrack_jax.events.topology import edge_labels
 EDGE_LADDER_START = 4096
 EDGE_LADDER_RATIO = 1.4
 EDGE_LADDER_MULTIPLE = 256
+EDGES_PER_NODE = (1024, 128, 16, 8, 4, 2, 1)
+"""Ratios of edge to node capacity, tried in this order."""
 
 
 class Nodes(NamedTuple):
@@ -63,18 +65,18 @@ class Bucket(NamedTuple):
 def bucket_for(num_hits: int, num_edges: int) -> Bucket:
     """Smallest bucket with room for the edges, and for the hits and one padding node.
 
-    Edges climb a ladder of ratio 1.4. Node capacity is a power of two times a 64th of the edge
-    capacity: events of one pile-up have about the same degree, so one bucket of edges meets one or
-    two of nodes, and programs stay few.
+    Edges climb a ladder of ratio 1.4. Node capacity is tied to it: a node costs about as much as
+    one and a half edges, so a 16th of the edge capacity is cheap, and takes in all events with more
+    than 16 edges per hit; steps of 8 below it keep dense graphs from padding without end.
     """
     edge_capacity = EDGE_LADDER_START
     while edge_capacity < num_edges:
         grown = int(np.ceil(edge_capacity * EDGE_LADDER_RATIO / EDGE_LADDER_MULTIPLE))
         edge_capacity = grown * EDGE_LADDER_MULTIPLE
-    node_capacity = edge_capacity // 64
-    while node_capacity < num_hits + 1:
-        node_capacity *= 2
-    return Bucket(node_capacity, edge_capacity)
+    for edges_per_node in EDGES_PER_NODE:
+        if num_hits < edge_capacity // edges_per_node:
+            return Bucket(edge_capacity // edges_per_node, edge_capacity)
+    return Bucket(max(edge_capacity, 2 ** (num_hits.bit_length())), edge_capacity)
 
 
 def hit_graph(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from hypertrack_jax.graph.segment import add_to_segments, segment_sum
-from hypertrack_jax.networks.mlp import MLP, NormedLinear, silu, tall_matmul
+from hypertrack_jax.networks.mlp import MLP, NormedLinear, silu, tall_matmul, wide_dtype
 
 WIDE = 16
 """Width from which distances are computed from scalar products."""
@@ -84,7 +84,7 @@ class SuperEdgeConv(nn.Module):
         """The hits' next latent; messages go from sender j to receiver i."""
         sum_of = self._sum_in_training if train else self._sum_in_inference
         total, norm = sum_of(self._pair_linear(x), edges)
-        mean = total / jnp.maximum(degree, 1)[:, None]
+        mean = (total / jnp.maximum(degree, 1)[:, None]).astype(x.dtype)
         message = jnp.where(degree[:, None] > 0, norm(mean), 0)
         y = self.latent(jnp.concatenate([x, message], axis=1), hit_mask, train)
         return y + x if self.residual else y
@@ -119,7 +119,7 @@ class SuperEdgeConv(nn.Module):
             hidden = silu(silu(linear(block)) @ kernel + bias)
             return add_to_segments(total, masked(hidden, block), block.receivers), None
 
-        total = jnp.zeros_like(linear.of_receiver)
+        total = jnp.zeros_like(linear.of_receiver, wide_dtype(linear.x.dtype))
         total, _ = jax.lax.scan(add_block, total, in_blocks(edges, len(linear.x) - 1))
         return total, self.edge_second.norm.running()
 
@@ -145,8 +145,9 @@ def in_blocks(edges: EdgeInputs, padding_hit: int) -> EdgeInputs:
 
 
 def masked(value: Float[Array, "edge feat"], edges: EdgeInputs) -> Float[Array, "edge feat"]:
-    """The value where the edge is real, else 0."""
-    return value * edges.mask[:, None].astype(value.dtype)
+    """The value where the edge is real, else 0, ready to be summed."""
+    real = value * edges.mask[:, None].astype(value.dtype)
+    return real.astype(wide_dtype(value.dtype))
 
 
 def _distance(x, x_i, x_j, pair_product, edges: EdgeInputs):

@@ -5,18 +5,21 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.networks.edge_conv import EdgeInputs, SuperEdgeConv, in_blocks
 from hypertrack_jax.networks.features import (
+    NUM_COUNT,
     NUM_CYLINDRICAL,
     NUM_HELIX,
+    count_feature,
     cylindrical_features,
     helix_features,
 )
-from hypertrack_jax.networks.mlp import MLP, apply_frozen
+from hypertrack_jax.networks.mlp import MLP, apply_frozen, wide_dtype
 from hypertrack_jax.tunes.tune import NetworkTune
 
 
@@ -42,7 +45,7 @@ class EdgePredictor(nn.Module):
         """Declares the layers."""
         tune = self.tune
         num_inputs = 3 if tune.node_features == "cartesian" else NUM_CYLINDRICAL
-        num_features = 0 if tune.edge_features == "none" else NUM_HELIX
+        num_features = 0 if tune.edge_features == "none" else NUM_HELIX + NUM_COUNT
         self.layers = [
             SuperEdgeConv(
                 in_features=num_inputs if i == 0 else tune.latent_dim,
@@ -58,7 +61,7 @@ class EdgePredictor(nn.Module):
         )
 
     def __call__(
-        self, graph: EventGraph, train: bool, dtype: jnp.dtype = jnp.float32
+        self, graph: EventGraph, train: bool, dtype: DTypeLike = jnp.float32
     ) -> EdgePrediction:
         """Scores the edges of a padded graph.
 
@@ -71,13 +74,10 @@ class EdgePredictor(nn.Module):
           Embeddings and logits; those of padding are meaningless but finite.
         """
         nodes, mask = graph.nodes, graph.edges.mask
-        degree = segment_sum(mask.astype(dtype), graph.receivers, nodes.mask.shape[0])
-        attribute = _degree_attribute(degree, nodes.mask, graph)
-        if self.tune.edge_features == "helix":
-            pair = helix_features(nodes.position[graph.receivers], nodes.position[graph.senders])
-            scalars = jnp.concatenate([attribute, pair.directed.astype(dtype)], axis=1)
-        else:
-            pair, scalars = None, attribute
+        degree = segment_sum(mask.astype(wide_dtype(dtype)), graph.receivers, nodes.mask.shape[0])
+        attribute = _degree_attribute(degree, nodes.mask, graph).astype(dtype)
+        directed, symmetric = self._pair_features(graph)
+        scalars = jnp.concatenate([attribute, directed.astype(dtype)], axis=1)
         edges = EdgeInputs(graph.senders, graph.receivers, mask, scalars)
 
         x = self._node_inputs(nodes.position).astype(dtype)
@@ -86,25 +86,35 @@ class EdgePredictor(nn.Module):
             x = layer(x, nodes.mask, edges, degree, train)
             latents.append(x)
         embedding = self.fusion(jnp.concatenate(latents, axis=1), nodes.mask, train)
-        symmetric = None if pair is None else pair.symmetric.astype(dtype)
         score = self._logit_in_training if train else self._logit_in_inference
-        return EdgePrediction(embedding, score(embedding, edges, symmetric))
+        return EdgePrediction(
+            embedding, score(embedding, edges._replace(scalars=symmetric.astype(dtype)))
+        )
 
-    def _logit_in_training(self, embedding, edges: EdgeInputs, symmetric):
-        inputs = _edge_mlp_inputs(embedding, edges, symmetric)
-        return self.edge_mlp(inputs, edges.mask, True)[:, 0]
+    def _logit_in_training(self, embedding, edges: EdgeInputs):
+        return self.edge_mlp(_edge_mlp_inputs(embedding, edges), edges.mask, True)[:, 0]
 
-    def _logit_in_inference(self, embedding, edges: EdgeInputs, symmetric):
+    def _logit_in_inference(self, embedding, edges: EdgeInputs):
         layers = self.edge_mlp.frozen()
 
         def of_block(block: EdgeInputs):
-            return apply_frozen(layers, _edge_mlp_inputs(embedding, block, block.scalars))[:, 0]
+            return apply_frozen(layers, _edge_mlp_inputs(embedding, block))[:, 0]
 
-        # The symmetric features take the place of the scalars, which the edge MLP does not see.
-        scalars = edges.scalars[:, :0] if symmetric is None else symmetric
-        blocks = in_blocks(edges._replace(scalars=scalars), len(embedding) - 1)
-        logit = jax.lax.map(of_block, blocks)
+        logit = jax.lax.map(of_block, in_blocks(edges, len(embedding) - 1))
         return logit.reshape(-1)[: len(edges.mask)]
+
+    def _pair_features(self, graph: EventGraph):
+        """Features of the edges for the layers, and symmetric ones for the edge MLP."""
+        if self.tune.edge_features == "none":
+            nothing = jnp.zeros((len(graph.edges.mask), 0))
+            return nothing, nothing
+        position = graph.nodes.position
+        pair = helix_features(position[graph.receivers], position[graph.senders])
+        count = count_feature(graph.edges.count).astype(position.dtype)
+        return (
+            jnp.concatenate([pair.directed, count], axis=1),
+            jnp.concatenate([pair.symmetric, count], axis=1),
+        )
 
     def _node_inputs(self, position):
         if self.tune.node_features == "cartesian":
@@ -117,7 +127,7 @@ def predict(
     params: Any,
     batch_stats: Any,
     graph: EventGraph,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> EdgePrediction:
     """The prediction of a trained network, by its running BatchNorm statistics."""
     variables = {"params": params, "batch_stats": batch_stats}
@@ -134,7 +144,7 @@ def _degree_attribute(degree, node_mask, graph):
     return (difference / jnp.maximum(mean, 1e-6))[:, None]
 
 
-def _edge_mlp_inputs(embedding, edges: EdgeInputs, symmetric):
-    """z_i z_j, followed by the symmetric pair features where there are any."""
+def _edge_mlp_inputs(embedding, edges: EdgeInputs):
+    """z_i z_j, followed by the symmetric features, which stand where the layers had theirs."""
     product = embedding[edges.receivers] * embedding[edges.senders]
-    return product if symmetric is None else jnp.concatenate([product, symmetric], axis=1)
+    return jnp.concatenate([product, edges.scalars], axis=1)

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 LENGTH_SCALE = 1000.0
 """mm; brings r and z of a tracking detector to order 1."""
@@ -11,6 +11,7 @@ CLIP = 5.0
 """Pair features are clipped here: two hits at one radius have no finite slope."""
 NUM_CYLINDRICAL = 5
 NUM_HELIX = 8
+NUM_COUNT = 1
 
 
 def cylindrical_features(position: Float[Array, "hit 3"]) -> Float[Array, "hit 5"]:
@@ -24,9 +25,10 @@ class HelixFeatures(NamedTuple):
     """Geometry of pairs of hits, under the hypothesis of a helix from the beam line."""
 
     directed: Float[Array, "edge 8"]
-    """delta phi, delta r, delta z, delta eta, then the four of `symmetric` that are invariant."""
+    """delta phi, delta r, delta z, delta eta and curvature, which change sign when the hits are
+    exchanged; slope, intercept and straight-line intercept, which do not."""
     symmetric: Float[Array, "edge 8"]
-    """The same with the first four by absolute value: invariant under exchange of the hits."""
+    """The same with the first five by absolute value: invariant under exchange of the hits."""
 
 
 def helix_features(first: Float[Array, "edge 3"], second: Float[Array, "edge 3"]) -> HelixFeatures:
@@ -48,19 +50,25 @@ def helix_features(first: Float[Array, "edge 3"], second: Float[Array, "edge 3"]
     arc1, arc2 = _arc_length(kappa, r1), _arc_length(kappa, r2)
     slope, intercept = _line(arc1, arc2, z1, z2)
     _, straight_intercept = _line(r1, r2, z1, z2)
-    invariant = [
-        # 1/m; a track of 0.3 GeV in 2 T has a curvature of 2 per metre.
-        kappa * LENGTH_SCALE / 2,
-        jnp.arcsinh(slope),
-        intercept / 200.0,
-        straight_intercept / 200.0,
-    ]
-    directed = [delta_phi, delta_r / LENGTH_SCALE, delta_z / LENGTH_SCALE, delta_eta]
-    clipped = [jnp.clip(value, -CLIP, CLIP) for value in (*directed, *invariant)]
+    # A track of 0.3 GeV in 2 T has a curvature of 2 per metre.
+    curvature = kappa * LENGTH_SCALE / 2
+    odd = [delta_phi, delta_r / LENGTH_SCALE, delta_z / LENGTH_SCALE, delta_eta, curvature]
+    even = [jnp.arcsinh(slope), intercept / 200.0, straight_intercept / 200.0]
+    odd, even = ([jnp.clip(value, -CLIP, CLIP) for value in part] for part in (odd, even))
     return HelixFeatures(
-        directed=jnp.stack(clipped, axis=1),
-        symmetric=jnp.stack([jnp.abs(value) for value in clipped[:4]] + clipped[4:], axis=1),
+        directed=jnp.stack([*odd, *even], axis=1),
+        symmetric=jnp.stack([*map(jnp.abs, odd), *even], axis=1),
     )
+
+
+def count_feature(count: Int[Array, " edge"]) -> Float[Array, "edge 1"]:
+    """Logarithm of an edge's entry of the C-matrix, brought to order 1.
+
+    How often particles made such a pair in training tells before any geometry whether the edge is
+    likely true. It grows with the number of events that C was counted on, so a network belongs to
+    the C-matrix that it was trained with.
+    """
+    return (jnp.log(jnp.maximum(count, 1).astype(jnp.float32)) / 3 - 1)[:, None]
 
 
 def _cylinder(position):
@@ -76,8 +84,11 @@ def _arc_length(kappa, r):
 
 
 def _line(u1, u2, z1, z2):
-    """Slope and intercept of the line through (u1, z1) and (u2, z2), finite for u1 = u2."""
-    run = u2 - u1
-    run = jnp.where(jnp.abs(run) < 1e-2, 1e-2, run)
-    slope = (z2 - z1) / run
-    return slope, z1 - u1 * slope
+    """Slope and intercept of the line through (u1, z1) and (u2, z2), finite for u1 = u2.
+
+    Written so that exchanging the points changes neither, also where the slope is out of bounds.
+    """
+    run, rise = u2 - u1, z2 - z1
+    is_apart = jnp.abs(run) >= 1e-2
+    slope = jnp.where(is_apart, rise, jnp.abs(rise)) / jnp.where(is_apart, run, 1e-2)
+    return slope, 0.5 * (z1 + z2 - (u1 + u2) * slope)

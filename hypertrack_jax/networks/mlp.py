@@ -10,6 +10,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 XAVIER_NORMAL = nn.initializers.xavier_normal()
@@ -116,15 +117,20 @@ def _matmul_backward(residuals, gradient):
 tall_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
+    """Type in which sums of `dtype` are accumulated; in bfloat16 a sum of ones ends at 256."""
+    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
+
+
 def masked_moments(x: Float[Array, "row feat"], mask: Bool[Array, " row"]):
     """Mean, biased variance and number of the real rows, per channel; zeros without real rows.
 
     Two passes: the difference of E[x^2] and E[x]^2 loses the variance of inputs in mm to rounding.
     """
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = wide_dtype(x.dtype)
     weight = mask.astype(wide)
     count = jnp.maximum(weight.sum(), 1)
-    mean = jnp.einsum("r,rf->f", weight, x, preferred_element_type=wide) / count
+    mean = jnp.einsum("r,rf->f", mask.astype(x.dtype), x, preferred_element_type=wide) / count
     centred = x.astype(wide) - mean[None, :]
     var = jnp.einsum("r,rf->f", weight, centred * centred) / count
     return mean, var, count

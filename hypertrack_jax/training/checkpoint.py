@@ -97,20 +97,38 @@ class Checkpoints:
         It is placed on the first device, wherever it was saved.
 
         Raises:
-          ValueError: what was saved has another structure or other shapes.
+          ValueError: what was saved has another structure or other shapes, or is damaged.
         """
+        assert self._checkpointer is not None, "describe found the step before"
+        saved = self._checkpointer.metadata(step).metadata
+        if saved is None:
+            raise self._damaged(step)
+        self._require_same_shapes(step, _shapes(saved), _shapes(like))
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like
         )
-        assert self._checkpointer is not None, "describe found the step before"
         try:
             return self._checkpointer.load(step, abstract)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{self.directory}: step {step} does not hold the arrays of this network "
-                f"({str(error).splitlines()[0]}); use the tune it was trained with."
-            ) from error
+        # Orbax puts a dump of its own state over several lines into the message.
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise self._damaged(step) from error
+
+    def _require_same_shapes(self, step: int, saved: dict, wanted: dict) -> None:
+        for name in sorted(saved.keys() | wanted.keys()):
+            found, expected = (shapes.get(name, "not there") for shapes in (saved, wanted))
+            if found != expected:
+                raise ValueError(
+                    f"{self.directory}: step {step} does not hold the arrays of this network: "
+                    f"{name} is {found}, but {expected} is expected; use the tune it was trained "
+                    "with."
+                )
+
+    def _damaged(self, step: int) -> ValueError:
+        return ValueError(
+            f"{self.directory}: step {step} cannot be read, its files are damaged; go on from "
+            "another --epoch, or train anew."
+        )
 
     def _open(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
@@ -121,6 +139,14 @@ class Checkpoints:
         return ocp.training.Checkpointer(
             directory, preservation_policy=keep, cleanup_tmp_directories=True
         )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of every array of a tree; names are the same for tuples, NamedTuples and dicts."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves
+    }
 
 
 def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], directory: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -163,7 +164,7 @@ class _Trainer:
         return graph_batch(events, self.voxdyn, self.tune.voxdyn).graphs
 
 
-def _make_event_auc(tune: Tune, dtype: jnp.dtype) -> Callable[..., jax.Array]:
+def _make_event_auc(tune: Tune, dtype: DTypeLike) -> Callable[..., jax.Array]:
     @jax.jit
     def event_auc(params, batch_stats, graph: EventGraph):
         logit = predict(tune.network, params, batch_stats, graph, dtype).logit

@@ -27,10 +27,12 @@ def focal_edge_loss(
     num_positive, num_negative = positive.sum(), negative.sum()
     both = (num_positive > 0) & (num_negative > 0)
     balance = jnp.where(both, num_negative / jnp.maximum(num_positive, 1), 1)
-    weight = jnp.where(positive, balance, 1.0) * mask
+    weight = jnp.where(mask, jnp.where(positive, balance, 1), 0).astype(logit.dtype)
     # log p of the true class, and 1 - p of it, both exact for large logits.
     towards = jnp.where(label, logit, -logit)
-    loss = -jax.nn.log_sigmoid(towards) * jax.nn.sigmoid(-towards) ** gamma
+    # A power of 1 - p has no finite gradient at 0 where gamma < 1; its logarithm has.
+    focus = jnp.exp(gamma * jax.nn.log_sigmoid(-towards))
+    loss = -jax.nn.log_sigmoid(towards) * focus
     return (weight * loss).sum() / jnp.maximum(weight.sum(), 1)
 
 
@@ -93,7 +95,7 @@ def contrastive_edge_loss(
     weight = segment_sum(hit_weight.astype(logit.dtype), particle, num_segments, sorted_ids=False)
     weight = jnp.where(chosen, weight, 0)
     weighted_mean = (weight * particle_loss).sum() / jnp.maximum(weight.sum(), 1e-12)
-    num_chosen = jnp.maximum(chosen.sum(), 1)
+    num_chosen = jnp.maximum(chosen.sum(dtype=logit.dtype), 1)
     mean_hits = jnp.where(chosen, num_hits, 0).sum() / num_chosen
     return weighted_mean / jnp.maximum(mean_hits, 1)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hypertrack_jax.graph.event_graph import EventGraph, hit_graph
@@ -58,6 +59,7 @@ def init_state(tune: Tune, key: PRNGKeyArray) -> TrainState:
     """Fresh weights, and an optimiser that has seen nothing."""
     no_edges = np.zeros(0, np.int32)
     graph = hit_graph(np.zeros((1, 3), np.float32), no_edges, no_edges, no_edges)
+    graph = jax.tree.map(jnp.asarray, graph)
     variables = EdgePredictor(tune.network).init(key, graph, train=False)
     params = variables["params"]
     return TrainState(
@@ -70,7 +72,7 @@ def init_state(tune: Tune, key: PRNGKeyArray) -> TrainState:
 
 
 def make_train_step(
-    tune: Tune, dtype: jnp.dtype = jnp.float32
+    tune: Tune, dtype: DTypeLike = jnp.float32
 ) -> Callable[[TrainState, EventGraph, PRNGKeyArray], tuple[TrainState, StepMetrics]]:
     """The update `(state, graphs, key) -> (state, metrics)`, made of two compiled programs.
 
@@ -96,7 +98,7 @@ def make_train_step(
     return train_step
 
 
-def make_batch_gradient(tune: Tune, dtype: jnp.dtype) -> Callable[..., tuple[Any, Any, EdgeLosses]]:
+def make_batch_gradient(tune: Tune, dtype: DTypeLike) -> Callable[..., tuple[Any, Any, EdgeLosses]]:
     """`(params, batch_stats, graphs, key, step) -> (mean gradient, batch_stats, mean losses)`."""
     network = EdgePredictor(tune.network)
 
@@ -132,7 +134,7 @@ def make_update(tune: Tune) -> Callable[..., tuple[TrainState, Array, Array]]:
     optimizer = make_optimizer(tune.optimizer)
 
     def update(state: TrainState, gradient: Any, batch_stats: Any):
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         is_finite = jnp.isfinite(norm)
         changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         updated = (optax.apply_updates(state.params, changes), batch_stats, opt_state)

@@ -11,7 +11,12 @@ from hypertrack_jax.tunes.tune import (
 TUNE = Tune(
     name="helix",
     voxdyn=VoxdynTune(ncell=16384, min_count=4),
-    network=NetworkTune(node_features="cylindrical", edge_features="helix"),
+    network=NetworkTune(
+        node_features="cylindrical",
+        edge_features="helix",
+        # Wider than published: it also has to weigh the pair features.
+        edge_mlp_dims=(64, 32),
+    ),
     cluster=ClusterTune(edge_threshold=0.7),
-    optimizer=OptimizerTune(learning_rate=2e-3, warmup_steps=50),
+    optimizer=OptimizerTune(learning_rate=3e-3, warmup_steps=50),
 )

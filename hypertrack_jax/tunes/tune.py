@@ -31,7 +31,7 @@ class NetworkTune:
     node_features: Literal["cartesian", "cylindrical"] = "cartesian"
     """`cartesian`: x, y, z in mm as published; `cylindrical`: x/r, y/r, r, z, asinh(z/r)."""
     edge_features: Literal["none", "helix"] = "none"
-    """`helix`: geometry of a helix through both hits, given to every layer and the edge MLP."""
+    """`helix`: geometry of a helix through both hits, and log C, in all layers and the edge MLP."""
     num_layers: int = 5
     """Number of `SuperEdgeConv` layers."""
     latent_dim: int = 64

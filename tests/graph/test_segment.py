@@ -1,0 +1,128 @@
+"""Every segment operation against a loop over the segments."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypertrack_jax.graph.segment import (
+    add_to_segments,
+    segment_max,
+    segment_mean,
+    segment_min,
+    segment_softmax,
+    segment_sum,
+)
+
+NUM_SEGMENTS = 6
+EMPTY = 3
+
+
+def entries(is_sorted=True, num_columns=None, seed=0):
+    """Data, ids and mask; segment 3 is empty, segment 0 all masked, the last ids are padding."""
+    rng = np.random.default_rng(seed)
+    ids = rng.choice(np.array([0, 1, 2, 4, 5, NUM_SEGMENTS], np.int32), 60)
+    if is_sorted:
+        ids = np.sort(ids)
+    mask = (rng.random(60) < 0.8) & (ids != 0) & (ids != NUM_SEGMENTS)
+    shape = (60,) if num_columns is None else (60, num_columns)
+    return rng.normal(size=shape).astype(np.float32), ids, mask
+
+
+def on_device(*arrays):
+    return tuple(jnp.asarray(array) for array in arrays)
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("num_columns", [None, 3])
+@pytest.mark.parametrize(
+    ("operation", "of_segment", "if_empty"),
+    [
+        (segment_sum, lambda part: part.sum(axis=0), 0.0),
+        (segment_max, lambda part: part.max(axis=0), -np.inf),
+        (segment_min, lambda part: part.min(axis=0), np.inf),
+    ],
+)
+def test_reductions_equal_a_loop(operation, of_segment, if_empty, num_columns, is_sorted):
+    data, ids, _ = entries(is_sorted, num_columns)
+    found = np.asarray(operation(*on_device(data, ids), NUM_SEGMENTS, sorted_ids=is_sorted))
+    assert len(found) == NUM_SEGMENTS  # and none for the padding's id
+    for segment in range(NUM_SEGMENTS):
+        part = data[ids == segment]
+        expected = of_segment(part) if len(part) else if_empty
+        np.testing.assert_allclose(found[segment], expected, rtol=1e-5)
+    assert np.all(found[EMPTY] == if_empty)
+
+
+def test_reductions_of_whole_numbers_stay_exact():
+    data, ids = on_device(np.array([2**30, 1, 5], np.int32), np.array([0, 0, 1], np.int32))
+    np.testing.assert_array_equal(segment_sum(data, ids, 2), [2**30 + 1, 5])
+    assert segment_max(data, ids, 3)[2] == np.iinfo(np.int32).min
+    assert segment_min(data, ids, 3)[2] == np.iinfo(np.int32).max
+
+
+def test_blocks_added_one_after_another_make_the_whole_sum():
+    data, ids, _ = entries(num_columns=3)
+    total = jnp.zeros((NUM_SEGMENTS, 3))
+    for block in (slice(0, 25), slice(25, 60)):
+        total = add_to_segments(total, jnp.asarray(data[block]), jnp.asarray(ids[block]))
+    whole = segment_sum(*on_device(data, ids), NUM_SEGMENTS)
+    np.testing.assert_allclose(total, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+@pytest.mark.parametrize("num_columns", [None, 3])
+def test_mean_equals_a_loop_over_real_entries(num_columns, is_sorted):
+    data, ids, mask = entries(is_sorted, num_columns)
+    real, segment_ids, is_real = on_device(data, ids, mask)
+    found = segment_mean(real, segment_ids, NUM_SEGMENTS, is_real, sorted_ids=is_sorted)
+    for segment in range(NUM_SEGMENTS):
+        part = data[(ids == segment) & mask]
+        expected = part.mean(axis=0) if len(part) else 0.0
+        np.testing.assert_allclose(found[segment], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_softmax_equals_a_loop_and_survives_large_logits(is_sorted):
+    data, ids, mask = entries(is_sorted)
+    data = 100 * data + 500
+    logit, segment_ids, is_real = on_device(data, ids, mask)
+    found = segment_softmax(logit, segment_ids, NUM_SEGMENTS, is_real, sorted_ids=is_sorted)
+    found = np.asarray(found)
+    for segment in range(NUM_SEGMENTS):
+        place = (ids == segment) & mask
+        shifted = np.exp(data[place].astype(np.float64) - data[place].max(initial=-np.inf))
+        np.testing.assert_allclose(found[place], shifted / max(shifted.sum(), 1), 1e-4, 1e-30)
+    assert np.all(found[~mask] == 0)
+
+
+def test_softmax_gradient_equals_that_of_the_real_entries_alone():
+    data, ids, mask = entries()
+    target = np.random.default_rng(1).normal(size=60).astype(np.float32)
+
+    def value(logit, ids, mask, target):
+        return (segment_softmax(logit, ids, NUM_SEGMENTS, mask) * target).sum()
+
+    everything = np.ones(mask.sum(), bool)
+    with_padding = jax.grad(value)(*on_device(50 * data, ids, mask, target))
+    real = jax.grad(value)(*on_device(50 * data[mask], ids[mask], everything, target[mask]))
+    assert np.all(np.isfinite(with_padding))
+    assert np.any(real != 0)
+    np.testing.assert_allclose(with_padding[mask], real, rtol=1e-5, atol=1e-7)
+    assert np.all(with_padding[~mask] == 0)
+
+
+@pytest.mark.parametrize("operation", [segment_mean, segment_softmax])
+def test_all_masked_gives_zeros_with_finite_gradients(operation):
+    data, ids, nothing = on_device(*entries()[:2], np.zeros(60, bool))
+    value, gradient = jax.value_and_grad(
+        lambda data: operation(data, ids, NUM_SEGMENTS, nothing).sum()
+    )(data)
+    assert value == 0
+    assert np.all(gradient == 0)
+
+
+def test_no_entries_at_all():
+    data, ids = on_device(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
+    assert np.all(segment_sum(data, ids, 3) == np.zeros((3, 2)))
+    assert segment_softmax(data[:, 0], ids, 3, jnp.zeros(0, bool)).shape == (0,)

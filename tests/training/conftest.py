@@ -1,0 +1,73 @@
+"""What the tests of training share: stored toy events, a graph constructor and a small tune."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import pytest
+from toy import helix_event
+from toy_graph import SMALL_NETWORK
+
+from hypertrack_jax.events.store import save_event
+from hypertrack_jax.training import step
+from hypertrack_jax.training.batches import EventSource
+from hypertrack_jax.tunes.tune import LossTune, OptimizerTune, Tune, VoxdynTune
+from hypertrack_jax.voxdyn.model import VoxelDynamics, fit_voxdyn
+
+NUM_EVENTS = 4
+
+
+@pytest.fixture
+def optax_promotion():
+    """Allows implicit promotion: optax's Adam raises a float to an integer power."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once():
+    """Training steps of one tune share compiled programs; the gradient knows no optimiser."""
+    shared = cache(step.make_batch_gradient)
+
+    def make_batch_gradient(tune, dtype):
+        return shared(replace(tune, optimizer=OptimizerTune()), dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "make_batch_gradient", make_batch_gradient)
+        patch.setattr(step, "make_update", cache(step.make_update))
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_tune() -> Tune:
+    """Of four particles of an event two enter the contrastive loss."""
+    return Tune(
+        "small",
+        voxdyn=VoxdynTune(ncell=64),
+        network=replace(SMALL_NETWORK, node_features="cylindrical", edge_features="helix"),
+        loss=LossTune(contrastive_max_particles=2),
+        optimizer=OptimizerTune(learning_rate=1e-2, period=1000),
+    )
+
+
+@pytest.fixture(scope="session")
+def event_directory(tmp_path_factory) -> Path:
+    """A directory of `NUM_EVENTS` events, numbered from 1; all fit into the smallest bucket."""
+    directory = tmp_path_factory.mktemp("events")
+    for number in range(1, NUM_EVENTS + 1):
+        save_event(directory, helix_event(0, num_particles=4, event_id=number))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def voxdyn(small_tune) -> VoxelDynamics:
+    """Cells fitted to more events of the same kind."""
+    events = [helix_event(1, num_particles=20, event_id=number) for number in range(5)]
+    return fit_voxdyn(lambda: events, small_tune.voxdyn.ncell, "hyper", num_iterations=3)
+
+
+@pytest.fixture
+def source(event_directory) -> EventSource:
+    """The stored events, each thinned to half of its particles or more."""
+    return EventSource(event_directory, range(1, NUM_EVENTS + 1), 0.5, 1.0, -1, seed=3)

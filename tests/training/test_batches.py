@@ -1,0 +1,136 @@
+"""Batches as a function of (seed, step), and the thread that makes them ahead."""
+
+import threading
+import time
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.store import step_event_ids
+from hypertrack_jax.graph.event_graph import bucket_for, event_graph
+from hypertrack_jax.training.batches import (
+    fixed_events,
+    graph_batch,
+    prefetched,
+    step_events,
+)
+from hypertrack_jax.voxdyn.model import predict_edges
+
+
+def same(first, second) -> bool:
+    equal = jax.tree.map(np.array_equal, first, second)
+    return jax.tree.structure(first) == jax.tree.structure(second) and all(jax.tree.leaves(equal))
+
+
+def test_a_step_has_the_same_events_whatever_came_before(source):
+    forwards = [step_events(source, step, 2) for step in range(6)]
+    backwards = [step_events(source, step, 2) for step in reversed(range(6))][::-1]
+    assert same(forwards, backwards)
+    assert not same(forwards, [step_events(source._replace(seed=4), s, 2) for s in range(6)])
+
+
+def test_an_epoch_visits_every_event_and_thins_it_anew(source):
+    epochs = [
+        {
+            event.event_id: event
+            for step in (2 * epoch, 2 * epoch + 1)
+            for event in step_events(source, step, 2)
+        }
+        for epoch in range(3)
+    ]
+    assert all(set(epoch) == set(source.event_ids) for epoch in epochs)
+    num_particles = [
+        [len(epoch[event_id].particles.particle_id) for epoch in epochs]
+        for event_id in source.event_ids
+    ]
+    assert any(len(set(numbers)) > 1 for numbers in num_particles)
+
+
+def test_one_event_twice_in_a_batch_is_thinned_twice(source):
+    twice = step_events(source._replace(event_ids=[1], rfactor_end=0.6), 0, 8)
+    assert {event.event_id for event in twice} == {1}
+    assert len({event.position.tobytes() for event in twice}) > 1
+
+
+def test_fixed_events_are_those_of_the_list_and_stay_the_same(source):
+    first, again = list(fixed_events(source)), list(fixed_events(source))
+    assert [event.event_id for event in first] == list(source.event_ids)
+    assert same(first, again)
+    alone = next(fixed_events(source._replace(event_ids=[3])))
+    assert same(alone, first[2])
+
+
+def test_a_batch_is_the_graphs_of_its_events_in_one_bucket(source, voxdyn, small_tune):
+    events = step_events(source, 0, 3)
+    batch = graph_batch(events, voxdyn, small_tune.voxdyn)
+    edges = [predict_edges(voxdyn, event.position) for event in events]
+    assert batch.num_hits == max(len(event.position) for event in events)
+    assert batch.num_edges == max(len(candidates.senders) for candidates in edges)
+    bucket = bucket_for(batch.num_hits, batch.num_edges)
+    assert batch.graphs.globals is None
+    assert batch.graphs.senders.shape[0] == 3
+    for i in range(3):
+        graph = jax.tree.map(lambda array: array[i], batch.graphs)  # noqa: B023
+        assert same(graph, event_graph(events[i], *edges[i], node2node="hyper", bucket=bucket))
+
+
+def test_rare_cell_pairs_make_no_edges_where_the_tune_says_so(source, voxdyn, small_tune):
+    events = step_events(source, 0, 1)
+    batch = graph_batch(events, voxdyn, replace(small_tune.voxdyn, min_count=4))
+    counts = batch.graphs.edges.count[batch.graphs.edges.mask]
+    assert counts.min() >= 4
+    assert len(counts) < graph_batch(events, voxdyn, small_tune.voxdyn).num_edges
+
+
+def test_prefetched_batches_are_the_direct_ones_from_the_first_step_on(source, voxdyn, small_tune):
+    with prefetched(source, voxdyn, small_tune.voxdyn, 2, first_step=3) as batches:
+        found = [next(batches) for _ in range(3)]
+    expected = [
+        graph_batch(step_events(source, step, 2), voxdyn, small_tune.voxdyn) for step in (3, 4, 5)
+    ]
+    assert same(found, expected)
+
+
+def test_the_thread_works_ahead_but_not_without_bound_and_ends(
+    source, voxdyn, small_tune, monkeypatch
+):
+    made = []
+
+    def counted(source, step, batch_size) -> list[Event]:
+        made.append(step)
+        return step_events(source, step, batch_size)
+
+    monkeypatch.setattr("hypertrack_jax.training.batches.step_events", counted)
+    threads = set(threading.enumerate())
+    with prefetched(source, voxdyn, small_tune.voxdyn, 1, first_step=0) as batches:
+        next(batches)
+        (thread,) = set(threading.enumerate()) - threads
+        time.sleep(0.5)
+        # One taken, four waiting, one in hand.
+        assert 2 <= len(made) <= 6
+    assert not thread.is_alive()
+
+
+def test_the_thread_ends_when_its_consumer_fails(source, voxdyn, small_tune):
+    threads = set(threading.enumerate())
+    with (
+        pytest.raises(RuntimeError, match="the consumer's own"),
+        prefetched(source, voxdyn, small_tune.voxdyn, 1, first_step=0),
+    ):
+        raise RuntimeError("the consumer's own")
+    assert set(threading.enumerate()) == threads
+
+
+def test_an_error_in_the_thread_is_raised_where_its_batch_is_taken(source, voxdyn, small_tune):
+    incomplete = source._replace(event_ids=[1, 99])
+    first_bad = next(s for s in range(8) if 99 in step_event_ids([1, 99], source.seed, s, 1))
+    with (
+        prefetched(incomplete, voxdyn, small_tune.voxdyn, 1, first_step=0) as batches,
+        pytest.raises(FileNotFoundError, match=r"event000000099.npz: no such event"),
+    ):
+        for step in range(8):
+            assert step <= first_bad
+            next(batches)

@@ -1,0 +1,153 @@
+"""Checkpoints: what is kept, what they say of themselves, and what is refused."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypertrack_jax.training import checkpoint
+from hypertrack_jax.training.checkpoint import Checkpoints, require_same_tune
+from hypertrack_jax.tunes import helix, tune_5
+from hypertrack_jax.tunes.tune import LossTune, NetworkTune, Tune
+
+TUNE = Tune(
+    "mine",
+    network=NetworkTune(num_layers=2, edge_mlp_dims=(7, 5, 3)),
+    loss=LossTune(edge_bce=0.1234567890123),
+)
+
+
+def arrays(number):
+    """A state of several types and shapes that `number` decides."""
+    return {
+        "step": jnp.asarray(number, jnp.int32),
+        "kernel": jnp.linspace(-1, 1, 6, dtype=jnp.float32).reshape(2, 3) * number / 3,
+        "half": [jnp.full(4, number / 7, jnp.bfloat16)],
+    }
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    with Checkpoints(tmp_path / "models" / "tag") as opened:
+        yield opened
+
+
+def assert_identical(first, second):
+    assert jax.tree.structure(first) == jax.tree.structure(second)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_saved_state_and_its_tune_come_back_unchanged(checkpoints):
+    checkpoints.save(3, arrays(3), TUNE, auc=0.7)
+    with Checkpoints(checkpoints.directory) as again:
+        saved = again.describe()
+        assert saved == (3, TUNE)
+        assert_identical(again.restore(3, jax.eval_shape(arrays, 0)), arrays(3))
+
+
+def test_every_saved_step_has_its_own_arrays(checkpoints):
+    for step in (1, 2):
+        checkpoints.save(step, arrays(step), replace(TUNE, name=f"tune {step}"), auc=0.5)
+    assert checkpoints.steps() == [1, 2]
+    assert checkpoints.describe().step == 2
+    assert checkpoints.describe(1).tune.name == "tune 1"
+    assert_identical(checkpoints.restore(1, arrays(0)), arrays(1))
+
+
+def test_the_latest_two_and_the_best_are_kept(checkpoints):
+    for step, auc in enumerate((0.5, 0.9, 0.6, 0.7, 0.8), start=1):
+        checkpoints.save(step, arrays(step), TUNE, auc)
+    assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_looking_for_a_checkpoint_leaves_no_trace(checkpoints):
+    assert checkpoints.steps() == []
+    with pytest.raises(FileNotFoundError, match=r"tag: no checkpoint here .*experiments/train.py"):
+        checkpoints.describe()
+    assert not checkpoints.directory.parent.exists()
+
+
+def test_a_step_that_is_not_there_is_named(checkpoints):
+    checkpoints.save(4, arrays(4), TUNE, auc=0.5)
+    with pytest.raises(FileNotFoundError, match=r"no step 3 here \(saved steps: \[4\]\)"):
+        checkpoints.describe(3)
+
+
+def test_an_unfinished_save_is_no_checkpoint(checkpoints):
+    checkpoints.save(1, arrays(1), TUNE, auc=0.5)
+    (checkpoints.directory / "2.orbax-checkpoint-tmp").mkdir()
+    with Checkpoints(checkpoints.directory) as again:
+        assert again.steps() == [1]
+
+
+def test_a_checkpoint_of_another_version_is_refused(checkpoints, monkeypatch):
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 0)
+    checkpoints.save(1, arrays(1), TUNE, auc=0.5)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="step 1 is not a checkpoint of this version"):
+        checkpoints.describe()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel": jnp.zeros((3, 3))},
+        {"kernel": jnp.zeros((2, 2))},
+        {"another": jnp.zeros(2)},
+    ],
+    ids=["larger", "smaller", "another array"],
+)
+def test_arrays_of_another_network_are_refused(checkpoints, change):
+    checkpoints.save(1, arrays(1), TUNE, auc=0.5)
+    with pytest.raises(
+        ValueError, match="step 1 does not hold the arrays of this network"
+    ) as caught:
+        checkpoints.restore(1, arrays(0) | change)
+    (name,) = change
+    assert name in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_damaged_checkpoint_is_one_sentence(checkpoints):
+    checkpoints.save(1, arrays(1), TUNE, auc=0.5)
+    files = [
+        path for path in (checkpoints.directory / "1" / "state").rglob("d/*") if path.is_file()
+    ]
+    assert files
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-40])
+    with (
+        Checkpoints(checkpoints.directory) as again,
+        pytest.raises(ValueError, match=r"tag: step 1 cannot be read, .*--epoch") as caught,
+    ):
+        again.restore(1, arrays(0))
+    assert len(str(caught.value)) < 300
+
+
+def test_no_place_to_write_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with (
+        Checkpoints(tmp_path / "file" / "tag") as checkpoints,
+        pytest.raises(OSError, match=r"tag: step 1 cannot be saved .*--workdir") as caught,
+    ):
+        checkpoints.save(1, arrays(1), TUNE, auc=0.5)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_tune_is_refused_by_its_first_difference(tmp_path):
+    parts = ("voxdyn", "network")
+    require_same_tune(helix.TUNE, helix.TUNE, parts, tmp_path)
+    other_optimizer = replace(helix.TUNE, optimizer=tune_5.TUNE.optimizer, name="other")
+    require_same_tune(helix.TUNE, other_optimizer, parts, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"trained with tune helix, in which voxdyn.ncell is 16384, but 65536 is"
+    ):
+        require_same_tune(helix.TUNE, tune_5.TUNE, parts, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"network.node_features is 'cylindrical', but 'cartesian' is asked for"
+    ):
+        require_same_tune(helix.TUNE, tune_5.TUNE, ("network",), tmp_path)
