@@ -127,7 +127,7 @@ class SuperEdgeConv(nn.Module):
 def in_blocks(edges: EdgeInputs, padding_hit: int) -> EdgeInputs:
     """The edges as [block, EDGE_BLOCK, ...], filled up with padding edges at `padding_hit`."""
     num_edges = len(edges.mask)
-    size = min(EDGE_BLOCK, num_edges)
+    size = min(EDGE_BLOCK, max(num_edges, 1))
     num_missing = -num_edges % size
     num_blocks = (num_edges + num_missing) // size
 

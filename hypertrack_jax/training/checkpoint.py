@@ -28,9 +28,16 @@ class Saved(NamedTuple):
 class Checkpoints:
     """The checkpoints of one tag: the latest two, and the one with the best AUC."""
 
-    def __init__(self, directory: Path):
-        """Opens the directory; where there is none, the first `save` makes it."""
+    def __init__(self, directory: Path, is_writer: bool = False):
+        """Opens the directory; where there is none, the first `save` makes it.
+
+        Args:
+          directory: directory of the tag.
+          is_writer: also removes what an interrupted save left; a mere reader must not, since a
+            save may be under way.
+        """
         self.directory = directory.absolute()
+        self._is_writer = is_writer
         self._checkpointer = self._open() if self.directory.is_dir() else None
 
     def __enter__(self) -> "Checkpoints":
@@ -48,19 +55,28 @@ class Checkpoints:
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
     def save(self, step: int, state: Any, tune: Tune, auc: float) -> None:
-        """Saves `state`; a step that is there already stays as it is.
+        """Saves `state` in the place of what may be saved at this step.
+
+        Later steps are of a training that was gone back behind; they are removed once the new state
+        is safe, so that the latest step is always the one to go on from.
 
         Raises:
           OSError: the checkpoint cannot be written.
         """
-        if step in self.steps():
-            return
+        steps = self.steps()
         description = {"format_version": FORMAT_VERSION, "tune": json.loads(tune_to_json(tune))}
         try:
             self._checkpointer = self._checkpointer or self._open()
             self._checkpointer.save(
-                step, state, metrics={"auc": auc}, custom_metadata=description, force=True
+                step,
+                state,
+                metrics={"auc": auc},
+                custom_metadata=description,
+                force=True,
+                overwrite=step in steps,
             )
+            for later in (saved for saved in steps if saved > step):
+                self._checkpointer.delete(later)
         except (OSError, ValueError) as error:
             raise OSError(
                 f"{self.directory}: step {step} cannot be saved ({error}); make room, or choose a "
@@ -137,7 +153,7 @@ class Checkpoints:
         keep: Any = policies.AnyPreservationPolicy([policies.LatestN(_KEPT_LATEST), keep_best])
         directory: Any = self.directory
         return ocp.training.Checkpointer(
-            directory, preservation_policy=keep, cleanup_tmp_directories=True
+            directory, preservation_policy=keep, cleanup_tmp_directories=self._is_writer
         )
 
 

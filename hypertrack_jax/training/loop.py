@@ -84,14 +84,16 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics, epoch: int = -1) 
       OSError: a file cannot be read or written.
     """
     trainer = _Trainer(run, tune, voxdyn)
-    with Checkpoints(run.checkpoint_directory) as checkpoints:
+    with Checkpoints(run.checkpoint_directory, is_writer=True) as checkpoints:
         state = trainer.first_state(checkpoints, epoch)
         with _Progress(run, tune, int(state.step)) as progress, _stop_signals() as stopped:
+            first_step = int(state.step)
             state = trainer.updates(state, checkpoints, progress, stopped)
             step = int(state.step)
             if run.validation is not None and step % run.validate_every and not stopped:
                 progress.record_validation(step, trainer.validation_auc(state))
-            checkpoints.save(step, state, tune, progress.auc)
+            if step > first_step:
+                checkpoints.save(step, state, tune, progress.auc)
     return state
 
 
@@ -146,6 +148,8 @@ class _Trainer:
                 if time.monotonic() - saved_at > 60 * run.save_period:
                     checkpoints.save(done, state, self.tune, progress.auc)
                     saved_at = time.monotonic()
+                if stopped or done == run.num_steps:
+                    progress.flush(step, batch)
                 if stopped:
                     _LOG.warning("stopped at step %d; the same command goes on from there", done)
                     break
@@ -228,6 +232,12 @@ class _Progress:
         if ready:
             self._log(step, jax.device_get(ready), batch)
 
+    def flush(self, step: int, batch: Batch) -> None:
+        """Logs what has not been logged, at the end of a run."""
+        if self._pending:
+            ready, self._pending = self._pending, []
+            self._log(step, jax.device_get(ready), batch)
+
     def record_validation(self, step: int, auc: float) -> None:
         self.auc = auc
         self._writer.add_scalar("validation/auc", auc, step)
@@ -238,12 +248,14 @@ class _Progress:
             name: float(np.mean(np.asarray([getattr(entry, name) for entry in metrics])))
             for name in StepMetrics._fields
         }
-        self.auc = means["auc"]
+        # Training and validation differ too much to be compared for the best checkpoint.
+        if self._run.validation is None:
+            self.auc = float(np.nan_to_num(means["auc"]))
         rate = np.asarray(self._schedule(step)).item()
         for name, value in {**means, "learning_rate": rate}.items():
             self._writer.add_scalar(f"train/{name}", value, step)
-        seconds = self._bar.format_dict["rate"]
-        events = f"{seconds * self._run.batch_size:.1f}" if seconds else "-"
+        steps_per_second = self._bar.format_dict["rate"]
+        events = f"{steps_per_second * self._run.batch_size:.1f}" if steps_per_second else "-"
         self._bar.set_postfix_str(
             f"loss {means['loss']:.3f} auc {means['auc']:.4f} lr {rate:.1e} "
             f"events/s {events} edges {batch.num_edges}"

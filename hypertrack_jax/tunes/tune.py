@@ -141,20 +141,23 @@ def _check_choices(part: Any) -> None:
             )
 
 
-def _from_dict(kind: type, values: dict[str, Any], where: str) -> Any:
+def _from_dict(kind: type, values: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {values!r}, but its fields are expected; write it anew.")
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(
             f"{where} has the field {unknown[0]!r}, which this version of hypertrack_jax does not "
             "know; use the version that wrote it."
         )
-    return kind(
-        **{
-            name: _from_value(hints[name], value, f"{where}.{name}")
-            for name, value in values.items()
-        }
-    )
+    converted = {
+        name: _from_value(hints[name], value, f"{where}.{name}") for name, value in values.items()
+    }
+    try:
+        return kind(**converted)
+    except TypeError as error:
+        raise ValueError(f"{where} is not complete ({error}); write it anew.") from error
 
 
 def _from_value(kind: Any, value: Any, where: str) -> Any:

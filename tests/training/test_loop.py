@@ -90,8 +90,17 @@ def test_a_finished_run_does_nothing_more(runner):
 def test_a_larger_epoch_goes_on_from_that_step(runner):
     runner.train(2)
     at_3 = runner.train(3)
-    runner.train(4)
     assert_identical(runner.train(3, epoch=2, log_directory=runner.run.log_directory / "2"), at_3)
+
+
+def test_going_back_replaces_what_came_after(runner):
+    faster = replace(runner.tune, optimizer=replace(runner.tune.optimizer, learning_rate=2e-2))
+    runner.train(2)
+    runner.train(3)
+    runner.train(5)
+    again = runner.train(4, epoch=3, tune=faster, log_directory=runner.run.log_directory / "2")
+    assert runner.saved_steps()[-1] == 4
+    assert_identical(runner.train(4, log_directory=runner.run.log_directory / "3"), again)
 
 
 def test_a_taken_tag_is_not_begun_anew(runner):

@@ -151,3 +151,9 @@ def test_the_helix_tune_is_the_published_network_with_other_inputs():
     published = {"node_features": "cartesian", "edge_features": "none", "edge_mlp_dims": (30, 30)}
     assert replace(helix.TUNE.network, **published) == tune_5.TUNE.network
     assert helix.TUNE.loss == tune_5.TUNE.loss
+
+
+@pytest.mark.parametrize("text", ["{}", '{"name": "x", "network": 3}', "[]"])
+def test_json_that_is_no_whole_tune_is_one_sentence(text):
+    with pytest.raises(ValueError, match=r"^tune.* write it anew\.$"):
+        tune_from_json(text)
