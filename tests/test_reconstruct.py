@@ -103,7 +103,7 @@ def test_a_position_that_is_not_finite_is_refused(model, bad):
 
 
 def test_a_loaded_model_is_the_saved_one(model, state, voxdyn, tmp_path):
-    with Checkpoints(tmp_path / "tag") as checkpoints:
+    with Checkpoints(tmp_path / "tag", is_writer=True) as checkpoints:
         checkpoints.save(7, state, TUNE, auc=0.5)
     path = voxdyn_path(tmp_path, "hyper", TUNE.voxdyn.ncell)
     with pytest.raises(FileNotFoundError, match="voxdyn_hyper_64"):

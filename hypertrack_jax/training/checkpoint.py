@@ -29,15 +29,26 @@ class Checkpoints:
     """The checkpoints of one tag: the latest two, and the one with the best AUC."""
 
     def __init__(self, directory: Path, is_writer: bool = False):
-        """Opens the directory; where there is none, the first `save` makes it.
+        """Opens the directory.
 
         Args:
           directory: directory of the tag.
-          is_writer: also removes what an interrupted save left; a mere reader must not, since a
-            save may be under way.
+          is_writer: makes the directory, and removes what an interrupted save left there; a mere
+            reader must not, since a save may be under way.
+
+        Raises:
+          OSError: a writer cannot make the directory; better known before training than after.
         """
         self.directory = directory.absolute()
         self._is_writer = is_writer
+        if is_writer:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(
+                    f"{self.directory}: checkpoints cannot be written there ({error.strerror}); "
+                    "choose another --save_tag, or a --workdir that you may write to."
+                ) from error
         self._checkpointer = self._open() if self.directory.is_dir() else None
 
     def __enter__(self) -> "Checkpoints":
@@ -66,7 +77,7 @@ class Checkpoints:
         steps = self.steps()
         description = {"format_version": FORMAT_VERSION, "tune": json.loads(tune_to_json(tune))}
         try:
-            self._checkpointer = self._checkpointer or self._open()
+            assert self._checkpointer is not None, "only a writer saves"
             self._checkpointer.save(
                 step,
                 state,

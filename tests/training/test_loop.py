@@ -189,11 +189,11 @@ def test_tensorboard_holds_the_scalars(runner, source):
     }
     assert set(scalars) == train_tags | {"train/learning_rate", "validation/auc"}
     for tag in train_tags:
-        assert set(scalars[tag]) == {1, 3}
+        assert set(scalars[tag]) == {1, 3, 4}
         assert np.all(np.isfinite(list(scalars[tag].values())))
     schedule = learning_rate_schedule(runner.tune.optimizer)
     assert scalars["train/learning_rate"] == pytest.approx(
-        {step: float(schedule(step)) for step in (1, 3)}
+        {step: float(schedule(step)) for step in (1, 3, 4)}
     )
     assert set(scalars["validation/auc"]) == {3, 5}
     assert scalars["validation/auc"][5] == pytest.approx(
@@ -238,7 +238,7 @@ def test_an_event_that_is_missing_stops_the_run(runner, source):
 
 def test_an_unwritable_place_is_one_sentence(runner, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"tag: step 1 cannot be saved"):
+    with pytest.raises(OSError, match=r"tag: checkpoints cannot be written"):
         runner.train(1, checkpoint_directory=tmp_path / "file" / "tag")
     with pytest.raises(OSError, match=r"file"):
         runner.train(1, log_directory=tmp_path / "file" / "tag")
