@@ -25,9 +25,7 @@ flags.adopt_module_key_flags(command_line)
 READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.", required=True)
 EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
 PARAM = flags.DEFINE_string(
-    "param",
-    None,
-    f"Tune that the model must have ({', '.join(PACKAGED)}, or a file); default: its own.",
+    "param", None, f"Tune that the model must have ({', '.join(PACKAGED)}, or a file)."
 )
 NODE2NODE = flags.DEFINE_enum(
     "node2node", None, choices(VoxdynTune, "node2node"), "Topology that the model must have."
@@ -36,9 +34,7 @@ NCELL = flags.DEFINE_integer("ncell", None, "Cells that the model must have.", l
 CLUSTER = flags.DEFINE_enum(
     "cluster", "cut", ["cut"], "cut: connected components of the edges above the threshold."
 )
-EDGE_THRESHOLD = flags.DEFINE_float(
-    "edge_threshold", None, "Edges below are cut; default: the tune's.", 0.0, 1.0
-)
+EDGE_THRESHOLD = flags.DEFINE_float("edge_threshold", None, "Default: the tune's.", 0.0, 1.0)
 RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")
 NOISE_RATIO = flags.DEFINE_string(
     "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise."

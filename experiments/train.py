@@ -26,9 +26,7 @@ NCELL = flags.DEFINE_integer("ncell", None, "Voronoi cells; default: the tune's.
 MIN_COUNT = flags.DEFINE_integer(
     "min_count", None, "Smallest C that makes edges; default: the tune's.", lower_bound=1
 )
-LEARNING_RATE = flags.DEFINE_float(
-    "learning_rate", None, "Peak learning rate; default: the tune's.", lower_bound=0
-)
+LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Peak rate; default: the tune's.", 0)
 SCHEDULER_TYPE = flags.DEFINE_enum(
     "scheduler_type", None, choices(OptimizerTune, "scheduler_type"), "Default: the tune's."
 )
@@ -39,10 +37,7 @@ OPTIMIZER = flags.DEFINE_enum(
     "optimizer", None, choices(OptimizerTune, "optimizer"), "Default: the tune's."
 )
 EPOCH = flags.DEFINE_integer(
-    "epoch",
-    -1,
-    "-1: from the latest checkpoint of --save_tag, or anew without one; 0: anew; else that step.",
-    lower_bound=-1,
+    "epoch", -1, "-1: go on from the latest checkpoint if any; 0: anew; else from that step.", -1
 )
 SAVE_TAG = flags.DEFINE_string("save_tag", None, "Name of the model.", required=True)
 RFACTOR_START = flags.DEFINE_float("rfactor_start", 0.01, "Smallest fraction of particles kept.")
@@ -52,9 +47,7 @@ NOISE_RATIO = flags.DEFINE_string(
 )
 EVENT_START = flags.DEFINE_list("event_start", ["2450", "5950"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["5899", "7499"], "Last events of the ranges.")
-VALIDATE = flags.DEFINE_integer(
-    "validate", 0, "1: look at validation events, too.", lower_bound=0, upper_bound=1
-)
+VALIDATE = flags.DEFINE_integer("validate", 0, "1: look at validation events, too.", 0, 1)
 VALIDATION_START = flags.DEFINE_list("validation_start", ["7500"], "As --event_start.")
 VALIDATION_END = flags.DEFINE_list("validation_end", ["7549"], "As --event_end.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Events per update.", lower_bound=1)

@@ -1,1 +1,59 @@
-"""HyperTrack in JAX: hits of a particle detector in, particle tracks out."""
+"""HyperTrack in JAX: hits of a particle detector in, particle tracks out.
+
+The names below are the public ones. Each is imported when it is first used, so that a program that
+only reads events does not wait for jax.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hypertrack_jax.clustering.tracks import Tracks
+    from hypertrack_jax.evaluation.metrics import track_scores
+    from hypertrack_jax.events.event import Event, Particles
+    from hypertrack_jax.events.pileup import thin
+    from hypertrack_jax.events.store import load_event, save_event
+    from hypertrack_jax.events.trackml import read_event, write_submission
+    from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
+    from hypertrack_jax.tunes.load import load_tune
+    from hypertrack_jax.voxdyn.model import fit_voxdyn, predict_edges
+
+_MODULES = {
+    "Event": "events.event",
+    "Particles": "events.event",
+    "Reconstructor": "reconstruct",
+    "Tracks": "clustering.tracks",
+    "fit_voxdyn": "voxdyn.model",
+    "load_event": "events.store",
+    "load_reconstructor": "reconstruct",
+    "load_tune": "tunes.load",
+    "predict_edges": "voxdyn.model",
+    "read_event": "events.trackml",
+    "save_event": "events.store",
+    "thin": "events.pileup",
+    "track_scores": "evaluation.metrics",
+    "write_submission": "events.trackml",
+}
+
+__all__ = [
+    "Event",
+    "Particles",
+    "Reconstructor",
+    "Tracks",
+    "fit_voxdyn",
+    "load_event",
+    "load_reconstructor",
+    "load_tune",
+    "predict_edges",
+    "read_event",
+    "save_event",
+    "thin",
+    "track_scores",
+    "write_submission",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
