@@ -34,7 +34,9 @@ NCELL = flags.DEFINE_integer("ncell", None, "Cells that the model must have.", l
 CLUSTER = flags.DEFINE_enum(
     "cluster", "cut", ["cut"], "cut: connected components of the edges above the threshold."
 )
-EDGE_THRESHOLD = flags.DEFINE_float("edge_threshold", None, "Default: the tune's.", 0.0, 1.0)
+EDGE_THRESHOLD = flags.DEFINE_float(
+    "edge_threshold", None, "Edge cut; default: the tune's.", 0.0, 1.0
+)
 RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")
 NOISE_RATIO = flags.DEFINE_string(
     "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise."

@@ -1,7 +1,6 @@
 """Fits Voxel-Dynamics to the events in --workdir/data; writes one file per --ncell to models/.
 
-python experiments/pretrain_voxdyn.py --node2node=hyper --ncell=16384,65536 \
-  --event_start=1000 --event_end=1099
+python experiments/pretrain_voxdyn.py --ncell=16384,65536 --event_start=1000 --event_end=1099
 """
 
 import time
