@@ -64,6 +64,16 @@ def event_range(start: flags.FlagHolder, end: flags.FlagHolder) -> list[int]:
     return ids
 
 
+def floats(flag: flags.FlagHolder) -> list[float]:
+    """The numbers of a list flag."""
+    try:
+        return [float(value) for value in flag.value]
+    except ValueError as error:
+        raise ValueError(
+            f"--{flag.name}={','.join(flag.value)}: expected numbers, like --{flag.name}=0.01,1."
+        ) from error
+
+
 @contextlib.contextmanager
 def map_in_processes(
     function: Callable, items: Sequence, num_processes: int | None = None

@@ -1,6 +1,7 @@
-"""Reconstructs and scores events under --workdir/data with a trained model.
+"""Reconstructs and scores events under --workdir/data with a trained model, or only their graphs.
 
 python experiments/inference.py --read_tag=pu2 --rfactor=0.01 --event_start=8750 --event_end=8799
+python experiments/inference.py --pre_only --node2node=eom --ncell=65536 --truth_node2node=hyper
 """
 
 import sys
@@ -9,28 +10,41 @@ from pathlib import Path
 
 import command_line
 from absl import flags
+from graph_report import describe, report_graphs
 from tqdm import tqdm
 
 from hypertrack_jax.evaluation.evaluate import evaluate_events, write_figures
-from hypertrack_jax.evaluation.report import event_table, summary_table, write_report
+from hypertrack_jax.evaluation.graph_quality import topology_note
+from hypertrack_jax.evaluation.report import Row, event_table, summary_table, write_report
+from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.events.trackml import write_submission
 from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
 from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.training.checkpoint import require_same_tune
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.tunes.tune import VoxdynTune, choices
+from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 flags.adopt_module_key_flags(command_line)
 
-READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.", required=True)
+READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.")
+PRE_ONLY = flags.DEFINE_boolean(
+    "pre_only", False, "Make and score the graphs alone, which takes no model but Voxel-Dynamics."
+)
 EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
 PARAM = flags.DEFINE_string(
-    "param", None, f"Tune that the model must have ({', '.join(PACKAGED)}, or a file)."
+    "param",
+    None,
+    f"Tune that the model must have ({', '.join(PACKAGED)}, or a file); with --pre_only, to use.",
 )
 NODE2NODE = flags.DEFINE_enum(
     "node2node", None, choices(VoxdynTune, "node2node"), "Topology that the model must have."
 )
 NCELL = flags.DEFINE_integer("ncell", None, "Cells that the model must have.", lower_bound=1)
+MIN_COUNT = flags.DEFINE_float("min_count", None, "With --pre_only: default the tune's.")
+TRUTH_NODE2NODE = flags.DEFINE_enum(
+    "truth_node2node", None, TOPOLOGIES, "Topology to judge by; default: that of the fit."
+)
 CLUSTER = flags.DEFINE_enum(
     "cluster", "cut", ["cut"], "cut: connected components of the edges above the threshold."
 )
@@ -55,7 +69,6 @@ FIGURES = flags.DEFINE_boolean("figures", False, "Draw an event, the edge scores
 
 def main() -> None:
     """Prints a table per event and in summary; writes both as JSON, and what else is asked for."""
-    reconstruct = model()
     source = EventSource(
         command_line.workdir("data"),
         command_line.event_range(EVENT_START, EVENT_END),
@@ -64,9 +77,18 @@ def main() -> None:
         command_line.noise_ratio(NOISE_RATIO),
         SEED.value,
     )
+    if PRE_ONLY.value:
+        return graphs_only(source)
+    if READ_TAG.value is None:
+        raise ValueError("--read_tag is missing: name a trained model, or give --pre_only.")
+    directory = command_line.workdir("figs", READ_TAG.value)
+    reconstruct = model(READ_TAG.value)
     events = tqdm(fixed_events(source), total=len(source.event_ids), unit="event")
     rows, shown = [], []
-    for evaluated in evaluate_events(reconstruct, events, reconstruct.tune):
+    fitted = reconstruct.tune.voxdyn.node2node
+    truth = replace(reconstruct.tune.voxdyn, node2node=TRUTH_NODE2NODE.value or fitted)
+    judged_by = replace(reconstruct.tune, voxdyn=truth)
+    for evaluated in evaluate_events(reconstruct, events, judged_by):
         rows.append(evaluated.row)
         if SUBMISSION_DIR.value:
             path = (
@@ -75,24 +97,44 @@ def main() -> None:
             write_submission(path, evaluated.event, evaluated.tracks.hit_label)
         if FIGURES.value and evaluated.event.has_truth and len(shown) < MAX_SHOWN:
             shown.append(evaluated)
-    print(event_table(rows), summary_table(rows), sep="\n\n")
-    directory = command_line.workdir("figs", READ_TAG.value)
+    print(
+        event_table(rows), summary_table(rows), topology_note(fitted, truth.node2node), sep="\n\n"
+    )
+    write(directory / "report.json", rows)
+    print(*(write_figures(directory, shown, judged_by) if shown else []), sep="\n")
+
+
+def graphs_only(source: EventSource) -> None:
+    """The same for the candidate graphs."""
+    tune = load_tune(PARAM.value or "tune-5").voxdyn
+    tune = command_line.changed(tune, NODE2NODE, NCELL, MIN_COUNT)
+    path = voxdyn_path(command_line.workdir("models"), tune.node2node, tune.ncell)
+    voxdyn = load_voxdyn(path, tune.node2node, tune.ncell, tune.min_count)
+    print(describe(voxdyn))
+    rows = report_graphs(voxdyn, source, TRUTH_NODE2NODE.value or tune.node2node, None)
+    print("", event_table(rows), sep="\n")
+    write(
+        command_line.workdir("figs", f"graphs_{tune.node2node}_{tune.ncell}", "report.json"), rows
+    )
+
+
+def write(path: Path, rows: list[Row]) -> None:
+    """Writes the rows and the flags that led to them."""
     settings = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
-    write_report(directory / "report.json", rows, {flag.name: flag.value for flag in settings})
-    files = write_figures(directory, shown, reconstruct.tune) if shown else []
-    print("", directory / "report.json", *files, sep="\n")
+    write_report(path, rows, {flag.name: flag.value for flag in settings})
+    print("", path, sep="\n")
 
 
-def model() -> Reconstructor:
-    """The model of --read_tag, which must be what the other flags ask for."""
+def model(tag: str) -> Reconstructor:
+    """The model of a tag, which must be what the other flags ask for."""
     models = command_line.workdir("models")
-    loaded = load_reconstructor(models, READ_TAG.value, EPOCH.value)
+    loaded = load_reconstructor(models, tag, EPOCH.value)
     asked = replace(
         loaded.tune,
         network=load_tune(PARAM.value).network if PARAM.value else loaded.tune.network,
         voxdyn=command_line.changed(loaded.tune.voxdyn, NODE2NODE, NCELL),
     )
-    require_same_tune(loaded.tune, asked, ("network", "voxdyn"), models / READ_TAG.value)
+    require_same_tune(loaded.tune, asked, ("network", "voxdyn"), models / tag)
     cluster = command_line.changed(loaded.tune.cluster, EDGE_THRESHOLD)
     return loaded._replace(tune=replace(loaded.tune, cluster=cluster))
 

@@ -1,68 +1,91 @@
-"""Fits Voxel-Dynamics to the events in --workdir/data; writes one file per --ncell to models/.
+"""Fits Voxel-Dynamics to events in --workdir/data: a file in models/ per topology and --ncell.
+
+Ctrl-C keeps what has been counted, and the same command goes on from there.
 
 python experiments/pretrain_voxdyn.py --ncell=16384,65536 --event_start=1000 --event_end=1099
 """
 
 import time
-from collections.abc import Iterator
+from functools import partial
 
 import command_line
-import numpy as np
 from absl import flags
+from graph_report import describe, peak_memory, report_graphs
 from tqdm import tqdm
 
-from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.store import load_event, parse_int_list
-from hypertrack_jax.events.topology import TOPOLOGIES
-from hypertrack_jax.voxdyn.model import VoxelDynamics, fit_voxdyns, save_voxdyn, voxdyn_path
+from hypertrack_jax.events.topology import TOPOLOGIES, require_topology
+from hypertrack_jax.training.batches import EventSource
+from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, remove_unfinished
+from hypertrack_jax.voxdyn.model import require_min_count
+from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
 
 flags.adopt_module_key_flags(command_line)
 
-NODE2NODE = flags.DEFINE_enum("node2node", "hyper", TOPOLOGIES, "Which hits of a particle to join.")
-NCELL = flags.DEFINE_list("ncell", ["16384"], "Numbers of cells; one file is written for each.")
+NODE2NODE = flags.DEFINE_list(
+    "node2node", ["hyper"], f"Which hits of a particle to join: some of {', '.join(TOPOLOGIES)}."
+)
+NCELL = flags.DEFINE_list("ncell", ["16384"], "Numbers of cells.")
 EVENT_START = flags.DEFINE_list("event_start", ["1000"], "First event of each range.")
 EVENT_END = flags.DEFINE_list("event_end", ["1099"], "Last event of each range.")
 NITER = flags.DEFINE_integer("niter", 10, "Iterations of the centroid fit.", lower_bound=0)
 MAX_CENTROID_HITS = flags.DEFINE_integer(
     "max_centroid_hits", 2_000_000, "Most hits to fit the centroids to.", lower_bound=1
 )
+NUM_COPIES = flags.DEFINE_integer(
+    "num_copies", 1, "Count each event also turned by 180 degrees (2) and mirrored in z (4).", 1, 4
+)
 SEED = flags.DEFINE_integer("seed", 0, "Decides the hits and the first centroids.", lower_bound=0)
+EVAL_START = flags.DEFINE_list(
+    "eval_start", [], "First held-out events to judge the graphs by; none: two events of the fit."
+)
+EVAL_END = flags.DEFINE_list("eval_end", [], "Last held-out event of each range.")
+RFACTORS = flags.DEFINE_list("rfactors", ["0.01", "0.1", "1"], "Pile-ups at which to judge.")
+MIN_COUNT = flags.DEFINE_float("min_count", 1, "Smallest C, or quantile, that makes edges there.")
 
 
 def main() -> None:
-    """Fits, reports and saves."""
-    data = command_line.workdir("data")
+    """Fits, saves and reports."""
+    data, models = command_line.workdir("data"), command_line.workdir("models")
     ids = command_line.event_range(EVENT_START, EVENT_END)
+    judged = command_line.event_range(EVAL_START, EVAL_END) if EVAL_START.value else ids[:2]
+    rfactors = command_line.floats(RFACTORS)
     ncells = parse_int_list("ncell", NCELL.value)
-    start = time.perf_counter()
-    passes = iter(("sampling hits", "counting pairs"))
-
-    def events() -> Iterator[Event]:
-        for event_id in tqdm(ids, desc=next(passes), unit="event"):
-            yield load_event(data, event_id)
-
-    fitted = fit_voxdyns(
-        events, ncells, NODE2NODE.value, NITER.value, SEED.value, MAX_CENTROID_HITS.value
+    for node2node in NODE2NODE.value:
+        require_topology(node2node)
+    # A mistake there should not cost the fit.
+    require_min_count(MIN_COUNT.value)
+    training = Training(
+        ids,
+        partial(load_event, data),
+        NITER.value,
+        SEED.value,
+        MAX_CENTROID_HITS.value,
+        NUM_COPIES.value,
     )
-    for vd in fitted:
-        path = voxdyn_path(command_line.workdir("models"), NODE2NODE.value, vd.num_cells)
-        print(describe(vd), save_voxdyn(path, vd), sep="\n  ")
-    print(f"{len(ids)} events in {time.perf_counter() - start:.1f} s")
+    started = time.perf_counter()
+    unfinished = models / "voxdyn.unfinished"
+    paths = []
+    for vd in fit_voxdyns(training, ncells, NODE2NODE.value, unfinished, progress):
+        paths.append(save_voxdyn(voxdyn_path(models, vd.node2node, vd.num_cells), vd))
+        seconds = time.perf_counter() - started
+        print(f"\n{describe(vd)}\n  {seconds:.1f} s, peak memory {peak_memory():.2f} GB")
+        print(f"  {paths[-1]}", flush=True)
+        # Large: it goes before the next one comes.
+        del vd
+    remove_unfinished(unfinished)
+    if not EVAL_START.value:
+        print("\nThe graphs are judged by events of the fit, which flatters; see --eval_start.")
+    for path in paths:
+        vd = load_voxdyn(path, min_count=MIN_COUNT.value)
+        for rfactor in rfactors:
+            source = EventSource(data, judged, rfactor, rfactor, -1, SEED.value)
+            report_graphs(vd, source, vd.node2node, None)
 
 
-def describe(vd: VoxelDynamics) -> str:
-    """What has been fitted, in one line."""
-    num_entries = len(vd.columns)
-    objective = (
-        " -> ".join(f"{value:.4g}" for value in vd.objective[[0, -1]])
-        if len(vd.objective)
-        else "not fitted"
-    )
-    return (
-        f"{vd.num_cells} cells: objective {objective} mm^2, {num_entries} connected pairs "
-        f"({num_entries / vd.num_cells**2:.3%} of all), "
-        f"{np.count_nonzero(np.diff(vd.row_offsets) == 0)} cells without any"
-    )
+def progress(event_ids, what: str):
+    """A progress bar over events."""
+    return tqdm(event_ids, desc=what, unit="event")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from absl import flags
 
 from hypertrack_jax.events.store import event_path
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
-from hypertrack_jax.voxdyn.model import voxdyn_path
+from hypertrack_jax.voxdyn.storage import voxdyn_path
 
 flags.adopt_module_key_flags(command_line)
 

@@ -12,7 +12,7 @@ from hypertrack_jax.training.batches import EventSource
 from hypertrack_jax.training.loop import DTYPES, TrainingRun, train
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.tunes.tune import OptimizerTune, VoxdynTune, choices
-from hypertrack_jax.voxdyn.model import load_voxdyn, voxdyn_path
+from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 flags.adopt_module_key_flags(command_line)
 
@@ -23,8 +23,8 @@ NODE2NODE = flags.DEFINE_enum(
     "node2node", None, choices(VoxdynTune, "node2node"), "Truth topology; default: the tune's."
 )
 NCELL = flags.DEFINE_integer("ncell", None, "Voronoi cells; default: the tune's.", lower_bound=1)
-MIN_COUNT = flags.DEFINE_integer(
-    "min_count", None, "Smallest C that makes edges; default: the tune's.", lower_bound=1
+MIN_COUNT = flags.DEFINE_float(
+    "min_count", None, "Smallest C that makes edges, or a quantile; default: the tune's."
 )
 LEARNING_RATE = flags.DEFINE_float("learning_rate", None, "Peak rate; default: the tune's.", 0)
 SCHEDULER_TYPE = flags.DEFINE_enum(
@@ -79,7 +79,8 @@ def main() -> None:
         fp_dtype=FP_DTYPE.value,
         save_period=SAVE_PERIOD.value,
     )
-    train(run, tune, load_voxdyn(path, voxdyn.node2node, voxdyn.ncell), EPOCH.value)
+    loaded = load_voxdyn(path, voxdyn.node2node, voxdyn.ncell, voxdyn.min_count)
+    train(run, tune, loaded, EPOCH.value)
 
 
 def event_source(start, end) -> EventSource:

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from hypertrack_jax.events.trackml import read_event, write_submission
     from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
     from hypertrack_jax.tunes.load import load_tune
-    from hypertrack_jax.voxdyn.model import fit_voxdyn, predict_edges
+    from hypertrack_jax.voxdyn.fit import fit_voxdyn
+    from hypertrack_jax.voxdyn.model import predict_edges
 
 _MODULES = {
     "Event": "events.event",
     "Particles": "events.event",
     "Reconstructor": "reconstruct",
     "Tracks": "clustering.tracks",
-    "fit_voxdyn": "voxdyn.model",
+    "fit_voxdyn": "voxdyn.fit",
     "load_event": "events.store",
     "load_reconstructor": "reconstruct",
     "load_tune": "tunes.load",

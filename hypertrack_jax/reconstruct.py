@@ -17,7 +17,8 @@ from hypertrack_jax.networks.edge_predictor import predict
 from hypertrack_jax.training.checkpoint import Checkpoints
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import NetworkTune, Tune
-from hypertrack_jax.voxdyn.model import VoxelDynamics, load_voxdyn, predict_edges, voxdyn_path
+from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 
 class Reconstructor(NamedTuple):
@@ -96,7 +97,7 @@ def load_reconstructor(models: Path, tag: str, step: int = -1) -> Reconstructor:
         state = checkpoints.restore(saved.step, like)
     wanted = saved.tune.voxdyn
     path = voxdyn_path(models, wanted.node2node, wanted.ncell)
-    voxdyn = load_voxdyn(path, wanted.node2node, wanted.ncell)
+    voxdyn = load_voxdyn(path, wanted.node2node, wanted.ncell, wanted.min_count)
     return Reconstructor(saved.tune, voxdyn, state.params, state.batch_stats)
 
 

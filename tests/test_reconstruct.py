@@ -15,7 +15,9 @@ from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
 from hypertrack_jax.training.checkpoint import Checkpoints
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
-from hypertrack_jax.voxdyn.model import fit_voxdyn, predict_edges, save_voxdyn, voxdyn_path
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
+from hypertrack_jax.voxdyn.model import predict_edges
+from hypertrack_jax.voxdyn.storage import save_voxdyn, voxdyn_path
 
 EVENT = helix_event(0, num_particles=6)
 TUNE = Tune(

@@ -1,5 +1,6 @@
 """Host side: reconstructs events, scores them and draws the result."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -8,12 +9,14 @@ import numpy as np
 from jaxtyping import Bool
 
 from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.evaluation.graph_quality import graph_row
 from hypertrack_jax.evaluation.metrics import edge_scores, graph_scores, track_scores
 from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_roc
 from hypertrack_jax.evaluation.report import EVENT, Row
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels, truth_edges
 from hypertrack_jax.tunes.tune import Tune
+from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 
 
 class Evaluated(NamedTuple):
@@ -38,7 +41,8 @@ def evaluate_events(
     Args:
       reconstruct: from hit positions in mm to tracks.
       events: the events; without truth their scores are None.
-      tune: topology that edges are judged by, threshold, and smallest track.
+      tune: topology that edges are judged by, which need not be the model's; threshold, and
+        smallest track.
 
     Yields:
       Events in their order.
@@ -46,6 +50,29 @@ def evaluate_events(
     for event in events:
         reconstruct(event.position)
         yield score_event(event, reconstruct(event.position), tune)
+
+
+def evaluate_graphs(
+    vd: VoxelDynamics, events: Iterable[Event], node2node: str, min_count: float | int | None = None
+) -> Iterator[Row]:
+    """Makes and scores the candidate graphs of events one by one, without any network.
+
+    Each graph is made twice and the second time is taken, as in `evaluate_events`.
+
+    Args:
+      vd: the estimator.
+      events: the events; without truth their scores are None.
+      node2node: topology of the true edges to judge by, which need not be the estimator's.
+      min_count: as in `predict_edges`.
+
+    Yields:
+      Sizes, scores and milliseconds of each event.
+    """
+    for event in events:
+        predict_edges(vd, event.position, min_count)
+        started = time.perf_counter()
+        edges = predict_edges(vd, event.position, min_count)
+        yield graph_row(event, edges, node2node, time.perf_counter() - started)
 
 
 def score_event(event: Event, tracks: Tracks, tune: Tune) -> Evaluated:

@@ -20,8 +20,9 @@ class VoxdynTune:
     """Ground-truth topology that C counts and the edge labels follow."""
     ncell: int = 65536
     """Number of Voronoi cells."""
-    min_count: int = 1
-    """Two cells are connected when C counts at least this many pairs; 1 is the published C > 0."""
+    min_count: int | float = 1
+    """Two cells are connected when C counts at least this many pairs; 1 is the published C > 0. A
+    number below 1 is a quantile: the rarest pairs that hold this share of all counted are cut."""
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,28 @@
 
 C[u, v] is the number of true edges (i, j) with hit i in cell u and hit j in cell v, both directions
 and self-loops included. Counting sorts one event's pairs on the device and merges sorted runs on
-the host; the look-up is one jitted program with fixed capacities.
+the host, where only the upper half of the symmetric matrix is kept.
 """
 
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float32, Int32, Int64
+from jaxtyping import Array, Bool, Int32, Int64, UInt16
+from scipy import sparse
 
-COUNT_BITS = 23
+COUNT_BITS = 16
 """Lowest bits of a packed pair: its count."""
-CELL_BITS = 20
-"""Bits of a cell, or of a hit, in a packed pair."""
 MAX_COUNT = 2**COUNT_BITS - 1
-"""Counts saturate here."""
-MAX_CELLS = 2**CELL_BITS
-"""More cells do not fit into a packed pair."""
+"""Counts saturate here, which keeps them in 16 bits; no look-up needs to tell larger ones apart."""
+MAX_CELLS = 2**20
+"""Most cells; their pairs take 40 bits, which leaves room for the count."""
+
+MAX_ENTRIES = 2**31 - 1
+"""Most entries of C: a 32-bit index reaches no further."""
 
 PackedPairs = Int64[np.ndarray, " _pair"]
 """Pairs of cells u <= v with their counts, (u * V + v) << COUNT_BITS | count, ascending.
@@ -32,13 +34,13 @@ The underscore: arrays of different lengths meet in one call.
 
 
 class Rows(NamedTuple):
-    """C in compressed rows, both halves."""
+    """C in compressed rows: both halves, or the upper one (u <= v) alone where that is said."""
 
     row_offsets: Int32[Array | np.ndarray, " cell_plus_1"]
     """Row u holds the entries from `row_offsets[u]` to `row_offsets[u + 1]`."""
     columns: Int32[Array | np.ndarray, " entry"]
     """Cell v of each entry, ascending within a row."""
-    counts: Int32[Array | np.ndarray, " entry"]
+    counts: UInt16[Array | np.ndarray, " entry"]
     """C[u, v], at most `MAX_COUNT`."""
 
 
@@ -120,208 +122,96 @@ def merge_pairs(parts: list[PackedPairs]) -> PackedPairs:
     return pack_pairs(keys, np.add.reduceat(packed, start) if len(start) else packed)
 
 
-def push_run(runs: list[PackedPairs], run: PackedPairs) -> list[PackedPairs]:
-    """Adds a sorted run to the runs of a streaming count.
-
-    Runs of similar length merge, so that their lengths grow geometrically: each pair is merged
-    O(log(number of runs)) times, and all runs together hold less than twice the pairs of C.
+def merge_runs(runs: Sequence[PackedPairs], chunk: int = 2**24) -> Iterator[PackedPairs]:
+    """Adds the counts of runs that need not fit into memory together.
 
     Args:
-      runs: runs so far, the longest first.
-      run: pairs to add.
+      runs: results of `merge_pairs`, such as files mapped into memory.
+      chunk: pairs that are in memory at a time.
 
-    Returns:
-      The new runs.
+    Yields:
+      The sum, piece by piece, with ascending pairs.
     """
-    runs = [*runs, run]
-    while len(runs) > 1 and len(runs[-2]) < 2 * len(runs[-1]):
-        runs = [*runs[:-2], merge_pairs(runs[-2:])]
-    return runs
+    done = [0] * len(runs)
+    window = max(1, chunk // max(1, len(runs)))
+    while any(place < len(run) for place, run in zip(done, runs, strict=True)):
+        parts = [run[place : place + window] for place, run in zip(done, runs, strict=True)]
+        # Pairs up to the first at which a window ends are complete: no run has more of them.
+        ends = [
+            int(part[-1]) | MAX_COUNT
+            for part, place, run in zip(parts, done, runs, strict=True)
+            if place + window < len(run)
+        ]
+        if ends:
+            parts = [part[: np.searchsorted(part, min(ends), side="right")] for part in parts]
+        done = [place + len(part) for place, part in zip(done, parts, strict=True)]
+        yield merge_pairs(parts)
 
 
-def to_rows(packed: PackedPairs, num_cells: int) -> Rows:
-    """The compressed rows of C, both halves of it.
+def upper_rows(pieces: Iterable[PackedPairs], num_cells: int) -> Rows:
+    """The rows of the upper half of C from pairs in ascending order.
 
     Raises:
-      ValueError: more entries than a 32-bit index reaches.
+      ValueError: C would have more entries than a 32-bit index reaches.
     """
-    keys, counts = unpack_pairs(packed)
-    lower, upper = np.divmod(keys, num_cells)
-    mirror = lower != upper
-    num_entries = len(keys) + np.count_nonzero(mirror)
-    if num_entries > np.iinfo(np.int32).max:
+    row_length = np.zeros(num_cells, np.int64)
+    columns, counts = [np.zeros(0, np.int32)], [np.zeros(0, np.uint16)]
+    for piece in pieces:
+        keys, count = unpack_pairs(piece)
+        row, column = np.divmod(keys, num_cells)
+        row_length += np.bincount(row, minlength=num_cells)
+        columns.append(column.astype(np.int32))
+        counts.append(count.astype(np.uint16))
+    num_entries = 2 * int(row_length.sum())
+    if num_entries > MAX_ENTRIES:
         raise ValueError(
-            f"C at --ncell={num_cells} has {num_entries} entries, more than 2^31 - 1; "
+            f"C at --ncell={num_cells} has about {num_entries} entries, more than {MAX_ENTRIES}; "
             "choose fewer events, fewer cells or a sparser --node2node."
         )
-    mirrored = pack_pairs(upper[mirror] * num_cells + lower[mirror], counts[mirror])
-    packed = np.concatenate([packed, mirrored])
-    packed.sort()
-    keys, counts = unpack_pairs(packed)
-    row, column = np.divmod(keys, num_cells)
-    row_offsets = np.append(0, np.cumsum(np.bincount(row, minlength=num_cells)))
-    return Rows(row_offsets.astype(np.int32), column.astype(np.int32), counts.astype(np.int32))
+    row_offsets = np.append(0, np.cumsum(row_length)).astype(np.int32)
+    return Rows(row_offsets, np.concatenate(columns), np.concatenate(counts))
 
 
-class CellHits(NamedTuple):
-    """The hits of an event in the order of their cells; slots are its occupied cells, ascending."""
-
-    cell: Int32[Array | np.ndarray, " slot"]
-    """The cell of each slot; V for padding."""
-    hit_start: Int32[Array | np.ndarray, " slot_plus_1"]
-    """Slot s holds the hits from `hit_start[s]` to `hit_start[s + 1]` of the order."""
-
-
-class ConnectedCells(NamedTuple):
-    """Pairs of occupied cells that C connects, among other entries, in the order of C's rows."""
-
-    receiver: Int32[Array, " entry"]
-    """Slot of the receivers' cell."""
-    sender: Int32[Array, " entry"]
-    """Slot of the senders' cell."""
-    count: Int32[Array, " entry"]
-    """C at the two cells."""
-    num_senders: Int32[Array, " entry"]
-    """Hits in the senders' cell; 0 for an entry that makes no edges."""
-    is_overflow: Bool[Array, ""]
-    """True where the capacity was too small: the entries are not complete."""
-    num_edges: Float32[Array, ""]
-    """Edges that the pairs make, rounded: room for 1 % more is room enough."""
-
-
-class CellEdges(NamedTuple):
-    """Edges between hits in the order of their cells, sorted by (receiver, sender)."""
-
-    senders: Int32[Array, " edge"]
-    receivers: Int32[Array, " edge"]
-    counts: Int32[Array, " edge"]
-    num_edges: Int32[Array, ""]
-    """How many edges are real; those after them are padding."""
-    is_overflow: Bool[Array, ""]
-    """True where a capacity was too small: the edges are not complete."""
-
-
-def group_hits(cell: Int32[np.ndarray, " hit"]) -> tuple[Int64[np.ndarray, " hit"], CellHits]:
-    """The order of hits by cell, and where each occupied cell begins in it."""
-    order = np.argsort(cell, kind="stable")
-    occupied, start = np.unique(cell[order], return_index=True)
-    return order, CellHits(occupied, np.append(start, len(cell)).astype(np.int32))
-
-
-def pad_slots(hits: CellHits, size: int, num_cells: int) -> CellHits:
-    """Appends empty slots up to `size`, which must be at least the number of hits."""
-    padding = size - len(hits.cell)
-    return CellHits(
-        np.pad(hits.cell, (0, padding), constant_values=num_cells),
-        np.pad(hits.hit_start, (0, padding), mode="edge"),
+def mirror_rows(upper: Rows) -> Rows:
+    """The rows of both halves of C from those of the upper half."""
+    num_cells = len(upper.row_offsets) - 1
+    half = sparse.csr_array((upper.counts, upper.columns, upper.row_offsets), (num_cells,) * 2)
+    mirrored = half.T.tocsr()
+    # An entry on the diagonal is the last of its row here; it must not count twice.
+    last = mirrored.indptr[1:] - 1
+    rows = np.flatnonzero(np.diff(mirrored.indptr))
+    rows = rows[mirrored.indices[last[rows]] == rows]
+    mirrored.data[last[rows]] = 0
+    full = half + mirrored
+    return Rows(
+        full.indptr.astype(np.int32, copy=False),
+        full.indices.astype(np.int32, copy=False),
+        full.data,
     )
 
 
-@partial(jax.jit, static_argnames="capacity")
-def connect_cells(
-    rows: Rows,
-    hits: CellHits,
-    slots: Int32[Array | np.ndarray, "2"],
-    min_count: Int32[Array | np.ndarray, ""],
-    *,
-    capacity: int,
-) -> ConnectedCells:
-    """Reads the rows of C of a range of slots, and finds which entries join two occupied cells.
-
-    Args:
-      rows: C.
-      hits: the event.
-      slots: first slot of receivers, and the slot after the last one.
-      min_count: smallest count of an entry that makes edges.
-      capacity: room for all entries of these rows.
-
-    Returns:
-      The entries.
-    """
-    num_cells, num_slots = len(rows.row_offsets) - 1, len(hits.cell)
-    all_slots = jnp.arange(num_slots, dtype=jnp.int32)
-    row_offsets = jnp.asarray(rows.row_offsets)
-    row_start = row_offsets.at[hits.cell].get(mode="clip")
-    row_length = row_offsets.at[hits.cell + 1].get(mode="clip") - row_start
-    in_range = (all_slots >= slots[0]) & (all_slots < slots[1])
-    receiver, place, is_entry, is_overflow = _expand(jnp.where(in_range, row_length, 0), capacity)
-
-    entry = jnp.where(is_entry, row_start[receiver] + place, 0)
-    count = rows.counts[entry]
-    slot_of_cell = jnp.full(num_cells, -1, jnp.int32).at[hits.cell].set(all_slots, mode="drop")
-    sender = slot_of_cell[rows.columns[entry]]
-    is_kept = is_entry & (sender >= 0) & (count >= min_count)
-    sender = jnp.maximum(sender, 0)
-    slot_size = jnp.diff(hits.hit_start)
-    num_senders = jnp.where(is_kept, slot_size[sender], 0)
-    # In floating point, where a sum too large for 32 bits does not wrap into a small one.
-    num_edges = num_senders.astype(jnp.float32) * slot_size[receiver].astype(jnp.float32)
-    return ConnectedCells(receiver, sender, count, num_senders, is_overflow, num_edges.sum())
+def halve_rows(rows: Rows) -> Rows:
+    """The rows of the upper half of C, diagonal included, from those of both halves."""
+    num_cells = len(rows.row_offsets) - 1
+    row = np.repeat(np.arange(num_cells, dtype=np.int32), np.diff(rows.row_offsets))
+    return _select_entries(rows, np.asarray(rows.columns) >= row)
 
 
-@partial(jax.jit, static_argnames="capacity")
-def connect_hits(pairs: ConnectedCells, hits: CellHits, *, capacity: int) -> CellEdges:
-    """The edges between the hits of connected cells.
-
-    Every cell of receivers has one list of senders, which all its hits share. Two expansions, each
-    of lengths into a flat array, make the lists and then the edges; both keep the order, so that
-    nothing is sorted.
-
-    Args:
-      pairs: from `connect_cells`.
-      hits: the event.
-      capacity: room for the edges.
-
-    Returns:
-      The edges, and whether they are complete.
-    """
-    num_slots = len(hits.cell)
-    # Entry and place of each list's members; no longer than the edges, as no receivers' cell is
-    # empty.
-    entry, place, _, _ = _expand(pairs.num_senders, capacity)
-    member = hits.hit_start[pairs.sender[entry]] + place
-    list_length = jax.ops.segment_sum(
-        pairs.num_senders, pairs.receiver, num_slots, indices_are_sorted=True
-    )
-    list_start = jnp.cumsum(list_length) - list_length
-
-    slot_size = jnp.diff(hits.hit_start)
-    slots = jnp.arange(num_slots, dtype=jnp.int32)
-    slot = jnp.repeat(slots, slot_size, total_repeat_length=num_slots)
-    is_hit = slots < hits.hit_start[-1]
-    receivers, place, is_edge, is_overflow = _expand(
-        jnp.where(is_hit, list_length[slot], 0), capacity
-    )
-    at = jnp.where(is_edge, list_start[slot[receivers]] + place, 0)
-    return CellEdges(
-        senders=jnp.where(is_edge, member[at], 0),
-        receivers=jnp.where(is_edge, receivers, 0),
-        counts=jnp.where(is_edge, pairs.count[entry[at]], 0),
-        num_edges=is_edge.sum(dtype=jnp.int32),
-        is_overflow=pairs.is_overflow | is_overflow,
-    )
-
-
-def _expand(
-    lengths: Int32[Array, " item"], size: int
-) -> tuple[Int32[Array, " place"], Int32[Array, " place"], Bool[Array, " place"], Bool[Array, ""]]:
-    """Lays out `lengths[k]` places for each item k, one item after the other.
-
-    Returns:
-      The item of each place, the place's number within the item, whether the place is taken, and
-      whether there are too few places.
-    """
-    items = jnp.arange(len(lengths), dtype=jnp.int32)
-    start = jnp.cumsum(lengths) - lengths
-    item = jnp.repeat(items, lengths, total_repeat_length=size)
-    places = jnp.arange(size, dtype=jnp.int32)
-    total = start[-1] + lengths[-1]
-    # The sum in floating point sees totals that wrap around in 32 bits; the exact one all others.
-    is_overflow = (total > size) | (lengths.astype(jnp.float32).sum() > 2**30)
-    return item, places - start[item], places < total, is_overflow
+def prune_rows(rows: Rows, min_count: int) -> Rows:
+    """The entries with at least this count."""
+    return _select_entries(rows, np.asarray(rows.counts) >= min_count)
 
 
 def bucket_size(size: int) -> int:
     """The bucket of a size, of few: the next of 2^k and 1.5 * 2^k, at least 256."""
     power = 1 << max(8, (max(size, 1) - 1).bit_length())
     return power * 3 // 4 if size <= power * 3 // 4 and power > 256 else power
+
+
+def _select_entries(rows: Rows, is_kept: Bool[np.ndarray, " entry"]) -> Rows:
+    before = np.append(0, np.cumsum(is_kept, dtype=np.int32))
+    return Rows(
+        before[np.asarray(rows.row_offsets)],
+        np.asarray(rows.columns)[is_kept],
+        np.asarray(rows.counts)[is_kept],
+    )

@@ -13,7 +13,8 @@ from hypertrack_jax.events.store import save_event
 from hypertrack_jax.training import step
 from hypertrack_jax.training.batches import EventSource
 from hypertrack_jax.tunes.tune import LossTune, OptimizerTune, Tune, VoxdynTune
-from hypertrack_jax.voxdyn.model import VoxelDynamics, fit_voxdyn
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
+from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 NUM_EVENTS = 4
 

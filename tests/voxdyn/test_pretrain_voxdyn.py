@@ -1,8 +1,11 @@
-"""The script that fits Voxel-Dynamics, run as a user would."""
+"""The scripts that fit Voxel-Dynamics and judge its graphs, run as a user would."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,44 +13,106 @@ import pytest
 from toy import helix_event
 
 from hypertrack_jax.events.store import load_event, save_event
-from hypertrack_jax.voxdyn.model import fit_voxdyn, load_voxdyn, voxdyn_path
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
+from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("work")
+@pytest.fixture
+def workdir(tmp_path):
     for event_id in (5, 6, 9):
-        save_event(directory / "data", helix_event(seed=1, event_id=event_id))
-    return directory
+        save_event(tmp_path / "data", helix_event(seed=1, event_id=event_id))
+    return tmp_path
 
 
-def pretrain(workdir, *arguments):
+def command(script, workdir, *arguments):
+    return [sys.executable, f"experiments/{script}.py", f"--workdir={workdir}", *arguments]
+
+
+def pretrain_command(workdir, *arguments):
+    ranges = ("--event_start=5,9", "--event_end=6,9", "--niter=2", "--seed=3")
+    return command("pretrain_voxdyn", workdir, *ranges, *arguments)
+
+
+def run(command):
     return subprocess.run(
-        [
-            *(sys.executable, "experiments/pretrain_voxdyn.py", f"--workdir={workdir}"),
-            *("--event_start=5,9", "--event_end=6,9", "--niter=2", "--seed=3", *arguments),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
     )
 
 
-def test_files_are_those_of_the_library(workdir):
-    done = pretrain(workdir, "--ncell=16,40", "--node2node=eom", "--max_centroid_hits=200")
+def test_files_are_those_of_the_library_and_are_judged(workdir):
+    done = run(
+        pretrain_command(
+            workdir, "--ncell=16,40", "--node2node=eom,hyper", "--max_centroid_hits=200"
+        )
+    )
     assert done.returncode == 0, done.stderr
     events = [load_event(workdir / "data", event_id) for event_id in (5, 6, 9)]
-    for ncell in (16, 40):
-        path = voxdyn_path(workdir / "models", "eom", ncell)
+    for ncell, node2node in ((16, "eom"), (16, "hyper"), (40, "eom"), (40, "hyper")):
+        path = voxdyn_path(workdir / "models", node2node, ncell)
         assert str(path) in done.stdout
-        fitted = load_voxdyn(path, "eom", ncell)
-        expected = fit_voxdyn(lambda: events, ncell, "eom", 2, seed=3, max_centroid_hits=200)
+        assert f"{node2node}, {ncell} cells, min_count 1: graphs of 2 events" in done.stdout
+        fitted = load_voxdyn(path, node2node, ncell)
+        expected = fit_voxdyn(lambda: events, ncell, node2node, 2, seed=3, max_centroid_hits=200)
         np.testing.assert_array_equal(fitted.centroids, expected.centroids)
-        np.testing.assert_array_equal(fitted.counts, expected.counts)
+        np.testing.assert_array_equal(fitted.rows.counts, expected.rows.counts)
+    for word in ("VD TPR", "VD FPR", "VD purity", "degree", "edges", "of all", "peak memory"):
+        assert word in done.stdout, word
+    assert "judged by events of the fit" in done.stdout
+    assert not (workdir / "models" / "voxdyn.unfinished").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_was_stopped_is_taken_up_by_the_same_command(workdir, how):
+    arguments = ("--ncell=40", "--max_centroid_hits=200", "--num_copies=4", "--rfactors=1")
+    fresh = run(pretrain_command(workdir, *arguments))
+    assert fresh.returncode == 0, fresh.stderr
+    path = voxdyn_path(workdir / "models", "hyper", 40)
+    whole = path.read_bytes()
+    path.unlink()
+
+    process = subprocess.Popen(
+        pretrain_command(workdir, *arguments),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    # Once the centroids are there, compiling the count takes a second or more.
+    deadline = time.monotonic() + 120
+    unfinished = workdir / "models" / "voxdyn.unfinished"
+    while not (unfinished / "centroids_40.npz").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(how)
+    assert process.wait(120) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    assert unfinished.is_dir()
+    assert not path.exists()
+
+    again = run(pretrain_command(workdir, *arguments))
+    assert again.returncode == 0, again.stderr
+    assert "sampling hits" not in again.stderr
+    assert path.read_bytes() == whole
+
+
+def test_graphs_alone_can_be_judged_by_another_topology(workdir):
+    done = run(pretrain_command(workdir, "--ncell=40", "--node2node=eom"))
+    assert done.returncode == 0, done.stderr
+    done = run(
+        command(
+            *("inference", workdir, "--pre_only", "--node2node=eom", "--ncell=40"),
+            *("--truth_node2node=hyper", "--min_count=2", "--event_start=5", "--event_end=6"),
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fitted with eom, judged against hyper" in done.stdout
+    assert "eom, 40 cells, min_count 2: graphs of 2 events" in done.stdout
+    report = json.loads((workdir / "figs" / "graphs_eom_40" / "report.json").read_text())
+    assert len(report["events"]) == 2
+    assert 0 < report["summary"]["VD TPR"]["mean"] < 1
+    assert report["settings"]["truth_node2node"] == "hyper"
 
 
 @pytest.mark.parametrize(
@@ -57,12 +122,29 @@ def test_files_are_those_of_the_library(workdir):
         (("--ncell=many",), "--ncell"),
         (("--event_end=7,9",), "event000000007.npz"),
         (("--node2node=hypre",), "hypre"),
+        (("--num_copies=5",), "num_copies"),
+        (("--min_count=0",), "--min_count=0.0: expected"),
+        (("--rfactors=0.1,all",), "--rfactors=0.1,all: expected numbers"),
     ],
 )
 def test_one_sentence_and_no_file_for_bad_input(workdir, arguments, message):
     before = sorted(workdir.rglob("*"))
-    done = pretrain(workdir, *arguments)
+    done = run(pretrain_command(workdir, *arguments))
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "--read_tag is missing"),
+        (("--pre_only", "--node2node=eom", "--ncell=40"), "voxdyn_eom_40.npz: no such file"),
+    ],
+)
+def test_inference_without_what_it_needs(workdir, arguments, message):
+    done = run(command("inference", workdir, *arguments, "--event_start=5", "--event_end=5"))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,60 @@
+"""What pretrain_voxdyn.py and inference.py --pre_only print about candidate graphs."""
+
+import resource
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from hypertrack_jax.evaluation.evaluate import evaluate_graphs
+from hypertrack_jax.evaluation.graph_quality import topology_note
+from hypertrack_jax.evaluation.report import Row, summary_table
+from hypertrack_jax.training.batches import EventSource, fixed_events
+from hypertrack_jax.voxdyn.connectivity import MAX_COUNT
+from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold
+
+
+def report_graphs(
+    vd: VoxelDynamics, source: EventSource, node2node: str, min_count: float | int | None
+) -> list[Row]:
+    """Makes and scores the graphs of the source's events, and prints mean and spread."""
+    started = time.perf_counter()
+    events = tqdm(fixed_events(source), total=len(source.event_ids), unit="event", leave=False)
+    rows = list(evaluate_graphs(vd, events, node2node, min_count))
+    threshold = vd.min_count if min_count is None else count_threshold(vd.histogram, min_count)
+    print(
+        f"\n{vd.node2node}, {vd.num_cells} cells, min_count {threshold}: graphs of {len(rows)} "
+        f"events at rfactor {source.rfactor_end:g}"
+    )
+    note = topology_note(vd.node2node, node2node)
+    print(*([note] if note else []), summary_table(rows), sep="\n")
+    print(f"{time.perf_counter() - started:.1f} s, peak memory {peak_memory():.2f} GB")
+    return rows
+
+
+def describe(vd: VoxelDynamics) -> str:
+    """What has been fitted, in a few lines."""
+    num_entries, counts = len(vd.rows.columns), np.arange(len(vd.histogram))
+    objective = ", ".join(f"{value:.4g}" for value in vd.objective) or "not fitted"
+    thresholds = ", ".join(
+        f"{quantile:g}: {count_threshold(vd.histogram, quantile)}"
+        for quantile in (0.01, 0.03, 0.1, 0.3)
+    )
+    num_idle = np.count_nonzero(np.diff(vd.rows.row_offsets) == 0)
+    num_saturated = int(vd.histogram[MAX_COUNT:].sum())
+    lines = [
+        f"{vd.node2node}, {vd.num_cells} cells, {vd.num_events} events",
+        f"objective by iteration (mm^2): {objective}",
+        f"{(vd.histogram * counts).sum():.4g} pairs of hits counted, {num_entries} entries of C "
+        f"({num_entries / vd.num_cells**2:.3%} of all), {num_idle} cells without any",
+        f"min_count by quantile of the pairs: {thresholds}",
+    ]
+    if num_saturated:
+        lines.append(f"{num_saturated} counts have reached {MAX_COUNT} and stay there")
+    return "\n  ".join(lines)
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in GB."""
+    # Linux counts in units of 1024 bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -1,0 +1,134 @@
+"""Host side: the measured claims about Voxel-Dynamics as JSON, tables and figures."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from hypertrack_jax.evaluation.graph_plots import (
+    plot_centroid_hits,
+    plot_pileup,
+    plot_trade,
+    plot_training_events,
+)
+from hypertrack_jax.evaluation.graph_quality import CentroidPoint, GraphPoint, topology_note
+from hypertrack_jax.evaluation.report import summarise
+from hypertrack_jax.events.store import replace_file
+
+Points: TypeAlias = Sequence[GraphPoint] | Sequence[CentroidPoint]
+CLAIMS = {
+    "pileup": "TPR and FPR do not depend on pile-up, purity does",
+    "centroids": "the Voronoi division saturates with few training hits",
+    "events": "C needs many training events",
+    "trade": "what a larger min_count saves in edges and costs in true ones",
+}
+"""What is claimed; the names are those of `--claims` and of the files."""
+
+
+def write_claim(
+    directory: Path, claim: str, points: Points, settings: Mapping[str, object]
+) -> list[Path]:
+    """Writes the points as JSON and draws them; each file takes its place only when complete.
+
+    Args:
+      directory: where `{claim}.json` and `{claim}.png` go.
+      claim: one of `CLAIMS`.
+      points: what was measured.
+      settings: what a reader needs to get these numbers again; anything that JSON can hold.
+
+    Returns:
+      The files.
+
+    Raises:
+      ImportError: matplotlib or mplhep is missing; the JSON is there.
+      OSError: a file cannot be written.
+    """
+    data, figure = directory / f"{claim}.json", directory / f"{claim}.png"
+    content = {
+        "claim": CLAIMS[claim],
+        "settings": dict(settings),
+        "notes": notes(points),
+        "points": [_flat(point) for point in points],
+    }
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    with replace_file(data) as file:
+        file.write(text.encode())
+    _FIGURES[claim](figure, points)
+    return [data, figure]
+
+
+def claim_table(points: Points) -> str:
+    """Means over the events, a line for each setting, as Markdown; the JSON has the rest."""
+    groups: dict[tuple, list[dict]] = {}
+    for row in map(_flat, points):
+        setting = {name: row.pop(name) for name in [*row] if name not in _MEASURED}
+        del setting["event_id"]
+        groups.setdefault(tuple(setting.items()), []).append(row)
+    lines: list[list[str]] = []
+    for setting, rows in groups.items():
+        summary = summarise(rows)
+        shown = [name for name in _HEADINGS if name in summary]
+        cells = {
+            **{name.removeprefix("num_"): value for name, value in setting},
+            **{_HEADINGS[name]: summary[name].mean for name in shown},
+            "TPR std": summary["tpr"].std,
+            "n": len(rows),
+        }
+        lines = lines or [[*cells]]
+        lines.append([*map(_text, cells.values())])
+    return _markdown(lines)
+
+
+def notes(points: Points) -> list[str]:
+    """A sentence for each pair of topologies that differ, see `topology_note`."""
+    graphs = [point.graph if isinstance(point, CentroidPoint) else point for point in points]
+    pairs = dict.fromkeys((graph.node2node, graph.judged) for graph in graphs)
+    return [note for pair in pairs if (note := topology_note(*pair))]
+
+
+_FIGURES: dict[str, Callable] = {
+    "pileup": plot_pileup,
+    "centroids": plot_centroid_hits,
+    "events": plot_training_events,
+    "trade": plot_trade,
+}
+_HEADINGS = {
+    "distance2": "mm^2",
+    "mean_degree": "degree",
+    "tpr": "TPR",
+    "fpr": "FPR",
+    "purity": "purity",
+    "connected_share": "connected",
+    "fully_connected": "whole",
+}
+"""What the table shows of what is measured, and the headings."""
+_MEASURED = {*_HEADINGS, "num_edges"}
+
+
+def _flat(point: GraphPoint | CentroidPoint) -> dict:
+    """All numbers of a point by name."""
+    if isinstance(point, CentroidPoint):
+        graph = _flat(point.graph)
+        return {**graph, "centroid_hits": point.num_centroid_hits, "distance2": point.distance2}
+    setting = {name: value for name, value in point._asdict().items() if name != "quality"}
+    return {**setting, **point.quality._asdict()}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table, aligned for reading as it stands; the first line is the heading."""
+    if not lines:
+        return ""
+    # Markdown asks for at least a dash and a colon below each heading.
+    widths = [max(2, *map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * (width - 1) + ":" for width in widths]
+    aligned = [
+        [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+        for line in [lines[0], rule, *lines[1:]]
+    ]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned)

@@ -1,0 +1,330 @@
+"""Host side: figures of the candidate graph's quality; needs the extra `plots`.
+
+Every figure takes points of single events and shows the mean over the events of each setting.
+"""
+
+import itertools
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+from jaxtyping import Float64
+
+from hypertrack_jax.evaluation.graph_quality import CentroidPoint, GraphPoint
+from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+else:
+    # The tests check annotations at run time, where matplotlib may be missing.
+    Axes = Figure = Any
+
+LINE_COLOURS = tuple(TRACK_COLOURS[k] for k in (0, 2, 6, 5, 1, 3, 4))
+"""The same colours, in an order in which the first few differ most."""
+LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+Point = TypeVar("Point")
+
+
+class Curve(NamedTuple):
+    """Mean and spread over events along one line of a figure."""
+
+    x: Float64[np.ndarray, " place"]
+    """Places where there is a value, ascending."""
+    mean: Float64[np.ndarray, " place"]
+    """Mean over the events."""
+    std: Float64[np.ndarray, " place"]
+    """Standard deviation over the events, of the sample; 0 for a single event."""
+
+
+def plot_pileup(path: Path, points: Sequence[GraphPoint]) -> None:
+    """Draws TPR, FPR and purity against pile-up: the first two should be flat, the last falls.
+
+    Args:
+      path: the file to write.
+      points: any mixture of topologies, numbers of cells, `min_count`s, pile-ups and events.
+
+    Raises:
+      ImportError: matplotlib or mplhep is missing.
+      OSError: the file cannot be written.
+    """
+    colours = _assign(LINE_COLOURS, sorted({point.num_cells for point in points}))
+    styles = _assign(LINE_STYLES, _grouped(points, _topology))
+    markers = _assign(MARKERS, sorted({point.quality.min_count for point in points}))
+    lines = _grouped(
+        points, lambda point: (_topology(point), point.num_cells, point.quality.min_count)
+    )
+    with saved_figure(path, width=16.0, height=5.5 + 0.4 * ((len(lines) + 2) // 3)) as figure:
+        panels = figure.subplots(1, 3)
+        for axes, (name, label) in zip(panels, _SCORES.items(), strict=True):
+            for (topology, num_cells, min_count), group in lines.items():
+                curve = _curve(group, lambda point: point.pileup, _score(name))
+                axes.errorbar(
+                    *curve,
+                    color=colours[num_cells],
+                    ls=styles[topology],
+                    marker=markers[min_count],
+                    ms=5,
+                    capsize=3,
+                    label=f"{topology}, $V$ = {num_cells}, min_count {min_count}",
+                )
+            axes.set(xlabel="Pile-up (collisions per event)", ylabel=label)
+            _log_x(axes, [point.pileup for point in points])
+            _only_ticks(axes, sorted({point.pileup for point in points}))
+        panels[0].set_ylim(*_rate_limits(points, _score("tpr")))
+        panels[1].set_yscale("log")
+        panels[2].set_yscale("log")
+        panels[2].set_ylim(top=1.3)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+
+
+def plot_centroid_hits(path: Path, points: Sequence[CentroidPoint]) -> None:
+    """Draws how soon the Voronoi division saturates with the number of hits that it is fitted to.
+
+    Args:
+      path: the file to write.
+      points: any mixture of topologies, numbers of cells, numbers of hits and events.
+
+    Raises:
+      ImportError: matplotlib or mplhep is missing.
+      OSError: the file cannot be written.
+    """
+    colours = _assign(LINE_COLOURS, sorted({point.graph.num_cells for point in points}))
+    styles = _assign(LINE_STYLES, _grouped(points, lambda point: _topology(point.graph)))
+    quantities: dict[str, Callable[[CentroidPoint], float | None]] = {
+        "Squared distance to centroid [mm$^2$]": lambda point: point.distance2,
+        _SCORES["tpr"]: lambda point: point.graph.quality.tpr,
+    }
+    markers = _assign(MARKERS, sorted({point.graph.quality.min_count for point in points}))
+    lines = _grouped(
+        points,
+        lambda point: (
+            _topology(point.graph),
+            point.graph.num_cells,
+            point.graph.quality.min_count,
+        ),
+    )
+    with saved_figure(path, width=14.0, height=5.5 + 0.4 * ((len(lines) + 2) // 3)) as figure:
+        panels = figure.subplots(1, 2)
+        for axes, (label, y) in zip(panels, quantities.items(), strict=True):
+            for (topology, num_cells, min_count), group in lines.items():
+                axes.errorbar(
+                    *_curve(group, lambda point: point.num_centroid_hits, y),
+                    color=colours[num_cells],
+                    ls=styles[topology],
+                    marker=markers[min_count],
+                    ms=5,
+                    capsize=3,
+                    label=f"{topology}, $V$ = {num_cells}, min_count {min_count}",
+                )
+            axes.set(xlabel="Hits the centroids are fitted to", ylabel=label)
+            _log_x(axes, [point.num_centroid_hits for point in points])
+        panels[0].set_yscale("log")
+        panels[1].set_ylim(*_rate_limits(points, quantities[_SCORES["tpr"]]))
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+
+
+def plot_training_events(path: Path, points: Sequence[GraphPoint]) -> None:
+    """Draws how many events C needs: TPR against the events counted, one panel per topology.
+
+    Args:
+      path: the file to write.
+      points: any mixture of topologies, numbers of cells, `min_count`s, counted events and events.
+
+    Raises:
+      ImportError: matplotlib or mplhep is missing.
+      OSError: the file cannot be written.
+    """
+    colours = _assign(LINE_COLOURS, sorted({point.num_cells for point in points}))
+    styles = _assign(LINE_STYLES, sorted({point.quality.min_count for point in points}))
+    topologies = _grouped(points, _topology)
+    with saved_figure(path, width=max(8.0, 5.5 * len(topologies)), height=6.5) as figure:
+        panels = figure.subplots(1, max(len(topologies), 1), sharey=True, squeeze=False)[0]
+        for axes, (topology, of_topology) in zip(panels, topologies.items(), strict=False):
+            lines = _grouped(of_topology, lambda point: (point.num_cells, point.quality.min_count))
+            for (num_cells, min_count), group in lines.items():
+                axes.errorbar(
+                    *_curve(group, lambda point: point.num_events, _score("tpr")),
+                    color=colours[num_cells],
+                    ls=styles[min_count],
+                    marker="o",
+                    ms=5,
+                    capsize=3,
+                )
+            axes.set_title(topology, size=18)
+            axes.set(xlabel="Events counted in $C$")
+            _log_x(axes, [point.num_events for point in points])
+            _only_ticks(axes, sorted({point.num_events for point in points}))
+        panels[0].set(ylabel=_SCORES["tpr"], ylim=_rate_limits(points, _score("tpr")))
+        _key(
+            figure,
+            [(f"$V$ = {num_cells}", colour, "-") for num_cells, colour in colours.items()],
+            [(f"min_count {min_count}", "black", style) for min_count, style in styles.items()],
+        )
+
+
+def plot_trade(path: Path, points: Sequence[GraphPoint]) -> None:
+    """Draws what edges buy as `min_count` moves: TPR, and how much of the particles is connected.
+
+    Args:
+      path: the file to write.
+      points: any mixture of topologies, numbers of cells, `min_count`s, pile-ups and events.
+
+    Raises:
+      ImportError: matplotlib or mplhep is missing.
+      OSError: the file cannot be written.
+    """
+    colours = _assign(LINE_COLOURS, sorted({point.num_cells for point in points}))
+    styles = _assign(LINE_STYLES, sorted({point.pileup for point in points}))
+    topologies = _grouped(points, _topology)
+    with saved_figure(path, width=max(8.0, 5.5 * len(topologies)), height=10.5) as figure:
+        panels = figure.subplots(
+            2, max(len(topologies), 1), sharex="col", sharey="row", squeeze=False
+        )
+        for column, (topology, of_topology) in zip(panels.T, topologies.items(), strict=False):
+            for (num_cells, pileup), group in _grouped(
+                of_topology, lambda point: (point.num_cells, point.pileup)
+            ).items():
+                for axes, name in zip(column, _HELD_TOGETHER, strict=True):
+                    axes.plot(
+                        *_path(group, _score("mean_degree"), _score(name)),
+                        color=colours[num_cells],
+                        ls=styles[pileup],
+                        marker="o",
+                        ms=4,
+                    )
+            column[0].set_title(topology, size=18)
+            column[1].set(xlabel="Mean degree (edges per hit)")
+            _log_x(column[1], [point.quality.mean_degree for point in of_topology])
+        for axes, (name, label) in zip(panels[:, 0], _HELD_TOGETHER.items(), strict=True):
+            axes.set(ylabel=label, ylim=_rate_limits(points, _score(name)))
+        _key(
+            figure,
+            [(f"$V$ = {num_cells}", colour, "-") for num_cells, colour in colours.items()],
+            [(f"Pile-up {pileup:g}", "black", style) for pileup, style in styles.items()],
+            title=_min_count_note(points),
+        )
+
+
+_SCORES = {
+    "tpr": "True positive rate",
+    "fpr": "False positive rate",
+    "purity": "Purity (true / all edges)",
+}
+"""Fields of `GraphQuality` and what the axes call them."""
+_HELD_TOGETHER = {"tpr": _SCORES["tpr"], "connected_share": "Connected share of a particle"}
+"""The same, of what should stay high while the edges become fewer."""
+
+
+def _score(name: str) -> Callable[[GraphPoint], float | None]:
+    return lambda point: getattr(point.quality, name)
+
+
+def _topology(point: GraphPoint) -> str:
+    """The topology, and also what it is judged by where that is another."""
+    if point.node2node == point.judged:
+        return point.node2node
+    return f"{point.node2node}, judged by {point.judged}"
+
+
+def _assign(choices: Sequence[str], values: Iterable[Any]) -> dict[Any, str]:
+    """A colour, line style or marker for each of some different values."""
+    return {value: choices[k % len(choices)] for k, value in enumerate(values)}
+
+
+def _grouped(points: Iterable[Point], key: Callable[[Point], Hashable]) -> dict[Any, list[Point]]:
+    """The points of each key, keys in the order of their first appearance."""
+    groups: dict[Any, list[Point]] = {}
+    for point in points:
+        groups.setdefault(key(point), []).append(point)
+    return groups
+
+
+def _curve(
+    points: Sequence[Point],
+    x: Callable[[Point], float],
+    y: Callable[[Point], float | None],
+) -> Curve:
+    """Mean and spread of y at each x; events without a y do not count."""
+    values = [(x(point), value) for point in points if (value := y(point)) is not None]
+    groups = {
+        place: np.array([value for _, value in group])
+        for place, group in sorted(_grouped(values, lambda pair: pair[0]).items())
+    }
+    return Curve(
+        np.array([*groups], np.float64),
+        np.array([group.mean() for group in groups.values()], np.float64),
+        np.array([group.std(ddof=1) if len(group) > 1 else 0.0 for group in groups.values()]),
+    )
+
+
+def _path(
+    points: Sequence[GraphPoint],
+    x: Callable[[GraphPoint], float | None],
+    y: Callable[[GraphPoint], float | None],
+) -> tuple[Float64[np.ndarray, " place"], Float64[np.ndarray, " place"]]:
+    """Means over the events of x and of y at each `min_count`, in its order."""
+    known = [point for point in points if x(point) is not None and y(point) is not None]
+    along_x, along_y = (_curve(known, lambda point: point.quality.min_count, z) for z in (x, y))
+    return along_x.mean, along_y.mean
+
+
+def _rate_limits(
+    points: Sequence[Point], y: Callable[[Point], float | None]
+) -> tuple[float, float]:
+    """Limits of an axis of rates: up to 1, and down to a round number below the lowest."""
+    lowest = min((value for value in map(y, points) if value is not None), default=0.0)
+    return max(np.floor(10 * lowest - 0.5) / 10, 0.0), 1.02
+
+
+def _log_x(axes: Axes, places: Sequence[float | int | None]) -> None:
+    """A logarithmic axis with some room beside the first and the last place."""
+    from matplotlib.ticker import NullFormatter
+
+    drawn = [place for place in places if place]
+    axes.set_xscale("log")
+    if drawn:
+        axes.set_xlim(min(drawn) / 1.5, max(drawn) * 1.5)
+        # Over a decade or more the powers of ten will do; labels in between would overlap.
+        if max(drawn) >= 10 * min(drawn):
+            axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _only_ticks(axes: Axes, places: Sequence[float | int]) -> None:
+    """Ticks along x at the few places there are."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _key(
+    figure: Figure,
+    colours: Sequence[tuple[str, str, str]],
+    styles: Sequence[tuple[str, str, str]],
+    title: str | None = None,
+) -> None:
+    """Below the panels: a row for the colours and, where there are several, one for line styles."""
+    from matplotlib.lines import Line2D
+
+    rows = [colours, styles] if len(styles) > 1 else [colours]
+    # A legend fills column after column: blanks keep the rows apart.
+    columns = itertools.zip_longest(*rows, fillvalue=("", "black", ""))
+    entries = [entry for column in columns for entry in column]
+    figure.legend(
+        [Line2D([], [], color=colour, ls=style, lw=2) for _, colour, style in entries],
+        [name for name, _, _ in entries],
+        loc="outside lower center",
+        ncols=max(len(entries) // len(rows), 1),
+        title=title,
+    )
+
+
+def _min_count_note(points: Sequence[GraphPoint]) -> str:
+    min_counts = sorted({point.quality.min_count for point in points})
+    return f"From right to left: min_count {', '.join(map(str, min_counts))}"

@@ -1,0 +1,277 @@
+"""Host side: how good a candidate graph is, and whether clustering on it can find the particles.
+
+A particle of n hits has n^2 pairs, so all that concerns truth is done on the candidates between
+hits of one particle: a few per cent of a full event's graph. The other candidates are only counted.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int, Int32, Int64
+from scipy import sparse
+from scipy.sparse import csgraph
+
+from hypertrack_jax.evaluation.metrics import GraphScores, graph_scores
+from hypertrack_jax.evaluation.report import EVENT, Row
+from hypertrack_jax.events.event import NOISE, Event
+from hypertrack_jax.events.topology import edge_labels, require_topology, truth_edges
+from hypertrack_jax.voxdyn.model import CandidateEdges
+
+_JOINED_BY = {
+    "hyper": "all pairs of hits of a particle",
+    "eom": "neighbouring hits of a particle",
+    "cricket": "hits of a particle up to two steps apart",
+}
+"""What the true edges of each topology are, in words."""
+
+
+class ParticleConnectivity(NamedTuple):
+    """How well the graph holds each particle together; particles of enough hits only."""
+
+    particle: Int64[np.ndarray, " particle"]
+    """Index into `Event.particles`, ascending."""
+    share: Float64[np.ndarray, " particle"]
+    """Hits in the largest piece that the graph makes of the particle, over all its hits.
+
+    From 1 / hits, where no two hits are joined, to 1, where the graph holds it together."""
+
+
+class GraphQuality(NamedTuple):
+    """The candidate graph of one event at one `min_count`.
+
+    A ratio over nothing is None, and so is what needs a truth that the event lacks.
+    """
+
+    min_count: int
+    """Smallest C that makes an edge."""
+    num_edges: int
+    """Directed candidates, self-loops included."""
+    mean_degree: float | None
+    """Candidates per hit."""
+    tpr: float | None
+    """True edges among the candidates over all true edges."""
+    fpr: float | None
+    """False candidates over all ordered pairs of hits that are no true edge."""
+    purity: float | None
+    """True candidates over all candidates."""
+    connected_share: float | None
+    """Mean over particles of the share of hits in the largest connected piece."""
+    fully_connected: float | None
+    """Particles whose hits are all connected over all particles of enough hits."""
+
+
+class GraphPoint(NamedTuple):
+    """A measured graph and how it came about: what the figures and tables are made of."""
+
+    node2node: str
+    """Topology of the true edges that C counted."""
+    judged: str
+    """Topology of the true edges that the graph is compared with."""
+    num_cells: int
+    """V."""
+    num_events: int
+    """Events counted in C."""
+    pileup: float
+    """Mean number of collisions: 200 times rfactor."""
+    event_id: int
+    """The event, which is not one of those counted."""
+    quality: GraphQuality
+
+
+class CentroidPoint(NamedTuple):
+    """How well centroids fitted to some number of hits serve an event that they were not fitted to.
+
+    C was counted with these centroids from the same events, however many hits they are fitted to.
+    """
+
+    num_centroid_hits: int
+    """Hits that the centroids were fitted to."""
+    distance2: float | None
+    """Mean squared distance of the event's particle hits from their nearest centroid, in mm^2."""
+    graph: GraphPoint
+
+
+class _OwnEdges(NamedTuple):
+    """The candidates whose two hits are of one particle."""
+
+    senders: Int32[np.ndarray, " own_edge"]
+    receivers: Int32[np.ndarray, " own_edge"]
+    counts: Int32[np.ndarray, " own_edge"]
+
+
+def graph_row(
+    event: Event, edges: CandidateEdges, node2node: str, seconds: float | None = None
+) -> Row:
+    """Sizes and scores of one event's candidate graph, as a row of a report.
+
+    Args:
+      event: the event; without truth the scores are None.
+      edges: its candidate graph.
+      node2node: topology of the true edges, whatever the graph was fitted with.
+      seconds: time that it took to make the graph.
+
+    Returns:
+      The row.
+
+    Raises:
+      ValueError: an unknown `node2node`.
+    """
+    keep_all = int(edges.counts.min(initial=1))
+    (quality,) = min_count_scan(event, edges, node2node, [keep_all])
+    row = {
+        EVENT: event.event_id,
+        "hits": len(event.position),
+        "edges": quality.num_edges,
+        "degree": quality.mean_degree,
+        "VD TPR": quality.tpr,
+        "VD FPR": quality.fpr,
+        "VD purity": quality.purity,
+        "connected share": quality.connected_share,
+        "fully connected": quality.fully_connected,
+    }
+    return row if seconds is None else {**row, "VD ms": 1e3 * seconds}
+
+
+def min_count_scan(
+    event: Event,
+    edges: CandidateEdges,
+    node2node: str,
+    min_counts: Sequence[int],
+    min_hits: int = 4,
+) -> list[GraphQuality]:
+    """The quality at every `min_count`, from the candidates at the smallest of them.
+
+    Args:
+      event: the event; without truth only the sizes are known.
+      edges: candidates at the smallest of `min_counts` or below.
+      node2node: topology of the true edges, whatever the graph was fitted with.
+      min_counts: smallest counts that make an edge, in any order.
+      min_hits: fewest hits of the particles whose connectivity counts.
+
+    Returns:
+      One entry for each of `min_counts`, in their order.
+
+    Raises:
+      ValueError: an unknown `node2node`.
+    """
+    require_topology(node2node)
+    if not event.has_truth:
+        return [_sizes(event, edges, min_count) for min_count in min_counts]
+    own = _own_edges(event, edges)
+    is_true = edge_labels(event, own.senders, own.receivers, node2node)
+    num_truth_edges = len(truth_edges(event, node2node)[0])
+    qualities = []
+    for min_count in min_counts:
+        is_kept = own.counts >= min_count
+        num_edges = int(np.count_nonzero(edges.counts >= min_count))
+        num_true = int(np.count_nonzero(is_kept & is_true))
+        scores = _scores(len(event.position), num_truth_edges, num_edges, num_true)
+        connectivity = _connectivity(
+            event.hit_particle, own.senders[is_kept], own.receivers[is_kept], min_hits
+        )
+        qualities.append(_quality(min_count, num_edges, scores, connectivity))
+    return qualities
+
+
+def particle_connectivity(
+    event: Event,
+    senders: Int[np.ndarray, " edge"],
+    receivers: Int[np.ndarray, " edge"],
+    min_hits: int = 4,
+) -> ParticleConnectivity:
+    """Into how large a piece the graph's edges between its own hits join each particle.
+
+    Clustering on the graph can find all hits of a particle only if this share is 1: edges that
+    lead away through other hits join more than the particle.
+
+    Args:
+      event: an event with truth.
+      senders: hit at the start of each edge.
+      receivers: hit at its end; one direction of an edge is enough.
+      min_hits: fewest hits of a particle that counts.
+
+    Returns:
+      The share of every particle with at least `min_hits` hits.
+    """
+    is_own = edge_labels(event, senders, receivers, "hyper")
+    return _connectivity(event.hit_particle, senders[is_own], receivers[is_own], min_hits)
+
+
+def topology_note(fitted: str, judged: str) -> str:
+    """A sentence for the output where graph and truth differ in topology, and else nothing.
+
+    Args:
+      fitted: topology of the true edges that C counted.
+      judged: topology of the true edges that the graph is compared with.
+
+    Returns:
+      The sentence, or an empty string.
+
+    Raises:
+      ValueError: an unknown topology.
+    """
+    require_topology(fitted)
+    require_topology(judged)
+    if fitted == judged:
+        return ""
+    return (
+        f"fitted with {fitted}, judged against {judged}: C counted {_JOINED_BY[fitted]}, but the "
+        f"true edges here are {_JOINED_BY[judged]}."
+    )
+
+
+def _own_edges(event: Event, edges: CandidateEdges) -> _OwnEdges:
+    # Same particle and not noise: exactly the true edges of `hyper`, of which the others are part.
+    is_own = edge_labels(event, edges.senders, edges.receivers, "hyper")
+    return _OwnEdges(*(part[is_own] for part in edges))
+
+
+def _connectivity(
+    hit_particle: Int32[np.ndarray, " hit"],
+    senders: Int[np.ndarray, " edge"],
+    receivers: Int[np.ndarray, " edge"],
+    min_hits: int,
+) -> ParticleConnectivity:
+    """What `particle_connectivity` returns, from edges within particles alone."""
+    num_hits = len(hit_particle)
+    joined = np.ones(len(senders), np.bool_)
+    graph = sparse.coo_array((joined, (senders, receivers)), shape=(num_hits, num_hits))
+    _, piece = csgraph.connected_components(graph, directed=False)
+    hits = np.flatnonzero(hit_particle != NOISE)
+    particle = hit_particle[hits]
+    particle_size = np.bincount(particle)
+    largest = np.zeros(len(particle_size), np.int64)
+    # No piece reaches beyond one particle, so that its size is that of its hits.
+    np.maximum.at(largest, particle, np.bincount(piece)[piece[hits]])
+    counted = np.flatnonzero(particle_size >= max(min_hits, 1))
+    return ParticleConnectivity(counted, largest[counted] / particle_size[counted])
+
+
+def _scores(num_hits: int, num_truth_edges: int, num_edges: int, num_true: int) -> GraphScores:
+    """`graph_scores` of so many candidates of which so many are true, in whatever order."""
+    label = np.repeat([True, False], [num_true, num_edges - num_true])
+    return graph_scores(num_hits, num_truth_edges, label)
+
+
+def _quality(
+    min_count: int, num_edges: int, scores: GraphScores, connectivity: ParticleConnectivity
+) -> GraphQuality:
+    share = connectivity.share
+    return GraphQuality(
+        min_count=min_count,
+        num_edges=num_edges,
+        mean_degree=scores.mean_degree,
+        tpr=scores.tpr,
+        fpr=scores.fpr,
+        purity=scores.purity,
+        connected_share=float(share.mean()) if len(share) else None,
+        fully_connected=float((share == 1).mean()) if len(share) else None,
+    )
+
+
+def _sizes(event: Event, edges: CandidateEdges, min_count: int) -> GraphQuality:
+    """All that is known without truth."""
+    num_edges = int(np.count_nonzero(edges.counts >= min_count))
+    degree = _scores(len(event.position), 0, num_edges, 0).mean_degree
+    return GraphQuality(min_count, num_edges, degree, None, None, None, None, None)

@@ -1,0 +1,317 @@
+"""Host side: what is claimed of Voxel-Dynamics, as measurements on events that it has not seen.
+
+The claims (arXiv:2309.14113, and `CLAIMS` in short) are measured as points of single events, of
+which the tables and figures are made. An estimator can take gigabytes, and so can the graph of a
+full event: there is one of each at a time.
+"""
+
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+from scipy.spatial import KDTree
+
+from hypertrack_jax.evaluation.claim_report import CLAIMS, Points
+from hypertrack_jax.evaluation.graph_quality import (
+    CentroidPoint,
+    GraphPoint,
+    min_count_scan,
+)
+from hypertrack_jax.events.event import NOISE, Event
+from hypertrack_jax.voxdyn.centroids import CentroidFit, fit_centroids
+from hypertrack_jax.voxdyn.fit import (
+    Centroids,
+    Progress,
+    Training,
+    count_events,
+    estimator,
+    open_counters,
+    sample_particle_hits,
+)
+from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
+from hypertrack_jax.voxdyn.voronoi import build_index
+
+FULL_PILEUP = 200.0
+"""Mean number of collisions in a full TrackML event."""
+
+Snapshots: TypeAlias = Iterator[tuple[int, VoxelDynamics]]
+"""Numbers of events counted so far, ascending, and the estimator of each."""
+CountC: TypeAlias = Callable[[Centroids, str, Sequence[int]], Snapshots]
+"""From centroids, a topology and numbers of events to the estimators after so many events."""
+
+
+class HeldOut(NamedTuple):
+    """The events that graphs are measured on, and how."""
+
+    events: Callable[[float], Iterable[Event]]
+    """The events thinned to a fraction of their particles, `rfactor`; the same at every call."""
+    event_ids: Collection[int]
+    """Their numbers; none is among the training events."""
+    judged: str | None
+    """Topology of the true edges; None: the one that the estimator was fitted with."""
+    min_counts: Sequence[int]
+    """Smallest counts that make edges."""
+
+
+class Study(NamedTuple):
+    """All that the claims are measured with."""
+
+    models: Path
+    """Directory of the fitted estimators."""
+    node2nodes: Sequence[str]
+    """Topologies that they were fitted with."""
+    ncells: Sequence[int]
+    """Their numbers of cells."""
+    training: Training
+    """Events to fit centroids to and to count C from, for the claims `centroids` and `events`."""
+    held_out: HeldOut
+    rfactors: Sequence[float]
+    """Fractions of particles kept in held-out events, for the claims `pileup` and `trade`."""
+    rfactor: float
+    """The one fraction for the other claims."""
+    shown_min_counts: Sequence[int]
+    """The `min_counts` of all claims but `trade`, which is about those of `held_out`."""
+    milestones: Sequence[int]
+    """Numbers of events counted, for the claim `events`."""
+    centroid_hits: Sequence[int]
+    """Numbers of hits to fit centroids to; those below the number of cells are left out."""
+    centroid_events: int
+    """Events that C is counted from, for the claim `centroids`."""
+
+
+def measure_claims(
+    study: Study, claims: Sequence[str], count_c: CountC, progress: Progress
+) -> Iterator[tuple[str, Points]]:
+    """Measures the claims one after another.
+
+    Args:
+      study: what to measure with.
+      claims: some of `CLAIMS`.
+      count_c: counts C, such as `count_snapshots` with its other arguments given.
+      progress: shows how far a pass over the training events is.
+
+    Yields:
+      The name of each claim, and its points.
+
+    Raises:
+      ValueError: an unknown claim, events that are both in training and held out, more events to
+        count than there are, or an estimator that is not what was asked for.
+      FileNotFoundError: an estimator has not been fitted.
+    """
+    _require_possible(study, claims)
+    shown, scanned = study.shown_min_counts, study.held_out.min_counts
+    held_out = study.held_out._replace(min_counts=shown)
+    if {"pileup", "trade"} & {*claims}:
+        # One pass for both: the look-ups in full events are what takes the time.
+        both = study.held_out._replace(min_counts=sorted({*shown, *scanned}))
+        points = [*pileup_points(_stored_estimators(study), both, study.rfactors)]
+        if "pileup" in claims:
+            yield "pileup", [point for point in points if point.quality.min_count in shown]
+        if "trade" in claims:
+            yield "trade", [point for point in points if point.quality.min_count in scanned]
+    if "events" in claims:
+        snapshots = _recounted(study, count_c)
+        yield "events", [*training_points(snapshots, held_out, study.rfactor)]
+    if "centroids" in claims:
+        yield "centroids", [*_measure_centroids(study, held_out, count_c, progress)]
+
+
+def pileup_points(
+    estimators: Iterable[VoxelDynamics], held_out: HeldOut, rfactors: Sequence[float]
+) -> Iterator[GraphPoint]:
+    """Measures every estimator on the held-out events at every pile-up.
+
+    Args:
+      estimators: taken one by one, each let go before the next.
+      held_out: events and `min_count`s.
+      rfactors: fractions of particles kept.
+
+    Yields:
+      A point for each estimator, rfactor, event and `min_count`.
+    """
+    for vd in estimators:
+        for rfactor in rfactors:
+            for event in held_out.events(rfactor):
+                yield from event_points(vd, event, held_out, rfactor)
+        # Or else it would stay while the next one is loaded.
+        del vd
+
+
+def training_points(
+    snapshots: Snapshots, held_out: HeldOut, rfactor: float
+) -> Iterator[GraphPoint]:
+    """Measures estimators whose C has been counted from more and more events.
+
+    Args:
+      snapshots: numbers of events counted, and the estimators.
+      held_out: events and `min_count`s.
+      rfactor: fraction of particles kept.
+
+    Yields:
+      A point for each estimator, event and `min_count`.
+    """
+    for num_events, vd in snapshots:
+        for event in held_out.events(rfactor):
+            for point in event_points(vd, event, held_out, rfactor):
+                yield point._replace(num_events=num_events)
+        del vd
+
+
+def centroid_points(
+    num_centroid_hits: int, snapshots: Snapshots, held_out: HeldOut, rfactor: float
+) -> Iterator[CentroidPoint]:
+    """Measures a division of space: its distances, and the graph of a C that was counted with it.
+
+    Args:
+      num_centroid_hits: hits that the centroids were fitted to.
+      snapshots: numbers of events counted, and the estimators.
+      held_out: events and `min_count`s.
+      rfactor: fraction of particles kept.
+
+    Yields:
+      A point for each estimator, event and `min_count`.
+    """
+    for num_events, vd in snapshots:
+        centroids = np.asarray(vd.centroids)
+        for event in held_out.events(rfactor):
+            distance2 = mean_distance2(centroids, event)
+            for point in event_points(vd, event, held_out, rfactor):
+                yield CentroidPoint(
+                    num_centroid_hits, distance2, point._replace(num_events=num_events)
+                )
+        del vd
+
+
+def event_points(
+    vd: VoxelDynamics, event: Event, held_out: HeldOut, rfactor: float
+) -> list[GraphPoint]:
+    """Measures the graph of one event at every `min_count`, from one look-up."""
+    judged = held_out.judged or vd.node2node
+    # The edges have no name here: so they are gone before the next event's are made.
+    qualities = min_count_scan(
+        event,
+        predict_edges(vd, event.position, min(held_out.min_counts)),
+        judged,
+        held_out.min_counts,
+    )
+    pileup = FULL_PILEUP * rfactor
+    return [
+        GraphPoint(
+            vd.node2node, judged, vd.num_cells, vd.num_events, pileup, event.event_id, quality
+        )
+        for quality in qualities
+    ]
+
+
+def mean_distance2(centroids: Float32[np.ndarray, "cell 3"], event: Event) -> float | None:
+    """Mean squared distance in mm^2 of the particle hits from their nearest centroid."""
+    position = event.position[event.hit_particle != NOISE]
+    if len(position) == 0:
+        return None
+    distance, _ = KDTree(centroids).query(position)
+    return float(np.mean(distance**2))
+
+
+def count_snapshots(
+    centroids: Centroids,
+    node2node: str,
+    milestones: Sequence[int],
+    training: Training,
+    directory: Path,
+    progress: Progress,
+) -> Snapshots:
+    """Counts C and stops at every milestone; the counting goes on from there.
+
+    Args:
+      centroids: the division of space.
+      node2node: topology of the true edges.
+      milestones: numbers of events; each event is counted once, in the order of `training`.
+      training: the events.
+      directory: where counts lie until all is done.
+      progress: shows progress.
+
+    Yields:
+      The milestones, ascending, and the estimator of each.
+
+    Raises:
+      OSError: no space or no permission.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as counts:
+        counters = open_counters(Path(counts), [centroids], [node2node], training.num_copies)
+        index = jax.tree.map(jnp.asarray, build_index(centroids.fit.centroids))
+        for milestone in sorted({*milestones}):
+            part = training._replace(event_ids=training.event_ids[:milestone])
+            count_events(part, [index], counters, progress)
+            (counter,) = counters.values()
+            yield milestone, estimator(node2node, centroids, counter)
+
+
+def _measure_centroids(
+    study: Study, held_out: HeldOut, count_c: CountC, progress: Progress
+) -> Iterator[CentroidPoint]:
+    """Fits centroids to parts of one sample of hits, larger ones holding the smaller ones."""
+    training = study.training
+    ids = progress(training.event_ids, "sampling hits")
+    hits = sample_particle_hits(
+        map(training.load_event, ids), max(study.centroid_hits), training.seed
+    )
+    space = np.stack([hits.min(axis=0), hits.max(axis=0)])
+    sizes = sorted({min(size, len(hits)) for size in study.centroid_hits})
+    for ncell in study.ncells:
+        for size in (size for size in sizes if size >= ncell):
+            # The hits come in random order: the first of them are a sample as good as all.
+            fit = fit_centroids(hits[:size], ncell, training.num_iterations, training.seed)
+            for node2node in study.node2nodes:
+                snapshots = count_c(Centroids(fit, space), node2node, [study.centroid_events])
+                yield from centroid_points(size, snapshots, held_out, study.rfactor)
+
+
+def _stored_estimators(study: Study) -> Iterator[VoxelDynamics]:
+    """The fitted estimators one by one; nothing here holds on to them."""
+    # Smaller counts will not be asked for; without them C takes less memory.
+    smallest = min(*study.shown_min_counts, *study.held_out.min_counts)
+    for node2node in study.node2nodes:
+        for ncell in study.ncells:
+            path = voxdyn_path(study.models, node2node, ncell)
+            yield load_voxdyn(path, node2node, ncell, smallest)
+
+
+def _recounted(study: Study, count_c: CountC) -> Snapshots:
+    """Counts C anew with the centroids of every fitted estimator, of which nothing else stays."""
+    for centroids, node2node in map(_division_of, _stored_estimators(study)):
+        yield from count_c(centroids, node2node, study.milestones)
+
+
+def _division_of(vd: VoxelDynamics) -> tuple[Centroids, str]:
+    """Centroids and topology of an estimator."""
+    fit = CentroidFit(np.array(vd.centroids), vd.objective)
+    return Centroids(fit, vd.space), vd.node2node
+
+
+def _require_possible(study: Study, claims: Sequence[str]) -> None:
+    unknown = [claim for claim in claims if claim not in CLAIMS]
+    if unknown:
+        raise ValueError(f"--claims={unknown[0]} is unknown; choose some of {', '.join(CLAIMS)}.")
+    shared = {*study.training.event_ids} & {*study.held_out.event_ids}
+    if shared:
+        raise ValueError(
+            f"event {min(shared)} is both a training event and held out; choose other events with "
+            "--eval_start and --eval_end."
+        )
+    num_events = len(study.training.event_ids)
+    for flag, claim, most in (
+        ("milestones", "events", max(study.milestones)),
+        ("centroid_events", "centroids", study.centroid_events),
+    ):
+        if claim in claims and most > num_events:
+            raise ValueError(
+                f"--{flag}={most} is more than the {num_events} training events; choose fewer, or "
+                "a wider range with --event_start and --event_end."
+            )

@@ -1,0 +1,259 @@
+"""Device side: the event graph from the cells of its hits, by reading rows of C; all jitted.
+
+Three programs, each with fixed capacities that the one before it has measured:
+
+1. `find_connected` reads the rows of all occupied cells in blocks of `BLOCK` entries and keeps one
+   bit per entry: set where the other cell is occupied too and the count is large enough. Nothing
+   as long as the rows is ever written.
+2. `list_senders` turns the bits into one list of sending hits for each occupied cell.
+3. `connect_hits` gives each receiving hit a copy of the list of its cell. It works on a range of
+   hits, so that a large event passes through it in pieces.
+
+Receivers ascend, so nothing is sorted; the senders of a receiver follow the order of their cells.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float32, Int, Int32, UInt32
+
+from hypertrack_jax.voxdyn.connectivity import Rows
+
+BLOCK = 32
+"""Entries of a row that one block covers: the bits of its mask."""
+
+
+class EventCells(NamedTuple):
+    """The hits of an event grouped by cell; slots are its occupied cells, ascending."""
+
+    cell: Int32[Array | np.ndarray, " slot"]
+    """The cell of each slot; V for hits without a cell, and for padding."""
+    hit_start: Int32[Array | np.ndarray, " slot_plus_1"]
+    """Slot s holds the hits from `hit_start[s]` to `hit_start[s + 1]` of the order."""
+    order: Int32[Array | np.ndarray, " hit"]
+    """Hits in the order of their cells."""
+    hit_slot: Int32[Array | np.ndarray, " hit"]
+    """The slot of each hit."""
+
+
+class Connected(NamedTuple):
+    """Which entries of C join two occupied cells, in the order of C's rows."""
+
+    slot: Int32[Array, " block"]
+    """Slot of the receivers' cell, whose row the block is part of."""
+    entry: Int32[Array, " block"]
+    """First entry of the block in C."""
+    mask: UInt32[Array, " block"]
+    """Bit k is set where entry + k makes edges."""
+    list_length: Int32[Array, " slot"]
+    """Sending hits of each slot's receivers."""
+    num_senders: Float32[Array, ""]
+    """Sum of `list_length`; rounded, but never wrapped around."""
+    is_overflow: Bool[Array, ""]
+    """True where the capacity was too small: the rest is not complete."""
+
+
+class SenderLists(NamedTuple):
+    """The senders of each slot's receivers, one list after the other."""
+
+    start: Int32[Array, " slot"]
+    """Where the list of each slot begins."""
+    sender: Int32[Array, " place"]
+    """Sending hit."""
+    count: Int32[Array, " place"]
+    """C at the cells of sender and receivers."""
+    is_overflow: Bool[Array, ""]
+    """True where the capacity was too small: the lists are not complete."""
+
+
+class HitEdges(NamedTuple):
+    """Edges sorted by receiver."""
+
+    senders: Int32[Array, " edge"]
+    receivers: Int32[Array, " edge"]
+    counts: Int32[Array, " edge"]
+    is_overflow: Bool[Array, ""]
+    """True where a capacity was too small: the edges are not complete."""
+
+
+def group_hits(cell: Int32[np.ndarray, " hit"]) -> EventCells:
+    """Groups hits by cell, on the host."""
+    order = np.argsort(cell, kind="stable").astype(np.int32)
+    is_first = np.diff(cell[order], prepend=-1) != 0
+    hit_slot = np.empty(len(cell), np.int32)
+    hit_slot[order] = np.cumsum(is_first) - 1
+    hit_start = np.append(np.flatnonzero(is_first), len(cell)).astype(np.int32)
+    return EventCells(cell[order[is_first]], hit_start, order, hit_slot)
+
+
+def pad_cells(cells: EventCells, size: int, num_cells: int) -> EventCells:
+    """Pads slots and hits to `size`, which must be more than the number of slots.
+
+    Padding hits belong to the last slot, which is empty, so that they make no edges.
+    """
+    more_slots, more_hits = size - len(cells.cell), size - len(cells.order)
+    return EventCells(
+        np.pad(cells.cell, (0, more_slots), constant_values=num_cells),
+        np.pad(cells.hit_start, (0, more_slots), mode="edge"),
+        np.pad(cells.order, (0, more_hits)),
+        np.pad(cells.hit_slot, (0, more_hits), constant_values=size - 1),
+    )
+
+
+def count_blocks(row_length: Int[np.ndarray, " slot"]) -> int:
+    """The capacity that `find_connected` needs for rows of these lengths."""
+    return int(np.sum(-(-row_length.astype(np.int64) // BLOCK)))
+
+
+@partial(jax.jit, static_argnames="capacity")
+def find_connected(
+    rows: Rows, cells: EventCells, min_count: Int32[Array | np.ndarray, ""], *, capacity: int
+) -> Connected:
+    """Reads the rows of all occupied cells.
+
+    Args:
+      rows: C.
+      cells: the event, padded.
+      min_count: smallest count of an entry that makes edges.
+      capacity: room for the blocks of these rows, see `count_blocks`.
+
+    Returns:
+      The entries that join two occupied cells.
+    """
+    num_cells, num_slots = len(rows.row_offsets) - 1, len(cells.cell)
+    row_offsets = jnp.asarray(rows.row_offsets)
+    row_start = row_offsets.at[cells.cell].get(mode="clip")
+    row_end = row_offsets.at[cells.cell + 1].get(mode="clip")
+    slot, place, is_block, is_overflow = _expand(-((row_start - row_end) // BLOCK), capacity)
+    entry = jnp.where(is_block, _take(row_start, slot) + BLOCK * place, 0)
+    end = jnp.where(is_block, _take(row_end, slot), 0)
+
+    lane = jnp.arange(BLOCK, dtype=jnp.int32)[None, :]
+    lane_entry = entry[:, None] + lane
+    near = jnp.minimum(lane_entry, len(rows.columns) - 1)
+    slot_size = jnp.diff(cells.hit_start)
+    cell_size = jnp.zeros(num_cells, jnp.int32).at[cells.cell].set(slot_size, mode="drop")
+    senders = _take(cell_size, _take(rows.columns, near))
+    is_kept = (
+        (lane_entry < end[:, None])
+        & (senders > 0)
+        & (_take(rows.counts, near).astype(jnp.int32) >= min_count)
+    )
+    mask = (is_kept.astype(jnp.uint32) << lane.astype(jnp.uint32)).sum(axis=1, dtype=jnp.uint32)
+    block_senders = jnp.where(is_kept, senders, 0).sum(axis=1, dtype=jnp.int32)
+    list_length = jax.ops.segment_sum(block_senders, slot, num_slots, indices_are_sorted=True)
+    total = block_senders.astype(jnp.float32).sum()
+    return Connected(slot, entry, mask, list_length, total, is_overflow)
+
+
+@partial(jax.jit, static_argnames="capacity")
+def list_senders(
+    rows: Rows, cells: EventCells, connected: Connected, *, capacity: int
+) -> SenderLists:
+    """Lists the senders of each occupied cell's receivers.
+
+    Args:
+      rows: C.
+      cells: the event, padded.
+      connected: from `find_connected`.
+      capacity: room for all lists.
+
+    Returns:
+      The lists.
+    """
+    num_cells, num_slots = len(rows.row_offsets) - 1, len(cells.cell)
+    slots = jnp.arange(num_slots, dtype=jnp.int32)
+    slot_of_cell = jnp.zeros(num_cells, jnp.int32).at[cells.cell].set(slots, mode="drop")
+    # Every pair of cells has at least one sender, so the lists' capacity is enough for the pairs.
+    block, rank, is_pair, _ = _expand(
+        lax.population_count(connected.mask).astype(jnp.int32), capacity
+    )
+    entry = _take(connected.entry, block) + _select_bit(_take(connected.mask, block), rank)
+    entry = jnp.where(is_pair, entry, 0)
+    sender_slot = _take(slot_of_cell, _take(rows.columns, entry))
+    slot_size = jnp.diff(cells.hit_start)
+    pair_senders = jnp.where(is_pair, _take(slot_size, sender_slot), 0)
+    pair, place, is_place, is_overflow = _expand(pair_senders, capacity)
+    hit = _take(_take(jnp.asarray(cells.hit_start), sender_slot), pair) + place
+    return SenderLists(
+        start=jnp.cumsum(connected.list_length) - connected.list_length,
+        sender=_take(cells.order, jnp.where(is_place, hit, 0)),
+        count=_take(_take(rows.counts, entry).astype(jnp.int32), pair),
+        is_overflow=connected.is_overflow | is_overflow,
+    )
+
+
+@partial(jax.jit, static_argnames="capacity")
+def connect_hits(
+    cells: EventCells,
+    lists: SenderLists,
+    list_length: Int32[Array, " slot"],
+    hits: Int32[Array | np.ndarray, "2"],
+    *,
+    capacity: int,
+) -> HitEdges:
+    """The edges into a range of hits.
+
+    Args:
+      cells: the event, padded.
+      lists: from `list_senders`.
+      list_length: length of each slot's list.
+      hits: first hit, and the hit after the last.
+      capacity: room for the edges.
+
+    Returns:
+      The edges; places after the last edge hold edge 0 of the lists and have to be left out.
+    """
+    hit = jnp.arange(len(cells.hit_slot), dtype=jnp.int32)
+    in_range = (hit >= hits[0]) & (hit < hits[1])
+    degree = jnp.where(in_range, _take(list_length, cells.hit_slot), 0)
+    receiver, place, is_edge, is_overflow = _expand(degree, capacity)
+    at = _take(_take(lists.start, cells.hit_slot), receiver) + place
+    at = jnp.where(is_edge, at, 0)
+    return HitEdges(
+        senders=_take(lists.sender, at),
+        receivers=receiver,
+        counts=_take(lists.count, at),
+        is_overflow=lists.is_overflow | is_overflow,
+    )
+
+
+def _expand(
+    lengths: Int32[Array, " item"], size: int
+) -> tuple[Int32[Array, " place"], Int32[Array, " place"], Bool[Array, " place"], Bool[Array, ""]]:
+    """Lays out `lengths[k]` places for each item k, one item after the other.
+
+    Returns:
+      The item of each place, the place's number within the item, whether the place is taken, and
+      whether there are too few places.
+    """
+    items = jnp.arange(len(lengths), dtype=jnp.int32)
+    start = jnp.cumsum(lengths) - lengths
+    item = jnp.repeat(items, lengths, total_repeat_length=size)
+    places = jnp.arange(size, dtype=jnp.int32)
+    total = start[-1] + lengths[-1]
+    # The sum in floating point sees totals that wrap around in 32 bits; the exact one all others.
+    is_overflow = (total > size) | (lengths.astype(jnp.float32).sum() > 2**30)
+    return item, places - _take(start, item), places < total, is_overflow
+
+
+def _select_bit(mask: UInt32[Array, " n"], rank: Int32[Array, " n"]) -> Int32[Array, " n"]:
+    """Position of the set bit that has `rank` set bits below it, by halving the word."""
+    position = jnp.zeros_like(rank)
+    for width in (16, 8, 4, 2, 1):
+        low = mask & jnp.uint32((1 << width) - 1)
+        num_low = lax.population_count(low).astype(jnp.int32)
+        is_above = rank >= num_low
+        rank = jnp.where(is_above, rank - num_low, rank)
+        mask = jnp.where(is_above, mask >> jnp.uint32(width), mask)
+        position += jnp.where(is_above, width, 0)
+    return position
+
+
+def _take(table: Array | np.ndarray, index: Array | np.ndarray) -> Array:
+    """Reads `table[index]`; every index here is in bounds by construction."""
+    return jnp.asarray(table).at[index].get(mode="promise_in_bounds")

@@ -1,0 +1,258 @@
+"""Host side: Voxel-Dynamics at scale, each piece of work beside its peers in the same run.
+
+Peers are scipy's KDTree, whose class in C is cKDTree, and faiss, which is no dependency but the
+extra `bench`. Work whose memory counts runs in a process of its own.
+"""
+
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+from scipy.spatial import KDTree
+
+from hypertrack_jax.benchmark import Timing
+from hypertrack_jax.events.pileup import thin
+from hypertrack_jax.events.store import load_event
+from hypertrack_jax.voxdyn.centroids import fit_centroids
+from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, sample_particle_hits
+from hypertrack_jax.voxdyn.model import hit_cells, pad_hits, predict_edges
+from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
+from hypertrack_jax.voxdyn.voronoi import assign_cells, build_index
+
+FLAT_HITS = 4096
+"""Hits that the exhaustive search is timed on; its time grows in proportion to them."""
+THREADS = 2
+
+
+class Setting(NamedTuple):
+    """What is measured, and on what."""
+
+    data: Path
+    """Directory of the event files."""
+    event: int
+    """The event that is assigned and looked up; not one of the fit."""
+    training: Sequence[int]
+    """Events to fit and count."""
+    models: Path
+    """Directory of Voxel-Dynamics files; the counted one is written there."""
+    node2nodes: Sequence[str]
+    """Topologies of the graphs; those but the first need their file in `models`."""
+    min_count: float | int
+    """Smallest count, or quantile, that makes edges."""
+    assigned_cells: Sequence[int] = (65_536, 262_144, 1_048_576)
+    """Numbers of cells to assign hits to."""
+    fitted_cells: int = 65_536
+    """Centroids to fit beside the peer."""
+    counted_cells: int = 262_144
+    """Cells of the C that is counted and looked up."""
+    num_hits: int = 2_000_000
+    """Hits of the centroid fit."""
+    iterations: int = 10
+    """Iterations of the centroid fit."""
+
+
+def measure_voxdyn(setting: Setting, parts: Sequence[str], runs: int) -> Iterator[Timing]:
+    """Times some of the parts `assign`, `centroids`, `count` and `graph`.
+
+    Args:
+      setting: events and sizes.
+      parts: what to measure, in this order.
+      runs: counted runs of assignments and graphs; the long fits run once.
+
+    Yields:
+      Timings; what stands before the slash is the work, what stands after it is who did it.
+
+    Raises:
+      ValueError: an unknown part.
+      ImportError: faiss is not installed.
+    """
+    measures = {
+        "assign": partial(_measure_assign, runs=runs),
+        "centroids": _measure_centroids,
+        "count": _measure_count,
+        "graph": partial(_measure_graph, runs=runs),
+    }
+    for part in parts:
+        if part not in measures:
+            raise ValueError(f"--voxdyn_parts={part}: expected some of {', '.join(measures)}.")
+    for part in parts:
+        yield from measures[part](setting)
+
+
+def ratios(timings: Sequence[Timing]) -> list[str]:
+    """How many times faster ours is than each peer at the same work, by medians."""
+    ours = {
+        timing.suite.split(" / ")[0]: timing.median
+        for timing in timings
+        if timing.suite.endswith(" / ours")
+    }
+    lines = []
+    for timing in timings:
+        work, who = timing.suite.split(" / ")
+        if who != "ours" and work in ours:
+            lines.append(f"{work}: {timing.median / ours[work]:.2f} times as fast as {who}")
+    return lines
+
+
+def _measure_assign(setting: Setting, runs: int) -> Iterator[Timing]:
+    faiss = _faiss()
+    position = load_event(setting.data, setting.event).position
+    hits = _training_hits(setting)
+    padded = pad_hits(position)
+    for num_cells in setting.assigned_cells:
+        centroids = fit_centroids(hits, num_cells, 1, seed=0).centroids
+        index = jax.tree.map(jnp.asarray, build_index(centroids))
+        tree, flat = KDTree(centroids), faiss.IndexFlatL2(3)
+        flat.add(centroids)
+        works = {
+            "ours": lambda index=index: np.asarray(assign_cells(index, padded)),
+            f"scipy cKDTree, {THREADS} workers": lambda tree=tree: tree.query(
+                position, workers=THREADS
+            ),
+            "faiss IndexFlatL2, scaled": lambda flat=flat: flat.search(position[:FLAT_HITS], 1),
+        }
+        scale = {"faiss IndexFlatL2, scaled": len(position) / FLAT_HITS}
+        for who, seconds in _in_turn(works, runs).items():
+            seconds = [scale.get(who, 1) * value for value in seconds]
+            yield _timing(f"assign to {num_cells} cells / {who}", len(position), 0, seconds)
+
+
+def _measure_centroids(setting: Setting) -> Iterator[Timing]:
+    """One run each: the peer takes more than a minute."""
+    faiss = _faiss()
+    hits = _training_hits(setting)
+    # Compiles.
+    fit_centroids(hits, setting.fitted_cells, 1, seed=1)
+    started = time.perf_counter()
+    fit = fit_centroids(hits, setting.fitted_cells, setting.iterations, seed=0)
+    seconds = time.perf_counter() - started
+    work = f"{setting.fitted_cells} centroids, {setting.iterations} iterations"
+    ours = _objective(fit.centroids, hits)
+    yield _timing(f"{work} (objective {ours:.4f} mm^2) / ours", len(hits), 0, [seconds])
+    kmeans = faiss.Kmeans(
+        3, setting.fitted_cells, niter=setting.iterations, max_points_per_centroid=len(hits), seed=0
+    )
+    started = time.perf_counter()
+    kmeans.train(hits)
+    seconds = time.perf_counter() - started
+    theirs = _objective(kmeans.centroids, hits)
+    yield _timing(
+        f"{work} (objective {ours:.4f} mm^2) / faiss.Kmeans (objective {theirs:.4f} mm^2)",
+        len(hits),
+        0,
+        [seconds],
+    )
+
+
+def _measure_count(setting: Setting) -> Iterator[Timing]:
+    yield _alone(_count, setting)
+
+
+def _measure_graph(setting: Setting, runs: int) -> Iterator[Timing]:
+    for node2node in setting.node2nodes:
+        yield from _alone(_graphs, setting, node2node, runs)
+
+
+def _count(setting: Setting) -> Timing:
+    """Seconds per event of the counting alone; the process's peak is that of the whole fit."""
+    began, ended = 0.0, 0.0
+
+    def progress(event_ids, what):
+        nonlocal began, ended
+        began = time.perf_counter()
+        yield from event_ids
+        ended = time.perf_counter()
+
+    training = Training(
+        setting.training, partial(load_event, setting.data), setting.iterations, 0, setting.num_hits
+    )
+    directory = setting.models / "voxdyn.benchmark"
+    (vd,) = fit_voxdyns(
+        training, [setting.counted_cells], setting.node2nodes[:1], directory, progress
+    )
+    save_voxdyn(voxdyn_path(setting.models, vd.node2node, setting.counted_cells), vd)
+    seconds = (ended - began) / len(setting.training)
+    what = f"count {vd.node2node} pairs, {vd.num_cells} cells, {vd.num_events} events, each"
+    return _timing(f"{what} / ours", 0, len(vd.rows.columns), [seconds])
+
+
+def _graphs(setting: Setting, node2node: str, runs: int) -> list[Timing]:
+    path = voxdyn_path(setting.models, node2node, setting.counted_cells)
+    vd = load_voxdyn(path, node2node, setting.counted_cells, setting.min_count)
+    full = load_event(setting.data, setting.event)
+    timings = []
+    for rfactor in (0.01, 0.1, 0.3, 1.0):
+        position = thin(full, rfactor, -1, np.random.default_rng(0)).position
+        works: dict[str, Callable[[], Any]] = {
+            "assign": lambda position=position: hit_cells(vd, position),
+            "graph": lambda position=position: predict_edges(vd, position),
+        }
+        num_edges = len(predict_edges(vd, position).senders)
+        for what, seconds in _in_turn(works, runs).items():
+            work = f"{node2node} {what}, pile-up {200 * rfactor:g}, {setting.counted_cells} cells"
+            timings.append(
+                _timing(
+                    f"{work}, min_count {vd.min_count} / ours", len(position), num_edges, seconds
+                )
+            )
+    return timings
+
+
+def _alone(function: Callable, *args: Any) -> Any:
+    """Calls a function in a process of its own, whose peak memory is that of the work."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def _in_turn(works: dict[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
+    """Seconds of each work, in turn, so that a machine that slows down slows all of them down."""
+    seconds: dict[str, list[float]] = {who: [] for who in works}
+    for run in range(runs + 1):
+        for who, work in works.items():
+            started = time.perf_counter()
+            work()
+            if run > 0:
+                seconds[who].append(time.perf_counter() - started)
+    return seconds
+
+
+def _timing(suite: str, hits: int, edges: int, seconds: Sequence[float]) -> Timing:
+    # Linux counts in units of 1024 bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    median = statistics.median(seconds)
+    return Timing(suite, hits, edges, len(seconds), median, min(seconds), max(seconds), peak)
+
+
+def _training_hits(setting: Setting) -> Float32[np.ndarray, "hit 3"]:
+    # Thirty full events have more particle hits than are asked for.
+    events = (load_event(setting.data, event_id) for event_id in setting.training[:30])
+    return sample_particle_hits(events, setting.num_hits, seed=0)
+
+
+def _objective(
+    centroids: Float32[np.ndarray, "cell 3"], hits: Float32[np.ndarray, "hit 3"]
+) -> float:
+    """Mean squared distance of a hit from its nearest centroid, in mm^2, by a third party."""
+    distance, _ = KDTree(centroids).query(hits, workers=THREADS)
+    return float(np.mean(distance**2))
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            "the voxdyn suite compares with faiss, which is missing; pip install faiss-cpu."
+        ) from error
+    faiss.omp_set_num_threads(THREADS)
+    return faiss

@@ -1,0 +1,69 @@
+"""The benchmark of Voxel-Dynamics measures what it says, on toy sizes."""
+
+import builtins
+
+import pytest
+from toy import helix_event
+
+from hypertrack_jax import voxdyn_benchmark
+from hypertrack_jax.benchmark import Timing
+from hypertrack_jax.events.store import save_event
+from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
+
+
+@pytest.fixture
+def setting(tmp_path):
+    for event_id in (1, 2, 3):
+        save_event(tmp_path / "data", helix_event(seed=event_id, event_id=event_id))
+    return voxdyn_benchmark.Setting(
+        data=tmp_path / "data",
+        event=3,
+        training=(1, 2),
+        models=tmp_path / "models",
+        node2nodes=["eom"],
+        min_count=1,
+        counted_cells=64,
+        num_hits=300,
+        iterations=2,
+    )
+
+
+def timing(suite, median):
+    return Timing(suite, 10, 0, 1, median, median, median, 0.0)
+
+
+def test_count_writes_the_file_that_graph_reads(setting):
+    counted, *graphs = voxdyn_benchmark.measure_voxdyn(setting, ["count", "graph"], runs=2)
+    vd = load_voxdyn(voxdyn_path(setting.models, "eom", 64))
+    assert vd.num_events == 2
+    assert counted.edges == len(vd.rows.columns)
+    assert counted.suite.startswith("count eom pairs, 64 cells, 2 events")
+    assert len(graphs) == 8
+    assert all(t.median > 0 and t.runs == 2 and t.peak_memory > 0.05 for t in graphs)
+    full = graphs[-1]
+    assert full.hits == len(helix_event(seed=3, event_id=3).position)
+    assert full.suite.startswith("eom graph, pile-up 200")
+
+
+def test_ratios_are_of_medians_at_the_same_work():
+    timings = [timing("a / ours", 2.0), timing("a / peer", 5.0), timing("b / peer", 9.0)]
+    assert voxdyn_benchmark.ratios(timings) == ["a: 2.50 times as fast as peer"]
+
+
+def test_unknown_part(setting):
+    with pytest.raises(ValueError, match=r"--voxdyn_parts=asign: expected some of assign"):
+        list(voxdyn_benchmark.measure_voxdyn(setting, ["count", "asign"], runs=1))
+    assert not setting.models.exists()
+
+
+def test_missing_faiss_is_one_sentence(setting, monkeypatch):
+    real = builtins.__import__
+
+    def without_faiss(name, *args, **kwargs):
+        if name == "faiss":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_faiss)
+    with pytest.raises(ImportError, match="pip install faiss-cpu"):
+        list(voxdyn_benchmark.measure_voxdyn(setting, ["assign"], runs=1))

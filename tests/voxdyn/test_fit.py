@@ -1,0 +1,191 @@
+"""The fit on a stream of toy events: what is counted, and that stopping it changes nothing."""
+
+import numpy as np
+import pytest
+from dense import to_dense
+from test_storage import assert_same
+from toy import helix_event
+
+from hypertrack_jax import memory
+from hypertrack_jax.events.topology import TOPOLOGIES, truth_edges
+from hypertrack_jax.voxdyn import fit
+from hypertrack_jax.voxdyn.fit import Training, fit_voxdyn, fit_voxdyns
+from hypertrack_jax.voxdyn.voronoi import assign_cells
+
+EVENTS = {k: helix_event(seed=7, num_particles=25, event_id=k) for k in range(1, 7)}
+
+
+ALL = tuple(EVENTS.values())
+
+
+def training(event_ids=EVENTS, load_event=EVENTS.__getitem__, **settings):
+    return Training(list(event_ids), load_event, num_iterations=2, **settings)
+
+
+def fit_one(events=ALL, ncell=64, node2node="hyper", **settings):
+    return fit_voxdyn(lambda: iter(events), ncell, node2node, num_iterations=2, **settings)
+
+
+@pytest.mark.parametrize("node2node", TOPOLOGIES)
+def test_counts_all_pairs_of_all_events(node2node):
+    vd = fit_one(node2node=node2node)
+    dense = np.zeros((64, 64), np.int64)
+    for event in EVENTS.values():
+        cell = np.asarray(assign_cells(vd.index, event.position))
+        senders, receivers = truth_edges(event, node2node)
+        np.add.at(dense, (cell[senders], cell[receivers]), 1)
+    np.testing.assert_array_equal(to_dense(vd.rows), dense)
+    np.testing.assert_array_equal(vd.histogram[1:], np.bincount(dense[np.triu_indices(64)])[1:])
+    assert (vd.node2node, vd.num_events, vd.num_cells, vd.min_count) == (node2node, 6, 64, 1)
+
+
+def test_space_is_that_of_the_training_hits():
+    hits = np.vstack([e.position[e.hit_particle >= 0] for e in EVENTS.values()])
+    np.testing.assert_array_equal(fit_one().space, [hits.min(axis=0), hits.max(axis=0)])
+
+
+def test_order_of_events_does_not_matter():
+    assert_same(fit_one(max_centroid_hits=300), fit_one(ALL[::-1], max_centroid_hits=300))
+
+
+def test_several_cells_and_topologies_in_one_pass_are_those_of_separate_fits(tmp_path):
+    loaded = []
+
+    def load_event(event_id):
+        loaded.append(event_id)
+        return EVENTS[event_id]
+
+    many = fit_voxdyns(
+        training(load_event=load_event), [32, 64], ["eom", "hyper"], tmp_path / "partial"
+    )
+    for vd, (ncell, node2node) in zip(
+        many, [(32, "eom"), (32, "hyper"), (64, "eom"), (64, "hyper")], strict=True
+    ):
+        assert_same(vd, fit_one(ncell=ncell, node2node=node2node))
+    assert sorted(loaded) == sorted(2 * list(EVENTS))
+
+
+@pytest.mark.parametrize("num_copies", [2, 4])
+def test_copies_are_counted_as_the_events_turned_and_mirrored(tmp_path, num_copies):
+    (vd,) = fit_voxdyns(training(num_copies=num_copies), [64], ["eom"], tmp_path)
+    dense = np.zeros((64, 64), np.int64)
+    for event in EVENTS.values():
+        senders, receivers = truth_edges(event, "eom")
+        x, y, z = event.position.T
+        copies = [(x, y, z), (-x, -y, z), (x, y, -z), (-x, -y, -z)][:num_copies]
+        for copy in copies:
+            cell = np.asarray(assign_cells(vd.index, np.stack(copy, axis=1)))
+            np.add.at(dense, (cell[senders], cell[receivers]), 1)
+    np.testing.assert_array_equal(to_dense(vd.rows), dense)
+    assert vd.num_events == len(EVENTS)
+
+
+@pytest.mark.parametrize("num_copies", [0, 5])
+def test_impossible_number_of_copies(tmp_path, num_copies):
+    with pytest.raises(ValueError, match=f"--num_copies={num_copies}: expected a number from 1 to"):
+        next(fit_voxdyns(training(num_copies=num_copies), [64], ["eom"], tmp_path))
+
+
+class Stop(Exception):
+    """What ends a fit from outside."""
+
+
+@pytest.mark.parametrize("stop_after", [0, 3, 6, 8, 11])
+def test_a_fit_that_was_stopped_goes_on_and_gives_the_same(tmp_path, stop_after):
+    """Six events are read for the centroids and six for C; the fit stops at any of them."""
+    directory, read = tmp_path / "partial", 0
+
+    def stopping(event_ids, what):
+        nonlocal read
+        for event_id in event_ids:
+            if read == stop_after:
+                raise Stop
+            read += 1
+            yield event_id
+
+    with pytest.raises(Stop):
+        list(fit_voxdyns(training(), [64], ["hyper"], directory, stopping))
+    counted = []
+
+    def watching(event_ids, what):
+        if what == "counting pairs":
+            counted.extend(event_ids)
+        return event_ids
+
+    (vd,) = fit_voxdyns(training(), [64], ["hyper"], directory, watching)
+    assert_same(vd, fit_one())
+    if stop_after > 9:
+        assert len(counted) < 6, "nothing of what had been counted was kept"
+    fit.remove_unfinished(directory)
+    assert not directory.exists()
+
+
+def test_finished_counts_are_not_counted_again(tmp_path):
+    (first,) = fit_voxdyns(training(), [64], ["hyper"], tmp_path)
+
+    def no_more(event_id):
+        raise AssertionError("read again")
+
+    (again,) = fit_voxdyns(training(load_event=no_more), [64], ["hyper"], tmp_path)
+    assert_same(first, again)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "unfinished fit with other events, --niter, --seed"),
+        ({"event_ids": [1, 2, 3]}, "unfinished fit with other events"),
+    ],
+)
+def test_an_unfinished_fit_of_something_else_is_not_taken_up(tmp_path, change, message):
+    list(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
+    with pytest.raises(ValueError, match=message):
+        list(fit_voxdyns(training(**change), [64], ["hyper"], tmp_path))
+
+
+def test_an_error_in_an_event_comes_through_and_keeps_what_was_counted(tmp_path):
+    reads = dict.fromkeys(EVENTS, 0)
+
+    def load_event(event_id):
+        reads[event_id] += 1
+        if event_id == 6 and reads[event_id] == 2:
+            raise ValueError("event 6 is damaged")
+        return EVENTS[event_id]
+
+    with pytest.raises(ValueError, match="event 6 is damaged"):
+        list(fit_voxdyns(training(load_event=load_event), [64], ["hyper"], tmp_path))
+    assert (tmp_path / "hyper_64" / "manifest.json").is_file()
+    (vd,) = fit_voxdyns(training(), [64], ["hyper"], tmp_path)
+    assert_same(vd, fit_one())
+
+
+def test_sample_is_bounded_and_of_particle_hits_only():
+    events = list(EVENTS.values())
+    particle_hits = np.vstack([e.position[e.hit_particle >= 0] for e in events])
+    everything = fit.sample_particle_hits(events, 10**6, seed=0)
+    np.testing.assert_array_equal(np.unique(everything, axis=0), np.unique(particle_hits, axis=0))
+    for size in (100, 250):
+        few = fit.sample_particle_hits(events, size, seed=0)
+        np.testing.assert_array_equal(few, everything[:size])
+    assert not np.array_equal(few, fit.sample_particle_hits(events, 250, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ncell": 10**6}, r"--ncell=1000000 is more than the \d+ particle hits"),
+        ({"ncell": 0}, r"--ncell=0: expected a number of cells from 1 to 1048576"),
+        ({"ncell": 2**20 + 1}, r"--ncell=1048577: expected"),
+        ({"node2node": "hypre"}, r"--node2node=hypre is unknown"),
+        ({"events": []}, r"--ncell=64 is more than the 0 particle hits"),
+    ],
+)
+def test_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        fit_one(**settings)
+
+
+def test_more_cells_than_memory(monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**5)
+    with pytest.raises(ValueError, match=r"--ncell=64 needs about 0\.0 GB"):
+        fit_one()

@@ -1,0 +1,147 @@
+"""The look-up against dense matrices."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dense import random_rows
+
+from hypertrack_jax.voxdyn import lookup
+from hypertrack_jax.voxdyn.connectivity import Rows
+
+NUM_CELLS = 90
+
+
+def look_up(
+    rows, cell, hits=None, min_count=1, block_capacity=512, list_capacity=4096, edge_capacity=8192
+):
+    """Both programs; all edges into `hits`, and how many of the places are real."""
+    cells = lookup.group_hits(cell)
+    padded = lookup.pad_cells(cells, 128, len(rows.row_offsets) - 1)
+    connected = lookup.find_connected(rows, padded, np.int32(min_count), capacity=block_capacity)
+    lists = lookup.list_senders(rows, padded, connected, capacity=list_capacity)
+    first, last = hits or (0, len(cell))
+    degree = np.asarray(connected.list_length)[cells.hit_slot]
+    edges = lookup.connect_hits(
+        padded,
+        lists,
+        connected.list_length,
+        np.array([first, last], np.int32),
+        capacity=edge_capacity,
+    )
+    return edges, int(degree[first:last].sum()), int(degree.sum()), connected
+
+
+def sorted_edges(senders, receivers, counts):
+    order = np.lexsort([senders, receivers])
+    return np.stack([receivers, senders, counts])[:, order]
+
+
+def clustered_cells(rng, num_hits):
+    """Some cells with many hits, many with none; hit order and cell order have nothing in common.
+
+    Rows are longer than one block, and a few hits have no cell.
+    """
+    cell = rng.choice(NUM_CELLS, num_hits, p=rng.dirichlet(np.full(NUM_CELLS, 0.3)))
+    cell[rng.choice(num_hits, 3, replace=False)] = NUM_CELLS
+    return cell.astype(np.int32)
+
+
+@pytest.mark.parametrize("min_count", [1, 3])
+@pytest.mark.parametrize("fill", [0.05, 0.8])
+@pytest.mark.parametrize("hits", [None, (13, 41)])
+def test_edges_are_those_of_the_dense_matrix(hits, fill, min_count):
+    rng = np.random.default_rng(2)
+    dense, rows = random_rows(rng, NUM_CELLS, fill)
+    cell = clustered_cells(rng, 70)
+    made, num_edges, _, _ = look_up(rows, cell, hits, min_count)
+    edges = [np.asarray(part)[:num_edges] for part in made[:3]]
+    padded = np.pad(dense, (0, 1))
+    counts = padded[cell[:, None], cell[None, :]]
+    first, last = hits or (0, len(cell))
+    receivers, senders = np.nonzero(counts >= min_count)
+    is_wanted = (receivers >= first) & (receivers < last)
+    receivers, senders = receivers[is_wanted], senders[is_wanted]
+    assert not made.is_overflow
+    assert len(receivers) > 10
+    assert (np.diff(edges[1]) >= 0).all()
+    np.testing.assert_array_equal(
+        sorted_edges(*edges), sorted_edges(senders, receivers, counts[receivers, senders])
+    )
+
+
+def test_senders_follow_their_cells():
+    rng = np.random.default_rng(3)
+    _, rows = random_rows(rng, NUM_CELLS, 0.5)
+    cell = clustered_cells(rng, 70)
+    made, num_edges, _, _ = look_up(rows, cell)
+    receivers, senders = np.asarray(made.receivers)[:num_edges], np.asarray(made.senders)
+    sender_cell = cell[senders[:num_edges]]
+    assert (np.diff(sender_cell)[np.diff(receivers) == 0] >= 0).all()
+
+
+def test_every_exceeded_capacity_is_reported():
+    rng = np.random.default_rng(3)
+    _, rows = random_rows(rng, NUM_CELLS, 0.4)
+    cell = clustered_cells(rng, 50)
+    made, num_edges, _, connected = look_up(rows, cell)
+    occupied = np.unique(cell[cell < NUM_CELLS])
+    needed = {
+        "block_capacity": lookup.count_blocks(np.diff(rows.row_offsets)[occupied]),
+        "list_capacity": int(connected.list_length.sum()),
+        "edge_capacity": num_edges,
+    }
+    assert not made.is_overflow
+    for name, capacity in needed.items():
+        assert not look_up(rows, cell, **{name: capacity})[0].is_overflow, name
+        assert look_up(rows, cell, **{name: capacity - 1})[0].is_overflow, name
+
+
+def test_exact_capacities_give_the_same_edges():
+    rng = np.random.default_rng(4)
+    _, rows = random_rows(rng, NUM_CELLS, 0.4)
+    cell = clustered_cells(rng, 50)
+    wide, num_edges, _, connected = look_up(rows, cell)
+    capacity = int(connected.list_length.sum())
+    tight, *_ = look_up(rows, cell, list_capacity=capacity, edge_capacity=num_edges)
+    for one, other in zip(wide[:3], tight[:3], strict=True):
+        np.testing.assert_array_equal(one[:num_edges], other)
+
+
+def test_more_edges_than_32_bits_count_overflow():
+    """Two full cells: 65536^2 + 65536^2 pairs, which wrap around to none."""
+    rows = Rows(
+        jnp.array([0, 1, 2], jnp.int32), jnp.array([0, 1], jnp.int32), jnp.ones(2, jnp.uint16)
+    )
+    cells = lookup.group_hits(np.repeat(np.arange(2, dtype=np.int32), 2**16))
+    padded = lookup.pad_cells(cells, 2**17 + 1, 2)
+    connected = lookup.find_connected(rows, padded, np.int32(1), capacity=4)
+    assert connected.list_length[:2].tolist() == [2**16, 2**16]
+    lists = lookup.list_senders(rows, padded, connected, capacity=2**17)
+    assert not lists.is_overflow
+    everything = np.array([0, 2**17], np.int32)
+    assert lookup.connect_hits(
+        padded, lists, connected.list_length, everything, capacity=2**18
+    ).is_overflow
+
+
+def test_selected_bits_are_those_set():
+    rng = np.random.default_rng(5)
+    words = np.append(rng.integers(0, 2**32, 200), [1, 2**31, 2**32 - 1]).astype(np.uint32)
+    for word in words:
+        places = [k for k in range(32) if int(word) >> k & 1]
+        found = lookup._select_bit(
+            jnp.full(len(places), word), jnp.arange(len(places), dtype=jnp.int32)
+        )
+        assert found.tolist() == places
+
+
+def test_the_look_up_is_one_program_for_events_of_one_bucket():
+    """Events of one bucket share their programs: nothing is traced anew."""
+    rng = np.random.default_rng(6)
+    _, rows = random_rows(rng, NUM_CELLS, 0.3)
+    look_up(rows, clustered_cells(rng, 50))
+    programs = (lookup.find_connected, lookup.list_senders, lookup.connect_hits)
+    before = [program._cache_size() for program in programs]
+    for num_hits in (20, 60, 90):
+        look_up(rows, clustered_cells(rng, num_hits), min_count=2)
+    assert [program._cache_size() for program in programs] == before

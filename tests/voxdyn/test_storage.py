@@ -1,0 +1,133 @@
+"""Files of the estimator: whole, checked, and small."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from toy import helix_event
+
+from hypertrack_jax import memory
+from hypertrack_jax.voxdyn import storage
+from hypertrack_jax.voxdyn.connectivity import prune_rows
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
+from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold, predict_edges
+
+
+@pytest.fixture(scope="module")
+def vd():
+    events = [helix_event(seed=7, num_particles=25, event_id=event_id) for event_id in (1, 2, 3)]
+    return fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2)
+
+
+def assert_same(first, second):
+    for name in VoxelDynamics._fields:
+        one, other = getattr(first, name), getattr(second, name)
+        parts = [(one, other)] if not isinstance(one, tuple) else zip(one, other, strict=True)
+        for a, b in parts:
+            np.testing.assert_array_equal(a, b)
+
+
+def rewrite(path, **changes):
+    with np.load(path) as file:
+        fields = dict(file)
+    np.savez(path, **(fields | changes))
+
+
+def test_load_gives_back_what_was_saved(vd, tmp_path):
+    path = storage.voxdyn_path(tmp_path / "models", "hyper", 64)
+    assert path.name == "voxdyn_hyper_64.npz"
+    storage.save_voxdyn(path, vd)
+    assert_same(storage.load_voxdyn(path, node2node="hyper", ncell=64), vd)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("min_count", [3, 0.2])
+def test_small_counts_can_be_left_out_on_loading(vd, tmp_path, min_count):
+    path = storage.save_voxdyn(tmp_path / "x.npz", vd)
+    pruned = storage.load_voxdyn(path, min_count=min_count)
+    threshold = count_threshold(vd.histogram, min_count)
+    assert 1 < pruned.min_count == threshold
+    for one, other in zip(pruned.rows, prune_rows(vd.rows, threshold), strict=True):
+        np.testing.assert_array_equal(one, other)
+    position = helix_event(seed=8, num_particles=40).position
+    expected = predict_edges(vd, position, min_count)
+    for same in (predict_edges(pruned, position), predict_edges(pruned, position, min_count)):
+        for one, other in zip(same, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match=f"holds only counts from {threshold} on"):
+        storage.save_voxdyn(path, pruned)
+    assert_same(storage.load_voxdyn(path), vd)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"x\.npz: no such file; .*--node2node=eom --ncell=8"
+    ):
+        storage.load_voxdyn(tmp_path / "x.npz", "eom", 8)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"node2node": "eom"}, "fitted with --node2node=hyper, but --node2node=eom is asked for"),
+        ({"ncell": 128}, "fitted with --ncell=64, but --ncell=128 is asked for"),
+    ],
+)
+def test_file_of_something_else(vd, tmp_path, asked, message):
+    path = storage.save_voxdyn(tmp_path / "x.npz", vd)
+    with pytest.raises(ValueError, match=f"x.npz: was {message}"):
+        storage.load_voxdyn(path, **asked)
+
+
+def test_other_format_version(vd, tmp_path):
+    path = storage.save_voxdyn(tmp_path / "x.npz", vd)
+    rewrite(path, format_version=1)
+    with pytest.raises(ValueError, match=r"x\.npz: format version 1, but this program reads"):
+        storage.load_voxdyn(path)
+
+
+def test_damaged_files(vd, tmp_path):
+    path = storage.save_voxdyn(tmp_path / "x.npz", vd)
+    content = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        middle = archive.getinfo("columns.npy").header_offset + 300
+    for damaged in (
+        content[: len(content) // 2],
+        b"",
+        b"no archive",
+        content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"x\.npz: damaged or not a Voxel-Dynamics file"):
+            storage.load_voxdyn(path)
+
+
+def test_file_that_lacks_an_array(vd, tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, format_version=storage.FORMAT_VERSION, centroids=vd.centroids)
+    with pytest.raises(ValueError, match=r"x\.npz: lacks columns, counts"):
+        storage.load_voxdyn(path)
+
+
+@pytest.mark.parametrize("change", ["columns too large", "columns short", "offsets fall"])
+def test_rows_that_do_not_fit_together(vd, tmp_path, change):
+    """Whole files, sound archives: only their meaning is wrong."""
+    path = storage.save_voxdyn(tmp_path / "x.npz", vd)
+    with np.load(path) as file:
+        columns, offsets = file["columns"].copy(), file["row_offsets"].copy()
+    if change == "columns too large":
+        columns[5] = 64
+    elif change == "columns short":
+        columns = columns[:-1]
+    else:
+        offsets[3] = offsets[5] + 1
+    rewrite(path, columns=columns, row_offsets=offsets)
+    with pytest.raises(ValueError, match=r"x\.npz: the rows of C do not fit together"):
+        storage.load_voxdyn(path)
+
+
+def test_file_larger_than_memory(vd, tmp_path, monkeypatch):
+    path = storage.save_voxdyn(tmp_path / "x.npz", vd)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    with pytest.raises(ValueError, match=r"x\.npz: C with \d+ pairs of cells needs about"):
+        storage.load_voxdyn(path)
