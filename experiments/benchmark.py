@@ -16,7 +16,7 @@ from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
-from hypertrack_jax.voxdyn_benchmark import Setting, measure_voxdyn, ratios
+from hypertrack_jax.voxdyn_benchmark import Setting, growth, measure_voxdyn, ratios
 
 flags.adopt_module_key_flags(command_line)
 
@@ -41,7 +41,7 @@ def main() -> None:
     timings = voxdyn_timings() if SUITE.value == ["voxdyn"] else stage_timings()
     print(markdown(timings), machine(), sep="\n\n")
     if SUITE.value == ["voxdyn"]:
-        print("", *ratios(timings), sep="\n")
+        print("", *ratios(timings), *growth(timings), sep="\n")
     name = "benchmark_voxdyn.json" if SUITE.value == ["voxdyn"] else "benchmark.json"
     print(write_timings(command_line.workdir("figs", name), timings))
 

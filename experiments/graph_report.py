@@ -1,17 +1,22 @@
-"""What pretrain_voxdyn.py and inference.py --pre_only print about candidate graphs."""
+"""What pretrain_voxdyn.py and inference.py --pre_only print and write about candidate graphs."""
 
 import resource
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
+from absl import flags
 from tqdm import tqdm
 
 from hypertrack_jax.evaluation.evaluate import evaluate_graphs
 from hypertrack_jax.evaluation.graph_quality import topology_note
-from hypertrack_jax.evaluation.report import Row, summary_table
+from hypertrack_jax.evaluation.report import Row, event_table, summary_table, write_report
 from hypertrack_jax.training.batches import EventSource, fixed_events
+from hypertrack_jax.tunes.tune import VoxdynTune
 from hypertrack_jax.voxdyn.connectivity import MAX_COUNT
 from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold
+from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 
 def report_graphs(
@@ -30,6 +35,23 @@ def report_graphs(
     print(*([note] if note else []), summary_table(rows), sep="\n")
     print(f"{time.perf_counter() - started:.1f} s, peak memory {peak_memory():.2f} GB")
     return rows
+
+
+def graphs_of(models: Path, tune: VoxdynTune, source: EventSource, node2node: str) -> list[Row]:
+    """Loads the estimator that a tune names, describes it, and reports its graphs in full."""
+    path = voxdyn_path(models, tune.node2node, tune.ncell)
+    vd = load_voxdyn(path, tune.node2node, tune.ncell, tune.min_count)
+    print(describe(vd))
+    rows = report_graphs(vd, source, node2node, None)
+    print("", event_table(rows), "", sep="\n")
+    return rows
+
+
+def write_rows(path: Path, rows: list[Row]) -> Path:
+    """Writes rows as JSON, with the script's own flags, which led to them."""
+    settings = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
+    write_report(path, rows, {flag.name: flag.value for flag in settings})
+    return path
 
 
 def describe(vd: VoxelDynamics) -> str:

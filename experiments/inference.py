@@ -4,18 +4,17 @@ python experiments/inference.py --read_tag=pu2 --rfactor=0.01 --event_start=8750
 python experiments/inference.py --pre_only --node2node=eom --ncell=65536 --truth_node2node=hyper
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import command_line
 from absl import flags
-from graph_report import describe, report_graphs
+from graph_report import graphs_of, write_rows
 from tqdm import tqdm
 
 from hypertrack_jax.evaluation.evaluate import evaluate_events, write_figures
 from hypertrack_jax.evaluation.graph_quality import topology_note
-from hypertrack_jax.evaluation.report import Row, event_table, summary_table, write_report
+from hypertrack_jax.evaluation.report import event_table, summary_table
 from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.events.trackml import write_submission
 from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
@@ -23,7 +22,6 @@ from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.training.checkpoint import require_same_tune
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.tunes.tune import VoxdynTune, choices
-from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 flags.adopt_module_key_flags(command_line)
 
@@ -91,38 +89,26 @@ def main() -> None:
     for evaluated in evaluate_events(reconstruct, events, judged_by):
         rows.append(evaluated.row)
         if SUBMISSION_DIR.value:
-            path = (
-                Path(SUBMISSION_DIR.value) / f"event{evaluated.event.event_id:09d}-submission.csv"
-            )
+            name = f"event{evaluated.event.event_id:09d}-submission.csv"
+            path = Path(SUBMISSION_DIR.value) / name
             write_submission(path, evaluated.event, evaluated.tracks.hit_label)
         if FIGURES.value and evaluated.event.has_truth and len(shown) < MAX_SHOWN:
             shown.append(evaluated)
     print(
         event_table(rows), summary_table(rows), topology_note(fitted, truth.node2node), sep="\n\n"
     )
-    write(directory / "report.json", rows)
-    print(*(write_figures(directory, shown, judged_by) if shown else []), sep="\n")
+    files = write_figures(directory, shown, judged_by) if shown else []
+    print(write_rows(directory / "report.json", rows), *files, sep="\n")
 
 
 def graphs_only(source: EventSource) -> None:
     """The same for the candidate graphs."""
     tune = load_tune(PARAM.value or "tune-5").voxdyn
     tune = command_line.changed(tune, NODE2NODE, NCELL, MIN_COUNT)
-    path = voxdyn_path(command_line.workdir("models"), tune.node2node, tune.ncell)
-    voxdyn = load_voxdyn(path, tune.node2node, tune.ncell, tune.min_count)
-    print(describe(voxdyn))
-    rows = report_graphs(voxdyn, source, TRUTH_NODE2NODE.value or tune.node2node, None)
-    print("", event_table(rows), sep="\n")
-    write(
-        command_line.workdir("figs", f"graphs_{tune.node2node}_{tune.ncell}", "report.json"), rows
-    )
-
-
-def write(path: Path, rows: list[Row]) -> None:
-    """Writes the rows and the flags that led to them."""
-    settings = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
-    write_report(path, rows, {flag.name: flag.value for flag in settings})
-    print("", path, sep="\n")
+    judged_by = TRUTH_NODE2NODE.value or tune.node2node
+    rows = graphs_of(command_line.workdir("models"), tune, source, judged_by)
+    directory = command_line.workdir("figs", f"graphs_{tune.node2node}_{tune.ncell}")
+    print(write_rows(directory / "report.json", rows))
 
 
 def model(tag: str) -> Reconstructor:

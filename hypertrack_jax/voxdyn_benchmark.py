@@ -25,9 +25,9 @@ from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.voxdyn.centroids import fit_centroids
 from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, sample_particle_hits
-from hypertrack_jax.voxdyn.model import hit_cells, pad_hits, predict_edges
+from hypertrack_jax.voxdyn.model import assign_hits, hit_cells, predict_edges
 from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
-from hypertrack_jax.voxdyn.voronoi import assign_cells, build_index
+from hypertrack_jax.voxdyn.voronoi import build_index
 
 FLAT_HITS = 4096
 """Hits that the exhaustive search is timed on; its time grows in proportion to them."""
@@ -104,18 +104,41 @@ def ratios(timings: Sequence[Timing]) -> list[str]:
     return lines
 
 
+def growth(timings: Sequence[Timing]) -> list[str]:
+    """How time per hit (assignment) and per edge (look-up) grow from pile-up 20 to 200."""
+    by_suite = {timing.suite: timing for timing in timings}
+    lines = []
+    for suite, low in by_suite.items():
+        high = by_suite.get(suite.replace("pile-up 20,", "pile-up 200,"))
+        if "pile-up 20," not in suite or high is None:
+            continue
+        if " assign, " in suite:
+            per_item = [timing.median / timing.hits for timing in (low, high)]
+        else:
+            assigned = [by_suite[t.suite.replace(" graph, ", " assign, ")] for t in (low, high)]
+            per_item = [
+                (timing.median - assign.median) / timing.edges
+                for timing, assign in zip((low, high), assigned, strict=True)
+            ]
+        what = "assignment, per hit" if " assign, " in suite else "look-up, per edge"
+        lines.append(
+            f"{suite}, {what}: {1e9 * per_item[0]:.1f} ns, at pile-up 200 "
+            f"{1e9 * per_item[1]:.1f} ns, ratio {per_item[1] / per_item[0]:.2f}"
+        )
+    return lines
+
+
 def _measure_assign(setting: Setting, runs: int) -> Iterator[Timing]:
     faiss = _faiss()
     position = load_event(setting.data, setting.event).position
     hits = _training_hits(setting)
-    padded = pad_hits(position)
     for num_cells in setting.assigned_cells:
         centroids = fit_centroids(hits, num_cells, 1, seed=0).centroids
         index = jax.tree.map(jnp.asarray, build_index(centroids))
         tree, flat = KDTree(centroids), faiss.IndexFlatL2(3)
         flat.add(centroids)
         works = {
-            "ours": lambda index=index: np.asarray(assign_cells(index, padded)),
+            "ours": lambda index=index: assign_hits(index, position),
             f"scipy cKDTree, {THREADS} workers": lambda tree=tree: tree.query(
                 position, workers=THREADS
             ),

@@ -50,6 +50,24 @@ def test_ratios_are_of_medians_at_the_same_work():
     assert voxdyn_benchmark.ratios(timings) == ["a: 2.50 times as fast as peer"]
 
 
+def test_growth_is_per_hit_and_per_edge():
+    def at(what, pileup, hits, edges, seconds):
+        suite = f"eom {what}, pile-up {pileup}, 64 cells / ours"
+        return Timing(suite, hits, edges, 1, seconds, seconds, seconds, 0.0)
+
+    lines = voxdyn_benchmark.growth(
+        [
+            at("assign", 20, 100, 1000, 1e-6),
+            at("graph", 20, 100, 1000, 3e-6),
+            at("assign", 200, 1000, 50_000, 3e-5),
+            at("graph", 200, 1000, 50_000, 2.3e-4),
+        ]
+    )
+    assert "assignment, per hit: 10.0 ns, at pile-up 200 30.0 ns, ratio 3.00" in lines[0]
+    assert "look-up, per edge: 2.0 ns, at pile-up 200 4.0 ns, ratio 2.00" in lines[1]
+    assert len(lines) == 2
+
+
 def test_unknown_part(setting):
     with pytest.raises(ValueError, match=r"--voxdyn_parts=asign: expected some of assign"):
         list(voxdyn_benchmark.measure_voxdyn(setting, ["count", "asign"], runs=1))

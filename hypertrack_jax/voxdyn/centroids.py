@@ -12,9 +12,13 @@ from hypertrack_jax.voxdyn.voronoi import (
     approximate_cells,
     build_index,
     move_centroids,
-    nearest_cells,
+    scan_lists,
+    search_tree,
     spatial_order,
 )
+
+TREE_HITS = 2**15
+"""Hits that search the tree in one call: one shape, so that it is compiled once."""
 
 
 class CentroidFit(NamedTuple):
@@ -31,10 +35,11 @@ def fit_centroids(
 ) -> CentroidFit:
     """Fits centroids by full Lloyd iterations with exact assignments.
 
-    Starts from a random sample of the hits, so that the density of centroids follows that of the
-    hits. Every iteration begins its search at each hit's previous cell, the first one at an
-    approximate cell. A cell without hits moves to a hit drawn in proportion to its squared
-    distance from its centroid.
+    Every iteration uses all hits, no subset, and its objective is exact. The fit starts from a
+    random sample of the hits, so that the density of centroids follows that of the hits. Every
+    iteration begins its search at each hit's previous cell, the first one at an approximate cell.
+    A cell without hits moves to a hit drawn in proportion to its squared distance from its
+    centroid.
 
     Args:
       position: hit positions in mm.
@@ -54,21 +59,21 @@ def fit_centroids(
             "choose fewer cells, more events or a larger --max_centroid_hits."
         )
     rng = np.random.default_rng(seed)
-    sample = position[rng.choice(len(position), num_cells, replace=False)]
-    index = _to_device(build_index(sample[spatial_order(sample)]))
+    centroids = position[rng.choice(len(position), num_cells, replace=False)]
+    centroids = centroids[spatial_order(centroids)]
+    index = _to_device(build_index(centroids))
     cell = np.asarray(approximate_cells(index, position))
     # Hits of one cell side by side: the searches then read the same few cache lines.
     order = np.argsort(cell, kind="stable")
     hits, cell = jnp.asarray(position[order]), jnp.asarray(cell[order])
     objective = np.zeros(num_iterations)
     for iteration in range(num_iterations):
+        if iteration > 0:
+            index = _to_device(move_centroids(index, centroids))
         cell, distance2 = _reassign(index, hits, cell)
-        centroids, num_hits = lloyd_step(index.centroids, hits, cell)
-        distance2 = np.asarray(distance2)
         objective[iteration] = distance2.mean(dtype=np.float64)
-        centroids = _reseed_empty(np.array(centroids), np.asarray(num_hits), hits, distance2, rng)
-        index = _to_device(move_centroids(index, centroids))
-    centroids = np.asarray(index.centroids)
+        moved, num_hits = map(np.array, lloyd_step(index.centroids, hits, cell))
+        centroids = _reseed_empty(moved, num_hits, hits, distance2, rng)
     return CentroidFit(centroids[spatial_order(centroids)], objective)
 
 
@@ -96,11 +101,25 @@ def lloyd_step(
     return centroids + mean_offset, num_hits
 
 
-@jax.jit
 def _reassign(
-    index: VoronoiIndex, position: Float32[Array, "hit 3"], cell: Int32[Array, " hit"]
-) -> tuple[Int32[Array, " hit"], Float32[Array, " hit"]]:
-    return nearest_cells(index, position, cell)
+    index: VoronoiIndex,
+    position: Float32[Array, "hit 3"],
+    start: Int32[Array | np.ndarray, " hit"],
+) -> tuple[Int32[np.ndarray, " hit"], Float32[np.ndarray, " hit"]]:
+    """Nearest cell of every hit and its squared distance in mm^2, given the cell before.
+
+    Few hits need the tree; the host picks them, so that the tree's cost is theirs alone.
+    """
+    cell, distance2, is_proven = map(np.array, scan_lists(index, position, start))
+    pending = np.flatnonzero(~is_proven)
+    for first in range(0, len(pending), TREE_HITS):
+        hit = pending[first : first + TREE_HITS]
+        padded = np.pad(hit, (0, TREE_HITS - len(hit)), mode="edge")
+        is_copy = np.arange(TREE_HITS) >= len(hit)
+        near = np.asarray(position)[padded]
+        found = search_tree(index, near, cell[padded], distance2[padded], is_copy)
+        cell[hit], distance2[hit] = (np.asarray(part)[: len(hit)] for part in found)
+    return cell, distance2
 
 
 def _reseed_empty(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int32, Int64, UInt16
+from jaxtyping import Array, Int32, Int64, UInt16
 from scipy import sparse
 
 COUNT_BITS = 16
@@ -190,28 +190,7 @@ def mirror_rows(upper: Rows) -> Rows:
     )
 
 
-def halve_rows(rows: Rows) -> Rows:
-    """The rows of the upper half of C, diagonal included, from those of both halves."""
-    num_cells = len(rows.row_offsets) - 1
-    row = np.repeat(np.arange(num_cells, dtype=np.int32), np.diff(rows.row_offsets))
-    return _select_entries(rows, np.asarray(rows.columns) >= row)
-
-
-def prune_rows(rows: Rows, min_count: int) -> Rows:
-    """The entries with at least this count."""
-    return _select_entries(rows, np.asarray(rows.counts) >= min_count)
-
-
 def bucket_size(size: int) -> int:
     """The bucket of a size, of few: the next of 2^k and 1.5 * 2^k, at least 256."""
     power = 1 << max(8, (max(size, 1) - 1).bit_length())
     return power * 3 // 4 if size <= power * 3 // 4 and power > 256 else power
-
-
-def _select_entries(rows: Rows, is_kept: Bool[np.ndarray, " entry"]) -> Rows:
-    before = np.append(0, np.cumsum(is_kept, dtype=np.int32))
-    return Rows(
-        before[np.asarray(rows.row_offsets)],
-        np.asarray(rows.columns)[is_kept],
-        np.asarray(rows.counts)[is_kept],
-    )

@@ -26,6 +26,7 @@ from hypertrack_jax.voxdyn.connectivity import (
     PackedPairs,
     count_event_pairs,
     merge_pairs,
+    mirror_rows,
     upper_rows,
 )
 from hypertrack_jax.voxdyn.counting import PairCounter
@@ -195,13 +196,16 @@ def count_events(
 
 def estimator(node2node: str, centroids: Centroids, counter: PairCounter) -> VoxelDynamics:
     """The estimator of what has been counted so far."""
+    upper = upper_rows(counter.merged(), len(centroids.fit.centroids))
+    histogram = np.bincount(upper.counts).astype(np.int64)
     return make_voxdyn(
         node2node,
         centroids.fit.centroids,
-        upper_rows(counter.merged(), len(centroids.fit.centroids)),
+        mirror_rows(upper),
         space=centroids.space,
         num_events=len(counter.counted),
         objective=centroids.fit.objective,
+        histogram=histogram,
     )
 
 

@@ -1,7 +1,9 @@
 """Host side: the Voxel-Dynamics estimator, from hits to candidate edges."""
 
+import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Float64, Int32, Int64
 
 from hypertrack_jax.memory import require_memory
-from hypertrack_jax.voxdyn.connectivity import MAX_COUNT, Rows, bucket_size, mirror_rows
+from hypertrack_jax.voxdyn.connectivity import MAX_COUNT, Rows, bucket_size
 from hypertrack_jax.voxdyn.lookup import (
     connect_hits,
     count_blocks,
@@ -23,6 +25,8 @@ from hypertrack_jax.voxdyn.voronoi import VoronoiIndex, assign_cells, build_inde
 
 MAX_EDGES = 2**22
 """Edges made by one call of the last program, which bounds its memory; one hit may exceed it."""
+MIN_SHARED_HITS = 8192
+"""Hits that make it worth while to use another core."""
 SPACE_SLACK = 0.25
 """How far beyond the training hits a hit may lie, as a fraction of their extent."""
 _BYTES_PER_EDGE = 24
@@ -74,37 +78,37 @@ class CandidateEdges(NamedTuple):
 def make_voxdyn(
     node2node: str,
     centroids: Float32[np.ndarray, "cell 3"],
-    upper: Rows,
+    rows: Rows,
     *,
     space: Float32[np.ndarray, "2 3"],
     num_events: int,
     objective: Float64[np.ndarray, " iteration"],
-    histogram: Int64[np.ndarray, " count"] | None = None,
+    histogram: Int64[np.ndarray, " count"],
     min_count: int = 1,
 ) -> VoxelDynamics:
-    """An estimator from its centroids and the upper half of its C; both halves and an index made.
+    """An estimator on the device from its centroids and its C; the search index is made here.
 
     Args:
       node2node: topology of the true edges.
       centroids: positions in mm.
-      upper: upper half of C.
+      rows: C, both halves.
       space: smallest and largest coordinates of the training hits, in mm.
       num_events: events counted.
       objective: of the centroid fit, in mm^2.
-      histogram: of the counts before any were left out; None where `upper` is complete.
-      min_count: smallest count in `upper`.
+      histogram: number of pairs of cells u <= v with each count, before any were left out.
+      min_count: smallest count in `rows`.
 
     Returns:
-      The estimator, on the device.
+      The estimator.
     """
     return VoxelDynamics(
         node2node=node2node,
         space=space,
         num_events=num_events,
         objective=objective,
-        histogram=np.bincount(upper.counts).astype(np.int64) if histogram is None else histogram,
+        histogram=histogram,
         min_count=min_count,
-        rows=_to_device(mirror_rows(upper)),
+        rows=_to_device(rows),
         index=_to_device(build_index(centroids)),
     )
 
@@ -217,7 +221,7 @@ def hit_cells(
     slack = SPACE_SLACK * (vd.space[1] - vd.space[0])
     is_inside = ((position >= vd.space[0] - slack) & (position <= vd.space[1] + slack)).all(axis=1)
     num_outside = len(position) - np.count_nonzero(is_inside)
-    cell = np.asarray(assign_cells(vd.index, pad_hits(position)))[: len(position)]
+    cell = assign_hits(vd.index, position)
     if not num_outside:
         return cell
     message = (
@@ -230,6 +234,35 @@ def hit_cells(
         )
     warnings.warn(f"{message}, and get no edges.", stacklevel=3)
     return np.where(is_inside, cell, np.int32(vd.num_cells))
+
+
+def assign_hits(
+    index: VoronoiIndex, position: Float32[np.ndarray, "hit 3"]
+) -> Int32[np.ndarray, " hit"]:
+    """`assign_cells` of any number of hits; on a CPU, all cores share those of a large event.
+
+    Args:
+      index: from `build_index`, on the device.
+      position: hit positions in mm, at least one.
+
+    Returns:
+      Index of the nearest centroid per hit.
+    """
+    num_parts = 1
+    if jax.default_backend() == "cpu":
+        num_parts = min(os.cpu_count() or 1, max(1, len(position) // MIN_SHARED_HITS))
+    size = -(-len(position) // num_parts)
+    parts = [position[first : first + size] for first in range(0, len(position), size)]
+
+    def assign(part: np.ndarray) -> np.ndarray:
+        return np.asarray(assign_cells(index, pad_hits(part)))[: len(part)]
+
+    if len(parts) == 1:
+        return assign(position)
+    # The tree search is one loop after another, which XLA runs on one core; its calls do not
+    # hold the interpreter's lock.
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return np.concatenate(list(pool.map(assign, parts)))
 
 
 def pad_hits(position: Float32[np.ndarray, "hit 3"]) -> Float32[np.ndarray, "padded 3"]:

@@ -2,17 +2,19 @@
 
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from hypertrack_jax.events.store import replace_file
 from hypertrack_jax.memory import require_memory
-from hypertrack_jax.voxdyn.connectivity import Rows, halve_rows, prune_rows
+from hypertrack_jax.voxdyn.connectivity import Rows
 from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold, make_voxdyn
 
 FORMAT_VERSION = 2
-_BYTES_PER_ENTRY = 24
-"""Memory that mirroring takes for each entry of the upper half: the half twice, and the whole."""
+_BYTES_PER_ENTRY = 10
+"""Memory that reading takes for each entry of C: the entry, and its column once more."""
 _BYTES_PER_CELL = 400
 """Memory of the search index, about."""
 _FIELDS = ("node2node", "centroids", "space", "num_events", "objective", "histogram")
@@ -26,7 +28,7 @@ def voxdyn_path(directory: Path, node2node: str, ncell: int) -> Path:
 def save_voxdyn(path: Path, vd: VoxelDynamics) -> Path:
     """Writes an estimator, whole or not at all.
 
-    The upper half of C is written; the other half and the search index are made on loading.
+    The search index is not written but made on loading.
 
     Raises:
       ValueError: the estimator was loaded with pruned rows.
@@ -37,13 +39,10 @@ def save_voxdyn(path: Path, vd: VoxelDynamics) -> Path:
             f"{path}: this estimator holds only counts from {vd.min_count} on; load it with "
             "min_count=1 to write it."
         )
+    fields: dict[str, Any] = {name: np.asarray(getattr(vd, name)) for name in _FIELDS}
+    fields |= {name: np.asarray(part) for name, part in vd.rows._asdict().items()}
     with replace_file(path) as file:
-        np.savez(
-            file,
-            format_version=FORMAT_VERSION,
-            **{name: np.asarray(getattr(vd, name)) for name in _FIELDS},
-            **halve_rows(vd.rows)._asdict(),
-        )
+        np.savez(file, format_version=FORMAT_VERSION, **fields)
     return path
 
 
@@ -83,20 +82,11 @@ def load_voxdyn(
                 f"{path}: was fitted with --{flag}={value}, but --{flag}={asked} is asked for; "
                 f"run experiments/pretrain_voxdyn.py --{flag}={asked}."
             )
-    upper = Rows(*(fields[name] for name in Rows._fields))
-    _check_rows(path, upper, found[1])
     threshold = count_threshold(fields["histogram"], min_count)
-    if threshold > 1:
-        upper = prune_rows(upper, threshold)
-    require_memory(
-        _BYTES_PER_ENTRY * len(upper.columns) + _BYTES_PER_CELL * found[1],
-        f"{path}: C with {len(upper.columns)} pairs of cells",
-        "a larger min_count",
-    )
     return make_voxdyn(
         found[0],
         fields["centroids"],
-        upper,
+        _read_rows(path, fields["row_offsets"], found[1], threshold),
         space=fields["space"],
         num_events=int(fields["num_events"]),
         objective=fields["objective"],
@@ -106,42 +96,63 @@ def load_voxdyn(
 
 
 def _read_fields(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of the file."""
-    try:
-        # np.load leaves a file that it opened itself open when the file is damaged.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            version = int(file["format_version"])
-            missing = sorted({*_FIELDS, *Rows._fields} - set(file.files))
-            if version == FORMAT_VERSION and not missing:
-                return {name: file[name] for name in (*_FIELDS, *Rows._fields)}
-    # What np.load raises for a zip cut short, a flipped bit, an empty file, another kind of file.
-    except (zipfile.BadZipFile, EOFError, ValueError, LookupError, TypeError, OSError) as error:
+    """All arrays of the file but the two that have an element for each entry of C."""
+    fields = _read_arrays(path, ("format_version",))
+    if fields["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: damaged or not a Voxel-Dynamics file ({error}); remove it and make it anew "
-            "with experiments/pretrain_voxdyn.py."
-        ) from error
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {version}, but this program reads version {FORMAT_VERSION}; "
-            "make it anew with experiments/pretrain_voxdyn.py."
+            f"{path}: format version {fields['format_version']}, but this program reads version "
+            f"{FORMAT_VERSION}; make it anew with experiments/pretrain_voxdyn.py."
         )
-    raise ValueError(
-        f"{path}: lacks {', '.join(missing)}; make it anew with experiments/pretrain_voxdyn.py."
+    return _read_arrays(path, (*_FIELDS, "row_offsets"))
+
+
+def _read_rows(path: Path, row_offsets: np.ndarray, num_cells: int, min_count: int) -> Rows:
+    """C on the device, one array after the other: each passes through host memory once."""
+    num_entries = int(row_offsets[-1]) if len(row_offsets) else 0
+    require_memory(
+        _BYTES_PER_ENTRY * num_entries + _BYTES_PER_CELL * num_cells,
+        f"{path}: C with {num_entries} entries",
+        "fewer cells",
     )
-
-
-def _check_rows(path: Path, rows: Rows, num_cells: int) -> None:
-    """Refuses rows that would lead a look-up astray: they are read without further checks."""
-    offsets, columns = rows.row_offsets, rows.columns
+    counts = _read_arrays(path, ("counts",))["counts"]
+    is_kept = counts >= min_count if min_count > 1 else None
+    kept_counts = jnp.asarray(counts if is_kept is None else counts[is_kept])
+    num_counts = len(counts)
+    del counts
+    columns = _read_arrays(path, ("columns",))["columns"]
+    # The look-up reads without further checks: rows that do not fit together would lead it astray.
     is_sound = (
-        len(offsets) == num_cells + 1
-        and offsets[0] == 0
-        and offsets[-1] == len(columns) == len(rows.counts)
-        and (np.diff(offsets) >= 0).all()
-        and (len(columns) == 0 or (columns.min() >= 0 and columns.max() < num_cells))
+        len(row_offsets) == num_cells + 1
+        and row_offsets[0] == 0
+        and num_entries == len(columns) == num_counts
+        and (np.diff(row_offsets) >= 0).all()
+        and (num_entries == 0 or (columns.min() >= 0 and columns.max() < num_cells))
     )
     if not is_sound:
         raise ValueError(
             f"{path}: the rows of C do not fit together; remove the file and make it anew with "
             "experiments/pretrain_voxdyn.py."
         )
+    if is_kept is not None:
+        row_offsets = np.append(np.int32(0), np.cumsum(is_kept, dtype=np.int32))[row_offsets]
+        columns = columns[is_kept]
+    return Rows(jnp.asarray(row_offsets), jnp.asarray(columns), kept_counts)
+
+
+def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Some arrays of the file."""
+    try:
+        # np.load leaves a file that it opened itself open when the file is damaged.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            missing = sorted(set(names) - set(file.files))
+            if not missing:
+                return {name: file[name] for name in names}
+    # What np.load raises for a zip cut short, a flipped bit, an empty file, another kind of file.
+    except (zipfile.BadZipFile, EOFError, ValueError, LookupError, TypeError, OSError) as error:
+        raise ValueError(
+            f"{path}: damaged or not a Voxel-Dynamics file ({error}); remove it and make it anew "
+            "with experiments/pretrain_voxdyn.py."
+        ) from error
+    raise ValueError(
+        f"{path}: lacks {', '.join(missing)}; make it anew with experiments/pretrain_voxdyn.py."
+    )

@@ -81,6 +81,15 @@ def test_hits_outside_the_training_space_get_no_edges_and_a_warning(vd):
     assert as_set(edges) == as_set(shifted)
 
 
+@pytest.mark.parametrize("num_hits", [1, 5, 37, 300])
+def test_cores_share_the_assignment_and_change_nothing(vd, monkeypatch, num_hits):
+    monkeypatch.setattr(model, "MIN_SHARED_HITS", 5)
+    position = np.random.default_rng(0).choice(EVENTS[0].position, num_hits)
+    np.testing.assert_array_equal(
+        model.assign_hits(vd.index, position), assign_cells(vd.index, position)
+    )
+
+
 def test_hits_a_little_outside_belong_to_the_outermost_cells(vd):
     x, y, z = vd.space[1] + 0.2 * (vd.space[1] - vd.space[0])
     position = np.array([[x, y, z], [0, 0, z]], np.float32)

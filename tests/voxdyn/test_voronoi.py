@@ -102,7 +102,7 @@ def test_one_hit():
 
 
 def test_equal_centroids_give_the_first():
-    """More copies than the longest list, so that the walk has to find the first."""
+    """More copies than the list holds, so that the tree has to find the first."""
     centroids = np.vstack([np.full((1, 3), 50.0), np.zeros((100, 3))]).astype(np.float32)
     index = to_device(voronoi.build_index(centroids))
     cell = voronoi.assign_cells(index, np.array([[1, 0, 0], [49, 50, 50]], np.float32))
@@ -117,14 +117,13 @@ def test_moved_centroids_give_an_exact_index():
 
 
 def test_lists_settle_nearly_all_hits():
-    """The walk is exact without the lists, but slow: without a guard their loss would not show."""
+    """The tree is exact without the lists, but slow: without a guard their loss would not show."""
     rng = np.random.default_rng(4)
     centroids, position = (shells(rng, num).astype(np.float32) for num in (20_000, 5000))
     index = to_device(voronoi.build_index(centroids[voronoi.spatial_order(centroids)]))
     cell = voronoi.assign_cells(index, position)
-    for scan, share in enumerate([0.7, 0.9, 0.97]):
-        is_proven = voronoi._scan_list(index, jnp.asarray(position), cell, scan)[2]
-        assert is_proven.mean() > share
+    is_proven = voronoi.scan_lists(index, jnp.asarray(position), cell)[2]
+    assert is_proven.mean() > 0.97
 
 
 def test_proof_never_claims_too_much():
@@ -133,10 +132,66 @@ def test_proof_never_claims_too_much():
     centroids, position = (uniform(rng, num).astype(np.float32) for num in (300, 2000))
     index = to_device(voronoi.build_index(centroids))
     nearest = brute_force(centroids, position).argsort(axis=1)[:, 3].astype(np.int32)
-    scanned = voronoi._scan_list(index, jnp.asarray(position), jnp.asarray(nearest), 1)
+    scanned = voronoi.scan_lists(index, jnp.asarray(position), jnp.asarray(nearest))
     cell, _, is_proven = map(np.asarray, scanned)
     assert 0 < is_proven.mean() < 1
     assert_nearest(cell[is_proven], centroids, position[is_proven])
+
+
+@pytest.mark.parametrize("num_cells", [5, 31, 32, 33, 64, 4000])
+def test_tree_finds_the_nearest_centroid_without_lists(num_cells):
+    """Every hit on the stack, from the worst start: more nodes than one step opens."""
+    rng = np.random.default_rng(7)
+    centroids, position = (shells(rng, num).astype(np.float32) for num in (num_cells, 700))
+    index = to_device(voronoi.build_index(centroids))
+    distance2 = brute_force(centroids, position)
+    worst = distance2.argmax(axis=1).astype(np.int32)
+    cell, nearest2 = voronoi.search_tree(
+        index,
+        jnp.asarray(position),
+        jnp.asarray(worst),
+        jnp.asarray(distance2.max(axis=1).astype(np.float32)),
+        jnp.zeros(700, bool),
+    )
+    assert_nearest(np.asarray(cell), centroids, position)
+    np.testing.assert_allclose(nearest2, distance2.min(axis=1), rtol=1e-5, atol=1e-12)
+
+
+def test_tree_leaves_proven_hits_alone():
+    rng = np.random.default_rng(8)
+    centroids, position = (uniform(rng, num).astype(np.float32) for num in (500, 40))
+    index = to_device(voronoi.build_index(centroids))
+    start = rng.integers(0, 500, 40).astype(np.int32)
+    start2 = brute_force(centroids, position)[np.arange(40), start].astype(np.float32)
+    is_proven = np.arange(40) % 2 == 0
+    cell, _ = voronoi.search_tree(index, position, start, start2, is_proven)
+    np.testing.assert_array_equal(cell[is_proven], start[is_proven])
+    assert_nearest(np.asarray(cell)[~is_proven], centroids, position[~is_proven])
+
+
+@pytest.mark.parametrize("cloud", [uniform, shells, duplicates])
+def test_many_cells(cloud):
+    """Enough cells for all levels of the search, against the exhaustive one."""
+    rng = np.random.default_rng(9)
+    centroids = cloud(rng, 70_000).astype(np.float32)
+    position = np.vstack(
+        [cloud(rng, 300), uniform(rng, 100), 100 * uniform(rng, 10), 1e6 * uniform(rng, 5)]
+    ).astype(np.float32)
+    index = to_device(voronoi.build_index(centroids[voronoi.spatial_order(centroids)]))
+    cell = np.asarray(voronoi.assign_cells(index, position))
+    centroids = np.asarray(index.centroids)
+    expected = np.asarray(voronoi.assign_exhaustive(centroids, position))
+    offset = position[:, None].astype(np.float64) - centroids[np.stack([cell, expected], axis=1)]
+    chosen2, best2 = (offset**2).sum(axis=-1).T
+    np.testing.assert_allclose(chosen2, best2, rtol=1e-6)
+    assert (cell == expected).mean() > 0.99
+
+
+def test_memory_of_the_index_is_linear():
+    rng = np.random.default_rng(10)
+    for num_cells in (1000, 10_000):
+        index = voronoi.build_index(uniform(rng, num_cells).astype(np.float32))
+        assert sum(part.nbytes for part in index) < 620 * num_cells
 
 
 def test_spatial_order_keeps_neighbours_together():
