@@ -23,7 +23,7 @@ from hypertrack_jax.voxdyn.fit import Training
 flags.adopt_module_key_flags(command_line)
 
 CLAIM_LIST = flags.DEFINE_list("claims", [*CLAIMS], f"Some of {', '.join(CLAIMS)}.")
-NCELL = flags.DEFINE_list("ncell", ["16384"], "Numbers of cells.")
+NCELL = flags.DEFINE_list("ncell", ["16384"], "Numbers of cells; those fitted are measured.")
 NODE2NODE = flags.DEFINE_list("node2node", ["hyper"], f"Some of {', '.join(TOPOLOGIES)}.")
 JUDGED = flags.DEFINE_enum("judged", None, TOPOLOGIES, "True edges; default: as fitted.")
 EVENT_START = flags.DEFINE_list("event_start", ["1000"], "First training events of the ranges.")

@@ -7,6 +7,7 @@ full event: there is one of each at a time.
 
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -101,8 +102,8 @@ def measure_claims(
 
     Raises:
       ValueError: an unknown claim, events that are both in training and held out, more events to
-        count than there are, or an estimator that is not what was asked for.
-      FileNotFoundError: an estimator has not been fitted.
+        count than there are, or a damaged estimator.
+      FileNotFoundError: none of the estimators has been fitted.
     """
     _require_possible(study, claims)
     shown, scanned = study.shown_min_counts, study.held_out.min_counts
@@ -274,13 +275,15 @@ def _measure_centroids(
 
 
 def _stored_estimators(study: Study) -> Iterator[VoxelDynamics]:
-    """The fitted estimators one by one; nothing here holds on to them."""
+    """Those of the estimators that have been fitted, one by one; nothing here holds on to them."""
+    wanted = list(product(study.node2nodes, study.ncells))
+    fitted = [pair for pair in wanted if voxdyn_path(study.models, *pair).is_file()]
     # Smaller counts will not be asked for; without them C takes less memory.
     smallest = min(*study.shown_min_counts, *study.held_out.min_counts)
-    for node2node in study.node2nodes:
-        for ncell in study.ncells:
-            path = voxdyn_path(study.models, node2node, ncell)
-            yield load_voxdyn(path, node2node, ncell, smallest)
+    # None at all is a mistake, of which `load_voxdyn` tells.
+    for node2node, ncell in fitted or wanted:
+        path = voxdyn_path(study.models, node2node, ncell)
+        yield load_voxdyn(path, node2node, ncell, smallest)
 
 
 def _recounted(study: Study, count_c: CountC) -> Snapshots:

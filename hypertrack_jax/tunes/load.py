@@ -3,10 +3,10 @@
 import runpy
 from pathlib import Path
 
-from hypertrack_jax.tunes import helix, tune_5
+from hypertrack_jax.tunes import helix, local, tune_5
 from hypertrack_jax.tunes.tune import Tune
 
-PACKAGED = {tune.name: tune for tune in (tune_5.TUNE, helix.TUNE)}
+PACKAGED = {tune.name: tune for tune in (tune_5.TUNE, helix.TUNE, local.TUNE)}
 
 
 def load_tune(param: str) -> Tune:

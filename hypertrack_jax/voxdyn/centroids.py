@@ -1,5 +1,7 @@
 """Device side: K-means centroids of hits by Lloyd's algorithm, every step jitted."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -17,7 +19,10 @@ from hypertrack_jax.voxdyn.voronoi import (
     spatial_order,
 )
 
-TREE_HITS = 2**15
+LIST_LENGTH = 16
+"""Neighbours in the lists of the search, which are made anew in every iteration: half as many as
+elsewhere take half the time to make, and hits that start from their former cell need no more."""
+TREE_HITS = 2**13
 """Hits that search the tree in one call: one shape, so that it is compiled once."""
 
 
@@ -61,7 +66,7 @@ def fit_centroids(
     rng = np.random.default_rng(seed)
     centroids = position[rng.choice(len(position), num_cells, replace=False)]
     centroids = centroids[spatial_order(centroids)]
-    index = _to_device(build_index(centroids))
+    index = _to_device(build_index(centroids, LIST_LENGTH))
     cell = np.asarray(approximate_cells(index, position))
     # Hits of one cell side by side: the searches then read the same few cache lines.
     order = np.argsort(cell, kind="stable")
@@ -111,14 +116,20 @@ def _reassign(
     Few hits need the tree; the host picks them, so that the tree's cost is theirs alone.
     """
     cell, distance2, is_proven = map(np.array, scan_lists(index, position, start))
-    pending = np.flatnonzero(~is_proven)
-    for first in range(0, len(pending), TREE_HITS):
+    pending, hits = np.flatnonzero(~is_proven), np.asarray(position)
+
+    def search(first: int) -> None:
         hit = pending[first : first + TREE_HITS]
         padded = np.pad(hit, (0, TREE_HITS - len(hit)), mode="edge")
         is_copy = np.arange(TREE_HITS) >= len(hit)
-        near = np.asarray(position)[padded]
-        found = search_tree(index, near, cell[padded], distance2[padded], is_copy)
+        # From the best cell so far, whose list is the sharper.
+        best, best2, is_proven = scan_lists(index, hits[padded], cell[padded])
+        found = search_tree(index, hits[padded], best, best2, is_proven | is_copy)
         cell[hit], distance2[hit] = (np.asarray(part)[: len(hit)] for part in found)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        # Each call writes to hits of its own; `list` raises what a call has raised.
+        list(pool.map(search, range(0, len(pending), TREE_HITS)))
     return cell, distance2
 
 

@@ -25,8 +25,8 @@ from hypertrack_jax.voxdyn.voronoi import VoronoiIndex, assign_cells, build_inde
 
 MAX_EDGES = 2**22
 """Edges made by one call of the last program, which bounds its memory; one hit may exceed it."""
-MIN_SHARED_HITS = 8192
-"""Hits that make it worth while to use another core."""
+SHARED_HITS = 8192
+"""Hits that one core assigns in one call, of an event that has more."""
 SPACE_SLACK = 0.25
 """How far beyond the training hits a hit may lie, as a fraction of their extent."""
 _BYTES_PER_EDGE = 24
@@ -248,21 +248,16 @@ def assign_hits(
     Returns:
       Index of the nearest centroid per hit.
     """
-    num_parts = 1
-    if jax.default_backend() == "cpu":
-        num_parts = min(os.cpu_count() or 1, max(1, len(position) // MIN_SHARED_HITS))
-    size = -(-len(position) // num_parts)
-    parts = [position[first : first + size] for first in range(0, len(position), size)]
-
-    def assign(part: np.ndarray) -> np.ndarray:
-        return np.asarray(assign_cells(index, pad_hits(part)))[: len(part)]
-
-    if len(parts) == 1:
-        return assign(position)
+    if len(position) <= SHARED_HITS or jax.default_backend() != "cpu":
+        return np.asarray(assign_cells(index, pad_hits(position)))[: len(position)]
+    num_pieces = -(-len(position) // SHARED_HITS)
+    padding = num_pieces * SHARED_HITS - len(position)
+    pieces = np.pad(position, ((0, padding), (0, 0)), mode="edge").reshape(-1, SHARED_HITS, 3)
     # The tree search is one loop after another, which XLA runs on one core; its calls do not
     # hold the interpreter's lock.
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return np.concatenate(list(pool.map(assign, parts)))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        cells = pool.map(lambda piece: np.asarray(assign_cells(index, piece)), pieces)
+        return np.concatenate(list(cells))[: len(position)]
 
 
 def pad_hits(position: Float32[np.ndarray, "hit 3"]) -> Float32[np.ndarray, "padded 3"]:

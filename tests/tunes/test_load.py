@@ -2,7 +2,7 @@
 
 import pytest
 
-from hypertrack_jax.tunes import helix, tune_5
+from hypertrack_jax.tunes import helix, local, tune_5
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.tunes.tune import Tune, VoxdynTune
 
@@ -19,7 +19,8 @@ TUNE = replace(PUBLISHED, name="mine", voxdyn=VoxdynTune(ncell=1024))
 def test_packaged_tunes_by_name():
     assert load_tune("tune-5") is tune_5.TUNE
     assert load_tune("helix") is helix.TUNE
-    assert set(PACKAGED) == {"tune-5", "helix"}
+    assert load_tune("local") is local.TUNE
+    assert set(PACKAGED) == {"tune-5", "helix", "local"}
 
 
 @pytest.mark.parametrize("is_below_home", [False, True])
@@ -32,7 +33,7 @@ def test_a_file_by_its_path(tmp_path, monkeypatch, is_below_home):
 
 @pytest.mark.parametrize("param", ["tune5", "nowhere/mine.py", "", "."])
 def test_neither_name_nor_file(param):
-    with pytest.raises(ValueError, match=r"neither a packaged tune \(tune-5, helix\) nor a Python"):
+    with pytest.raises(ValueError, match=r"neither a packaged tune \(tune-5, helix, local\) nor"):
         load_tune(param)
 
 

@@ -83,7 +83,7 @@ def test_hits_outside_the_training_space_get_no_edges_and_a_warning(vd):
 
 @pytest.mark.parametrize("num_hits", [1, 5, 37, 300])
 def test_cores_share_the_assignment_and_change_nothing(vd, monkeypatch, num_hits):
-    monkeypatch.setattr(model, "MIN_SHARED_HITS", 5)
+    monkeypatch.setattr(model, "SHARED_HITS", 5)
     position = np.random.default_rng(0).choice(EVENTS[0].position, num_hits)
     np.testing.assert_array_equal(
         model.assign_hits(vd.index, position), assign_cells(vd.index, position)

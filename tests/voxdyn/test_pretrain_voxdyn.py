@@ -115,6 +115,23 @@ def test_graphs_alone_can_be_judged_by_another_topology(workdir):
     assert report["settings"]["truth_node2node"] == "hyper"
 
 
+def test_claims_of_those_estimators_that_have_been_fitted(workdir):
+    pytest.importorskip("mplhep")
+    done = run(pretrain_command(workdir, "--ncell=40", "--node2node=eom"))
+    assert done.returncode == 0, done.stderr
+    ranges = ("--event_start=5", "--event_end=6", "--eval_start=9", "--eval_end=9")
+    settings = ("--ncell=40,64", "--node2node=eom,hyper", "--rfactors=0.5,1", "--milestones=1,2")
+    done = run(command("voxdyn_claims", workdir, "--claims=pileup,events", *ranges, *settings))
+    assert done.returncode == 0, done.stderr
+    figures = workdir / "figs" / "voxdyn"
+    assert {path.name for path in figures.iterdir()} == {
+        *("pileup.json", "pileup.png", "events.json", "events.png")
+    }
+    points = json.loads((figures / "events.json").read_text())["points"]
+    assert [point["num_events"] for point in points] == [1, 2]
+    assert {(point["node2node"], point["num_cells"]) for point in points} == {("eom", 40)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

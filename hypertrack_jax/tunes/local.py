@@ -1,0 +1,16 @@
+"""The local road: helix on a graph of neighbouring hits alone, tens of times smaller than `hyper`.
+
+At the same true edge efficiency (0.97 of their own links) the `eom` graph of a full event has a
+fiftieth of the edges; experiments/README.md has the measurement. TPR does not depend on pile-up, so
+one setting of Voxel-Dynamics is the best for all: fit it with
+experiments/pretrain_voxdyn.py --node2node=eom --num_copies=4 on thousands of events.
+"""
+
+from dataclasses import replace
+
+from hypertrack_jax.tunes import helix
+from hypertrack_jax.tunes.tune import VoxdynTune
+
+TUNE = replace(
+    helix.TUNE, name="local", voxdyn=VoxdynTune(node2node="eom", ncell=262144, min_count=3)
+)
