@@ -40,8 +40,10 @@ EVAL_START = flags.DEFINE_list(
     "eval_start", [], "First held-out events to judge the graphs by; none: two events of the fit."
 )
 EVAL_END = flags.DEFINE_list("eval_end", [], "Last held-out event of each range.")
-RFACTORS = flags.DEFINE_list("rfactors", ["0.01", "0.1", "1"], "Pile-ups at which to judge.")
-MIN_COUNT = flags.DEFINE_float("min_count", 1, "Smallest C, or quantile, that makes edges there.")
+RFACTORS = flags.DEFINE_list(
+    "rfactors", ["0.01", "0.1"], "Fractions of particles at which to judge the graphs; 1: all."
+)
+MIN_COUNT = flags.DEFINE_float("min_count", 1, "Smallest C, or quantile, that makes edges in them.")
 
 
 def main() -> None:

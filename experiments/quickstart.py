@@ -48,7 +48,8 @@ def main() -> None:
     node2node = load_tune(PARAM.value).voxdyn.node2node
     if not voxdyn_path(command_line.workdir("models"), node2node, NCELL).is_file():
         ranges = {"event_start": training[0], "event_end": training[1]}
-        script("pretrain_voxdyn", node2node=node2node, ncell=NCELL, **ranges)
+        judged = {"rfactors": RFACTOR, "min_count": MIN_COUNT}
+        script("pretrain_voxdyn", node2node=node2node, ncell=NCELL, **ranges, **judged)
     script(
         "train",
         param=PARAM.value,

@@ -24,7 +24,7 @@ from hypertrack_jax.benchmark import Timing
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.voxdyn.centroids import fit_centroids
-from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, sample_particle_hits
+from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, remove_unfinished, sample_particle_hits
 from hypertrack_jax.voxdyn.model import assign_hits, hit_cells, predict_edges
 from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
 from hypertrack_jax.voxdyn.voronoi import build_index
@@ -200,10 +200,13 @@ def _count(setting: Setting) -> Timing:
         setting.training, partial(load_event, setting.data), setting.iterations, 0, setting.num_hits
     )
     directory = setting.models / "voxdyn.benchmark"
+    # What an interrupted benchmark left would make the counting look fast.
+    remove_unfinished(directory)
     (vd,) = fit_voxdyns(
         training, [setting.counted_cells], setting.node2nodes[:1], directory, progress
     )
     save_voxdyn(voxdyn_path(setting.models, vd.node2node, setting.counted_cells), vd)
+    remove_unfinished(directory)
     seconds = (ended - began) / len(setting.training)
     what = f"count {vd.node2node} pairs, {vd.num_cells} cells, {vd.num_events} events, each"
     return _timing(f"{what} / ours", 0, len(vd.rows.columns), [seconds])

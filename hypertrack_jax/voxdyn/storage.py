@@ -115,28 +115,32 @@ def _read_rows(path: Path, row_offsets: np.ndarray, num_cells: int, min_count: i
         "fewer cells",
     )
     counts = _read_arrays(path, ("counts",))["counts"]
-    is_kept = counts >= min_count if min_count > 1 else None
-    kept_counts = jnp.asarray(counts if is_kept is None else counts[is_kept])
-    num_counts = len(counts)
-    del counts
-    columns = _read_arrays(path, ("columns",))["columns"]
-    # The look-up reads without further checks: rows that do not fit together would lead it astray.
+    # Looked up without further checks: rows that do not fit together would lead it astray.
     is_sound = (
         len(row_offsets) == num_cells + 1
         and row_offsets[0] == 0
-        and num_entries == len(columns) == num_counts
+        and num_entries == len(counts)
         and (np.diff(row_offsets) >= 0).all()
-        and (num_entries == 0 or (columns.min() >= 0 and columns.max() < num_cells))
     )
-    if not is_sound:
+    is_kept = counts >= min_count
+    if is_sound and min_count > 1:
+        row_offsets = np.append(np.int32(0), np.cumsum(is_kept, dtype=np.int32))[row_offsets]
+        counts = counts[is_kept]
+    device_counts = jnp.asarray(counts)
+    del counts
+    columns = _read_arrays(path, ("columns",))["columns"]
+    if not (
+        is_sound
+        and num_entries == len(columns)
+        and (num_entries == 0 or (columns.min() >= 0 and columns.max() < num_cells))
+    ):
         raise ValueError(
             f"{path}: the rows of C do not fit together; remove the file and make it anew with "
             "experiments/pretrain_voxdyn.py."
         )
-    if is_kept is not None:
-        row_offsets = np.append(np.int32(0), np.cumsum(is_kept, dtype=np.int32))[row_offsets]
+    if min_count > 1:
         columns = columns[is_kept]
-    return Rows(jnp.asarray(row_offsets), jnp.asarray(columns), kept_counts)
+    return Rows(jnp.asarray(row_offsets), jnp.asarray(columns), device_counts)
 
 
 def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
