@@ -110,8 +110,11 @@ def measure_claims(
     held_out = study.held_out._replace(min_counts=shown)
     if {"pileup", "trade"} & {*claims}:
         # One pass for both: the look-ups in full events are what takes the time.
-        both = study.held_out._replace(min_counts=sorted({*shown, *scanned}))
-        points = [*pileup_points(_stored_estimators(study), both, study.rfactors)]
+        # A count that no claim asks for may stand for more edges than fit into the memory.
+        wanted = {"pileup": shown, "trade": scanned}
+        min_counts = sorted({count for claim in claims for count in wanted.get(claim, ())})
+        both = study.held_out._replace(min_counts=min_counts)
+        points = [*pileup_points(_stored_estimators(study, min_counts[0]), both, study.rfactors)]
         if "pileup" in claims:
             yield "pileup", [point for point in points if point.quality.min_count in shown]
         if "trade" in claims:
@@ -274,21 +277,19 @@ def _measure_centroids(
                 yield from centroid_points(size, snapshots, held_out, study.rfactor)
 
 
-def _stored_estimators(study: Study) -> Iterator[VoxelDynamics]:
+def _stored_estimators(study: Study, min_count: int) -> Iterator[VoxelDynamics]:
     """Those of the estimators that have been fitted, one by one; nothing here holds on to them."""
     wanted = list(product(study.node2nodes, study.ncells))
     fitted = [pair for pair in wanted if voxdyn_path(study.models, *pair).is_file()]
-    # Smaller counts will not be asked for; without them C takes less memory.
-    smallest = min(*study.shown_min_counts, *study.held_out.min_counts)
     # None at all is a mistake, of which `load_voxdyn` tells.
     for node2node, ncell in fitted or wanted:
         path = voxdyn_path(study.models, node2node, ncell)
-        yield load_voxdyn(path, node2node, ncell, smallest)
+        yield load_voxdyn(path, node2node, ncell, min_count)
 
 
 def _recounted(study: Study, count_c: CountC) -> Snapshots:
     """Counts C anew with the centroids of every fitted estimator, of which nothing else stays."""
-    for centroids, node2node in map(_division_of, _stored_estimators(study)):
+    for centroids, node2node in map(_division_of, _stored_estimators(study, 1)):
         yield from count_c(centroids, node2node, study.milestones)
 
 
