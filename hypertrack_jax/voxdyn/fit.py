@@ -308,7 +308,9 @@ def _count_event(
     position = pad_hits(event.position)
     pairs: dict[tuple[int, str], list[PackedPairs]] = {key: [] for key in wanted}
     for signs in SYMMETRIES[:num_copies]:
-        cells = {k: np.asarray(assign_cells(indices[k], signs * position)) for k, _ in wanted}
+        # The topologies of one division share its cells.
+        divisions = {k for k, _ in wanted}
+        cells = {k: np.asarray(assign_cells(indices[k], signs * position)) for k in divisions}
         for k, name in wanted:
             num_cells = len(indices[k].centroids)
             pairs[k, name].append(count_event_pairs(*edges[name], cells[k], num_cells))
