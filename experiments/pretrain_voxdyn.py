@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hypertrack_jax.events.store import load_event, parse_int_list
 from hypertrack_jax.events.topology import TOPOLOGIES, require_topology
 from hypertrack_jax.training.batches import EventSource
-from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, remove_unfinished
+from hypertrack_jax.voxdyn.fit import MAX_COPIES, Training, fit_voxdyns, remove_unfinished
 from hypertrack_jax.voxdyn.model import require_min_count
 from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
 
@@ -33,7 +33,11 @@ MAX_CENTROID_HITS = flags.DEFINE_integer(
     "max_centroid_hits", 2_000_000, "Most hits to fit the centroids to.", lower_bound=1
 )
 NUM_COPIES = flags.DEFINE_integer(
-    "num_copies", 1, "Count each event also turned by 180 degrees (2) and mirrored in z (4).", 1, 4
+    "num_copies",
+    1,
+    "Count each event also turned by 180 degrees (2), mirrored in z (4), and at other azimuths.",
+    lower_bound=1,
+    upper_bound=MAX_COPIES,
 )
 SEED = flags.DEFINE_integer("seed", 0, "Decides the hits and the first centroids.", lower_bound=0)
 EVAL_START = flags.DEFINE_list(

@@ -48,3 +48,8 @@ def cut(
     # Only a component's smallest node is its name; the sizes of all other names are 0.
     number = jnp.cumsum(is_cluster, dtype=jnp.int32) - 1
     return jnp.where(is_cluster, number, -1)[component]
+
+
+def no_clusters(num_nodes: int) -> Int32[Array, " node"]:
+    """-1 for every node: what `none` finds, which leaves the edges to be judged alone."""
+    return jnp.full(num_nodes, -1, jnp.int32)

@@ -7,7 +7,7 @@ Ids outside `[0, num_segments)` are dropped, so padding may carry `num_segments`
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Int, Int32, Shaped
 
 
 def segment_sum(
@@ -88,3 +88,41 @@ def segment_softmax(
     total = segment_sum(weight, segment_ids, num_segments, sorted_ids=sorted_ids)
     safe_total = jnp.where(total > 0, total, 1)
     return weight / safe_total[segment_ids]
+
+
+def ordered_rows(
+    is_member: Bool[Array, " entry"],
+    segment_ids: Int[Array, " entry"],
+    num_segments: int,
+    capacity: int,
+) -> tuple[Int32[Array, "segment capacity"], Int32[Array, " segment"]]:
+    """The members of each segment as a row, in their order; ids must be sorted.
+
+    Args:
+      is_member: False for entries that stand in no row.
+      segment_ids: segment of each entry, rising.
+      num_segments: number of rows.
+      capacity: length of a row.
+
+    Returns:
+      Index of the entry in each place, the number of entries where the row is over; and the number
+      of members of each segment, of which those past `capacity` are not in the row.
+    """
+    num_entries = len(segment_ids)
+    count = segment_sum(is_member.astype(jnp.int32), segment_ids, num_segments)
+    before = jnp.cumsum(count) - count
+    place = jnp.cumsum(is_member.astype(jnp.int32)) - 1 - before[segment_ids]
+    is_placed = is_member & (place < capacity)
+    flat = jnp.where(is_placed, segment_ids * capacity + place, num_segments * capacity)
+    rows = jnp.full(num_segments * capacity, num_entries, jnp.int32)
+    rows = rows.at[flat].set(jnp.arange(num_entries, dtype=jnp.int32), mode="drop")
+    return rows.reshape(num_segments, capacity), count
+
+
+def put_rows(
+    rows: Shaped[Array, "row ..."],
+    new_rows: Shaped[Array, "entry ..."],
+    places: Int[Array, " entry"],
+) -> Shaped[Array, "row ..."]:
+    """`rows` with `new_rows` at their places; places past the end are dropped."""
+    return rows.at[places].set(new_rows, mode="drop")

@@ -41,6 +41,9 @@ SYMMETRIES = np.array([[1, 1, 1], [-1, -1, 1], [1, 1, -1], [-1, -1, -1]], np.flo
 """Signs of x, y, z that map detector and field onto themselves: all modules come in pairs opposite
 each other in azimuth, and in pairs at z and -z. An event that is turned or mirrored so is as good
 as another event."""
+MAX_COPIES = 64
+"""Most copies of an event: the symmetries at 16 azimuths."""
+_GOLDEN = (5**0.5 - 1) / 2
 _BYTES_PER_CELL = 2000
 """Memory that a fit takes for each cell: search index, neighbour lists and their making."""
 
@@ -59,7 +62,7 @@ class Training(NamedTuple):
     max_centroid_hits: int = 2_000_000
     """Most hits that the centroids are fitted to."""
     num_copies: int = 1
-    """Copies of each event that C counts: the first so many of `SYMMETRIES`."""
+    """Copies of each event that C counts; see `copy_of`."""
 
 
 class Centroids(NamedTuple):
@@ -117,9 +120,9 @@ def fit_voxdyns(
     """
     for node2node in node2nodes:
         require_topology(node2node)
-    if not 1 <= training.num_copies <= len(SYMMETRIES):
+    if not 1 <= training.num_copies <= MAX_COPIES:
         raise ValueError(
-            f"--num_copies={training.num_copies}: expected a number from 1 to {len(SYMMETRIES)}."
+            f"--num_copies={training.num_copies}: expected a number from 1 to {MAX_COPIES}."
         )
     for ncell in ncells:
         if not 1 <= ncell <= MAX_CELLS:
@@ -245,6 +248,21 @@ def sample_particle_hits(
     return _lowest(draws, positions, max_hits)[1]
 
 
+def copy_of(position: Float32[np.ndarray, "hit 3"], number: int) -> Float32[np.ndarray, "hit 3"]:
+    """The hits of an event, in mm, turned and mirrored, as copy 0, 1, ... of the event.
+
+    Copies 0 to 3 are those of `SYMMETRIES`, which are exact. Each further four are turned about the
+    beam first, by multiples of half a turn times the golden ratio, which fall evenly between the
+    former ones. There the modules do not lie on modules; the tracks are as good, the gaps are not.
+    """
+    turns, symmetry = divmod(number, len(SYMMETRIES))
+    angle = np.pi * ((turns * _GOLDEN) % 1)
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    x, y, z = position.T
+    turned = np.stack([cos * x - sin * y, sin * x + cos * y, z], axis=1) if turns else position
+    return SYMMETRIES[symmetry] * turned
+
+
 def _fit_all_centroids(
     training: Training, ncells: Sequence[int], directory: Path, progress: Progress
 ) -> list[Centroids]:
@@ -307,10 +325,11 @@ def _count_event(
     edges = {name: truth_edges(event, name) for name in {name for _, name in wanted}}
     position = pad_hits(event.position)
     pairs: dict[tuple[int, str], list[PackedPairs]] = {key: [] for key in wanted}
-    for signs in SYMMETRIES[:num_copies]:
+    for number in range(num_copies):
+        copy = copy_of(position, number)
         # The topologies of one division share its cells.
         divisions = {k for k, _ in wanted}
-        cells = {k: np.asarray(assign_cells(indices[k], signs * position)) for k in divisions}
+        cells = {k: np.asarray(assign_cells(indices[k], copy)) for k in divisions}
         for k, name in wanted:
             num_cells = len(indices[k].centroids)
             pairs[k, name].append(count_event_pairs(*edges[name], cells[k], num_cells))

@@ -1,5 +1,8 @@
 """The streaming count: the same whatever the order, the cuts and the interruptions."""
 
+import itertools
+import os
+
 import numpy as np
 import pytest
 
@@ -60,6 +63,18 @@ def test_runs_are_few_and_hold_little_more_than_the_sum(tmp_path, monkeypatch):
     np.testing.assert_array_equal(merged(PairCounter(tmp_path, SETTINGS)), WHOLE)
 
 
+def test_runs_merge_like_carries_in_base_four(tmp_path, monkeypatch):
+    """Events without common pairs, a file for each: a run for each unit of the number's digits."""
+    monkeypatch.setattr(counting, "SPILL_PAIRS", 1)
+    counter = PairCounter(tmp_path, SETTINGS)
+    for number in range(1, 70):
+        counter.add(number, pack_pairs(10 * number + np.arange(10), np.ones(10, np.int64)))
+        digits = [number // 64, number // 16 % 4, number // 4 % 4, number % 4]
+        expected = np.repeat([640, 160, 40, 10], digits)
+        runs = sorted(tmp_path.glob("run*.bin"), key=lambda path: -path.stat().st_size)
+        assert [path.stat().st_size // 8 for path in runs] == expected.tolist()
+
+
 def test_a_count_goes_on_where_it_was_flushed(tmp_path):
     for event_ids in chunks(7):
         counter = PairCounter(tmp_path, SETTINGS)
@@ -85,6 +100,60 @@ def test_what_was_not_flushed_is_counted_again(tmp_path):
         again.add(event_id, EVENTS[event_id])
     again.flush()
     np.testing.assert_array_equal(merged(PairCounter(tmp_path, SETTINGS)), WHOLE)
+
+
+class Killed(BaseException):
+    """Nothing in the program catches it, as nothing catches a kill."""
+
+
+def kill_at(moment, monkeypatch):
+    """The process ends before (even) or after (odd moments) it puts some file in its place."""
+    moments, replace = itertools.count(), os.replace
+
+    def replace_or_die(source, target):
+        if next(moments) == moment:
+            raise Killed
+        replace(source, target)
+        if next(moments) == moment:
+            raise Killed
+
+    monkeypatch.setattr(os, "replace", replace_or_die)
+
+
+@pytest.mark.parametrize("moment", range(40))
+def test_a_killed_count_is_right_for_the_events_that_it_names(tmp_path, monkeypatch, moment):
+    """Eight events in as many files, which are merged twice."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(counting, "SPILL_PAIRS", 1)
+        kill_at(moment, patch)
+        counter = PairCounter(tmp_path, SETTINGS)
+        for event_id in range(8):
+            counter.add(event_id, EVENTS[event_id])
+    again = PairCounter(tmp_path, SETTINGS)
+    counted = sorted(again.counted)
+    # Two files, a run and the manifest, for each event, and again for each four that are merged.
+    assert counted == list(range(len(counted))) and len(counted) >= moment // 5
+    np.testing.assert_array_equal(
+        np.concatenate([np.zeros(0, np.int64), *again.merged()]),
+        merge_pairs([EVENTS[event_id] for event_id in counted]),
+    )
+    for event_id in EVENTS.keys() - again.counted:
+        again.add(event_id, EVENTS[event_id])
+    again.flush()
+    np.testing.assert_array_equal(merged(PairCounter(tmp_path, SETTINGS)), WHOLE)
+
+
+def test_the_manifest_is_replaced_and_not_written_over(tmp_path):
+    """Half a manifest would name nothing: whoever holds the former one still reads all of it."""
+    counter = PairCounter(tmp_path, SETTINGS)
+    counter.add(3, EVENTS[3])
+    counter.flush()
+    manifest, former = tmp_path / "manifest.json", tmp_path / "former.json"
+    former.hardlink_to(manifest)
+    content = former.read_bytes()
+    counter.add(4, EVENTS[4])
+    counter.flush()
+    assert former.read_bytes() == content != manifest.read_bytes()
 
 
 def test_counting_goes_on_after_a_look(tmp_path):
@@ -125,6 +194,18 @@ def test_other_settings(tmp_path):
     counter.flush()
     with pytest.raises(ValueError, match="unfinished count with ncell=10, but ncell=11 is asked"):
         PairCounter(tmp_path, SETTINGS | {"ncell": 11})
+    with pytest.raises(ValueError, match="with num_copies=None, but num_copies=2 is asked"):
+        PairCounter(tmp_path, SETTINGS | {"num_copies": 2})
+    with pytest.raises(ValueError, match="with node2node=hyper, but node2node=None is asked"):
+        PairCounter(tmp_path, {"ncell": 10})
+
+
+def test_settings_are_compared_as_json_gives_them_back(tmp_path):
+    settings = SETTINGS | {"seeds": (1, 2)}
+    counter = PairCounter(tmp_path, settings)
+    counter.add(3, EVENTS[3])
+    counter.flush()
+    assert set(PairCounter(tmp_path, settings).counted) == {3}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"settings": {}}'])
@@ -134,7 +215,7 @@ def test_damaged_manifest(tmp_path, content):
         PairCounter(tmp_path, SETTINGS)
 
 
-@pytest.mark.parametrize("damage", ["cut", "remove"])
+@pytest.mark.parametrize("damage", ["cut", "lengthen", "remove"])
 def test_damaged_run(tmp_path, damage):
     counter = PairCounter(tmp_path, SETTINGS)
     counter.add(3, EVENTS[3])
@@ -142,6 +223,8 @@ def test_damaged_run(tmp_path, damage):
     run = tmp_path / "run00001.bin"
     if damage == "cut":
         run.write_bytes(run.read_bytes()[:-40])
+    elif damage == "lengthen":
+        run.write_bytes(2 * run.read_bytes())
     else:
         run.unlink()
     with pytest.raises(ValueError, match=r"run00001\.bin: missing or damaged"):

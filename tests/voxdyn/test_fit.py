@@ -9,7 +9,8 @@ from toy import helix_event
 from hypertrack_jax import memory
 from hypertrack_jax.events.topology import TOPOLOGIES, truth_edges
 from hypertrack_jax.voxdyn import fit
-from hypertrack_jax.voxdyn.fit import Training, fit_voxdyn, fit_voxdyns
+from hypertrack_jax.voxdyn.counting import PairCounter
+from hypertrack_jax.voxdyn.fit import Training, copy_of, fit_voxdyn, fit_voxdyns
 from hypertrack_jax.voxdyn.voronoi import assign_cells
 
 EVENTS = {k: helix_event(seed=7, num_particles=25, event_id=k) for k in range(1, 7)}
@@ -18,8 +19,8 @@ EVENTS = {k: helix_event(seed=7, num_particles=25, event_id=k) for k in range(1,
 ALL = tuple(EVENTS.values())
 
 
-def training(event_ids=EVENTS, load_event=EVENTS.__getitem__, **settings):
-    return Training(list(event_ids), load_event, num_iterations=2, **settings)
+def training(event_ids=EVENTS, load_event=EVENTS.__getitem__, num_iterations=2, **settings):
+    return Training(list(event_ids), load_event, num_iterations, **settings)
 
 
 def fit_one(events=ALL, ncell=64, node2node="hyper", **settings):
@@ -65,22 +66,42 @@ def test_several_cells_and_topologies_in_one_pass_are_those_of_separate_fits(tmp
     assert sorted(loaded) == sorted(2 * list(EVENTS))
 
 
-@pytest.mark.parametrize("num_copies", [2, 4])
+@pytest.mark.parametrize("num_copies", [2, 4, 6])
 def test_copies_are_counted_as_the_events_turned_and_mirrored(tmp_path, num_copies):
     (vd,) = fit_voxdyns(training(num_copies=num_copies), [64], ["eom"], tmp_path)
     dense = np.zeros((64, 64), np.int64)
     for event in EVENTS.values():
         senders, receivers = truth_edges(event, "eom")
         x, y, z = event.position.T
-        copies = [(x, y, z), (-x, -y, z), (x, y, -z), (-x, -y, -z)][:num_copies]
-        for copy in copies:
+        copies = [(x, y, z), (-x, -y, z), (x, y, -z), (-x, -y, -z)]
+        copies += [copy_of(event.position, number).T for number in (4, 5)]
+        for copy in copies[:num_copies]:
             cell = np.asarray(assign_cells(vd.index, np.stack(copy, axis=1)))
             np.add.at(dense, (cell[senders], cell[receivers]), 1)
     np.testing.assert_array_equal(to_dense(vd.rows), dense)
     assert vd.num_events == len(EVENTS)
 
 
-@pytest.mark.parametrize("num_copies", [0, 5])
+def test_copies_beyond_the_fourth_are_turned_about_the_beam():
+    """As complex numbers: a second way to turn x and y."""
+    position = EVENTS[1].position
+    plane = position[:, 0] + 1j * position[:, 1]
+    angles = []
+    for number in range(64):
+        copy = copy_of(position, number)
+        assert copy.dtype == np.float32
+        turned = (copy[:, 0] + 1j * copy[:, 1]) / plane
+        np.testing.assert_allclose(np.abs(turned), 1, rtol=1e-5)
+        np.testing.assert_allclose(turned, turned[0], atol=1e-5)
+        np.testing.assert_array_equal(copy[:, 2], position[:, 2] * (-1 if number % 4 > 1 else 1))
+        angles.append(np.angle(turned[0]) % (2 * np.pi))
+    assert angles[6] == pytest.approx(np.pi * 0.6180339887, abs=1e-5)
+    # 16 azimuths and their opposites, none near another.
+    directions = np.sort([angle for k, angle in enumerate(angles) if k % 4 < 2])
+    assert np.diff(directions).min() > 2 * np.pi / 32 / 3
+
+
+@pytest.mark.parametrize("num_copies", [0, 65])
 def test_impossible_number_of_copies(tmp_path, num_copies):
     with pytest.raises(ValueError, match=f"--num_copies={num_copies}: expected a number from 1 to"):
         next(fit_voxdyns(training(num_copies=num_copies), [64], ["eom"], tmp_path))
@@ -134,13 +155,31 @@ def test_finished_counts_are_not_counted_again(tmp_path):
     ("change", "message"),
     [
         ({"seed": 1}, "unfinished fit with other events, --niter, --seed"),
+        ({"num_iterations": 3}, "unfinished fit with other events, --niter"),
+        ({"max_centroid_hits": 99}, "other events, --niter, --seed or --max_centroid_hits"),
         ({"event_ids": [1, 2, 3]}, "unfinished fit with other events"),
+        ({"num_copies": 2}, "unfinished count with num_copies=1, but num_copies=2 is asked for"),
     ],
 )
 def test_an_unfinished_fit_of_something_else_is_not_taken_up(tmp_path, change, message):
     list(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
     with pytest.raises(ValueError, match=message):
         list(fit_voxdyns(training(**change), [64], ["hyper"], tmp_path))
+
+
+def test_counts_of_other_centroids_are_not_taken_up(tmp_path):
+    """The file of centroids is gone, and others come in its place."""
+    list(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
+    (tmp_path / "centroids_64.npz").unlink()
+    with pytest.raises(ValueError, match=r"hyper_64 holds an unfinished count with centroids=\d+"):
+        list(fit_voxdyns(training(seed=1), [64], ["hyper"], tmp_path))
+
+
+def test_a_count_with_an_event_that_is_not_asked_for_is_not_taken_up(tmp_path):
+    counter = PairCounter(tmp_path, {})
+    counter.add(9, np.zeros(0, np.int64))
+    with pytest.raises(ValueError, match="unfinished count with event 9, which is not among"):
+        fit.count_events(training(), [], {(0, "hyper"): counter})
 
 
 def test_an_error_in_an_event_comes_through_and_keeps_what_was_counted(tmp_path):

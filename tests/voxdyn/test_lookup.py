@@ -96,6 +96,17 @@ def test_every_exceeded_capacity_is_reported():
         assert look_up(rows, cell, **{name: capacity - 1})[0].is_overflow, name
 
 
+def test_padding_hits_make_no_edges():
+    """Not even where the range of hits takes them in."""
+    rng = np.random.default_rng(3)
+    _, rows = random_rows(rng, NUM_CELLS, 0.4)
+    cell = clustered_cells(rng, 50)
+    num_edges = look_up(rows, cell)[1]
+    made, *_ = look_up(rows, cell, hits=(0, 128), edge_capacity=num_edges)
+    assert not made.is_overflow
+    assert np.asarray(made.receivers).max() < 50
+
+
 def test_exact_capacities_give_the_same_edges():
     rng = np.random.default_rng(4)
     _, rows = random_rows(rng, NUM_CELLS, 0.4)

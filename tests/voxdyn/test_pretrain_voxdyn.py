@@ -139,7 +139,7 @@ def test_claims_of_those_estimators_that_have_been_fitted(workdir):
         (("--ncell=many",), "--ncell"),
         (("--event_end=7,9",), "event000000007.npz"),
         (("--node2node=hypre",), "hypre"),
-        (("--num_copies=5",), "num_copies"),
+        (("--num_copies=65",), "num_copies"),
         (("--min_count=0",), "--min_count=0.0: expected"),
         (("--rfactors=0.1,all",), "--rfactors=0.1,all: expected numbers"),
     ],

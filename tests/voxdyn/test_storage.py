@@ -109,21 +109,55 @@ def test_file_that_lacks_an_array(vd, tmp_path):
         storage.load_voxdyn(path)
 
 
-@pytest.mark.parametrize("change", ["columns too large", "columns short", "offsets fall"])
-def test_rows_that_do_not_fit_together(vd, tmp_path, change):
+def replaced(array, place, value):
+    array = array.copy()
+    array[place] = value
+    return array
+
+
+DAMAGED_ROWS = {
+    "a column too large": {"columns": lambda columns: replaced(columns, 5, 64)},
+    "a negative column": {"columns": lambda columns: replaced(columns, 5, -1)},
+    "a column too few": {"columns": lambda columns: columns[:-1]},
+    "a count too few": {"counts": lambda counts: counts[:-1]},
+    "offsets that fall": {"row_offsets": lambda offsets: replaced(offsets, 3, offsets[5] + 1)},
+    "offsets from one on": {"row_offsets": lambda offsets: replaced(offsets, 0, 1)},
+    "an offset too many": {"row_offsets": lambda offsets: np.append(offsets, offsets[-1])},
+    "an offset too few": {"row_offsets": lambda offsets: np.append(offsets[:-2], offsets[-1])},
+}
+
+
+@pytest.mark.parametrize("min_count", [1, 3])
+@pytest.mark.parametrize("damage", DAMAGED_ROWS)
+def test_rows_that_do_not_fit_together(vd, tmp_path, damage, min_count):
     """Whole files, sound archives: only their meaning is wrong."""
     path = storage.save_voxdyn(tmp_path / "x.npz", vd)
-    with np.load(path) as file:
-        columns, offsets = file["columns"].copy(), file["row_offsets"].copy()
-    if change == "columns too large":
-        columns[5] = 64
-    elif change == "columns short":
-        columns = columns[:-1]
-    else:
-        offsets[3] = offsets[5] + 1
-    rewrite(path, columns=columns, row_offsets=offsets)
+    ((name, change),) = DAMAGED_ROWS[damage].items()
+    rewrite(path, **{name: change(np.asarray(getattr(vd.rows, name)))})
     with pytest.raises(ValueError, match=r"x\.npz: the rows of C do not fit together"):
+        storage.load_voxdyn(path, min_count=min_count)
+
+
+def test_pickled_objects_are_never_loaded(vd, tmp_path):
+    path = storage.save_voxdyn(tmp_path / "x.npz", vd)
+    rewrite(path, node2node=np.array("hyper", dtype=object))
+    with pytest.raises(ValueError, match=r"x\.npz: damaged or not .* allow_pickle"):
         storage.load_voxdyn(path)
+
+
+def test_a_file_that_cannot_be_written_whole_leaves_the_former_one(vd, tmp_path, monkeypatch):
+    path = storage.save_voxdyn(tmp_path / "x.npz", vd)
+    former = path.read_bytes()
+
+    def write_a_part(file, **_):
+        file.write(b"a part")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(np, "savez", write_a_part)
+    with pytest.raises(OSError, match=r"x\.npz: cannot be written \(no space left\)"):
+        storage.save_voxdyn(path, vd)
+    assert path.read_bytes() == former
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x.npz"]
 
 
 def test_file_larger_than_memory(vd, tmp_path, monkeypatch):

@@ -105,8 +105,18 @@ def test_equal_centroids_give_the_first():
     """More copies than the list holds, so that the tree has to find the first."""
     centroids = np.vstack([np.full((1, 3), 50.0), np.zeros((100, 3))]).astype(np.float32)
     index = to_device(voronoi.build_index(centroids))
-    cell = voronoi.assign_cells(index, np.array([[1, 0, 0], [49, 50, 50]], np.float32))
-    assert cell.tolist() == [1, 0]
+    position = np.array([[1, 0, 0], [49, 50, 50], [0, 0, 0]], np.float32)
+    assert voronoi.assign_cells(index, position).tolist() == [1, 0, 1]
+
+
+def test_equal_centroids_in_several_leaves_give_the_first():
+    """The tree takes -0.0 for smaller than 0.0: the leaf that is looked at first has later ones."""
+    centroids = np.zeros((101, 3), np.float32)
+    centroids[0], centroids[51:, 0] = 50, -0.0
+    index = to_device(voronoi.build_index(centroids))
+    hit, start = np.zeros((1, 3), np.float32), np.array([100], np.int32)
+    cell, _ = voronoi.search_tree(index, hit, start, np.zeros(1, np.float32), np.zeros(1, bool))
+    assert cell.tolist() == [1]
 
 
 def test_moved_centroids_give_an_exact_index():
@@ -116,6 +126,16 @@ def test_moved_centroids_give_an_exact_index():
     assert_nearest(np.asarray(voronoi.assign_cells(index, position)), after, position)
 
 
+@pytest.mark.parametrize("num_cells", [1, 2, 33, 1000])
+def test_descent_finds_the_cells_that_it_can_lead_to(num_cells):
+    """A wrong turn would only make the search slower, and not show in its answer."""
+    centroids = uniform(np.random.default_rng(11), num_cells).astype(np.float32)
+    index = to_device(voronoi.build_index(centroids))
+    entries = np.asarray(index.entry_cell)
+    assert len(set(entries.tolist())) == len(entries) > num_cells / 2
+    np.testing.assert_array_equal(voronoi.approximate_cells(index, centroids[entries]), entries)
+
+
 def test_lists_settle_nearly_all_hits():
     """The tree is exact without the lists, but slow: without a guard their loss would not show."""
     rng = np.random.default_rng(4)
@@ -123,7 +143,12 @@ def test_lists_settle_nearly_all_hits():
     index = to_device(voronoi.build_index(centroids[voronoi.spatial_order(centroids)]))
     cell = voronoi.assign_cells(index, position)
     is_proven = voronoi.scan_lists(index, jnp.asarray(position), cell)[2]
-    assert is_proven.mean() > 0.97
+    assert is_proven.mean() > 0.99
+    # Where the descent ends is a worse cell to start from than the best one in its list.
+    descended = voronoi.approximate_cells(index, position)
+    one_list = voronoi.scan_lists(index, jnp.asarray(position), descended)[2].mean()
+    two_lists = voronoi._descend_and_scan(index, jnp.asarray(position))[2].mean()
+    assert one_list < 0.96 and two_lists > 0.97
 
 
 def test_proof_never_claims_too_much():
@@ -136,6 +161,39 @@ def test_proof_never_claims_too_much():
     cell, _, is_proven = map(np.asarray, scanned)
     assert 0 < is_proven.mean() < 1
     assert_nearest(cell[is_proven], centroids, position[is_proven])
+
+
+@pytest.mark.parametrize("num_cells", [1, 20, voronoi.LIST_LENGTH])
+def test_a_list_of_all_centroids_is_a_proof_from_any_start(num_cells):
+    rng = np.random.default_rng(15)
+    centroids, position = (uniform(rng, num).astype(np.float32) for num in (num_cells, 50))
+    index = to_device(voronoi.build_index(centroids))
+    start = jnp.asarray(brute_force(centroids, position).argmax(axis=1).astype(np.int32))
+    cell, _, is_proven = voronoi.scan_lists(index, jnp.asarray(position), start)
+    assert is_proven.all()
+    assert_nearest(np.asarray(cell), centroids, position)
+
+
+def test_proof_allows_for_rounding():
+    """From a start a metre away: where rounding alone decides, nothing may count as proven.
+
+    The hit lies at 0. The farthest centroid in the start's list is 1e-5 mm from it, and the only
+    one beyond the list 1e-6 mm, which rounding hides in a sum of 1000 mm.
+    """
+    rng = np.random.default_rng(14)
+    proven = []
+    for _ in range(40):
+        along, other = rng.normal(size=(2, 3))
+        along /= np.linalg.norm(along)
+        across = np.cross(along, other)
+        across *= 1e-5 / np.linalg.norm(across)
+        near_start = 1000 * along + rng.normal(0, 10, (voronoi.LIST_LENGTH - 2, 3))
+        centroids = np.vstack([1000 * along, near_start, across, -1e-6 * along])
+        index = to_device(voronoi.build_index(centroids.astype(np.float32)))
+        cell, _, is_proven = voronoi.scan_lists(index, jnp.zeros((1, 3)), jnp.zeros(1, jnp.int32))
+        assert cell.tolist() == [voronoi.LIST_LENGTH - 1]
+        proven.append(bool(is_proven[0]))
+    assert not any(proven)
 
 
 @pytest.mark.parametrize("num_cells", [5, 31, 32, 33, 64, 4000])
@@ -155,6 +213,44 @@ def test_tree_finds_the_nearest_centroid_without_lists(num_cells):
     )
     assert_nearest(np.asarray(cell), centroids, position)
     np.testing.assert_allclose(nearest2, distance2.min(axis=1), rtol=1e-5, atol=1e-12)
+
+
+def test_stack_holds_all_nodes_where_none_can_be_skipped():
+    """Hits in the middle of a sphere: every box reaches nearer than the nearest centroid."""
+    rng = np.random.default_rng(12)
+    direction = rng.normal(size=(4000, 3))
+    centroids = 100 * direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    centroids, position = centroids.astype(np.float32), rng.normal(0, 0.1, (700, 3))
+    position = position.astype(np.float32)
+    index = to_device(voronoi.build_index(centroids))
+    start = np.zeros(700, np.int32)
+    start2 = brute_force(centroids, position)[:, 0].astype(np.float32)
+    cell, _ = voronoi.search_tree(index, position, start, start2, np.zeros(700, bool))
+    assert_nearest(np.asarray(cell), centroids, position)
+
+
+def test_a_first_look_at_the_nearest_leaf_spares_most_of_the_search(monkeypatch):
+    """Far from all centroids, and from the worst start: without it nearly all leaves are opened."""
+    steps, open_nodes = [], voronoi._open_nodes
+
+    def counted(*arguments):
+        jax.debug.callback(steps.append, 1)
+        return open_nodes(*arguments)
+
+    monkeypatch.setattr(voronoi, "_open_nodes", counted)
+    rng = np.random.default_rng(13)
+    # A number of hits that no other test has: the program must not have been compiled before.
+    centroids, position = shells(rng, 4000).astype(np.float32), 100 * uniform(rng, 61)
+    position = position.astype(np.float32)
+    distance2 = brute_force(centroids, position)
+    index = to_device(voronoi.build_index(centroids))
+    worst, worst2 = distance2.argmax(axis=1).astype(np.int32), distance2.max(axis=1)
+    found = voronoi.search_tree(
+        index, position, worst, worst2.astype(np.float32), np.zeros(61, bool)
+    )
+    assert_nearest(np.asarray(found[0]), centroids, position)
+    jax.effects_barrier()
+    assert 0 < len(steps) < 20
 
 
 def test_tree_leaves_proven_hits_alone():

@@ -1,0 +1,60 @@
+"""Device side: the edges that are kept, as one row of neighbours per hit."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32, Shaped
+
+from hypertrack_jax.graph.segment import ordered_rows
+
+
+class Neighbors(NamedTuple):
+    """Neighbours of each hit along kept edges, in the order of the edges."""
+
+    hit: Int32[Array, "hit neighbor"]
+    """Index of the neighbour; the number of hits where there is none."""
+    probability: Float[Array, "hit neighbor"]
+    """Probability of the edge; 0 where there is none."""
+    degree: Int32[Array, " hit"]
+    """Number of kept edges, also where the row is too short for them."""
+
+
+def kept_neighbors(
+    probability: Float[Array, " edge"],
+    senders: Int32[Array, " edge"],
+    receivers: Int32[Array, " edge"],
+    edge_mask: Bool[Array, " edge"],
+    num_hits: int,
+    capacity: int,
+    edge_threshold: float | Float[Array, ""],
+) -> Neighbors:
+    """Rows of the neighbours by edges above a threshold, self-loops left out.
+
+    Args:
+      probability: probability of each edge to be true.
+      senders: the neighbour.
+      receivers: the hit whose neighbour it is, in rising order.
+      edge_mask: True where the edge is real.
+      num_hits: number of hits, padding included.
+      capacity: length of the rows.
+      edge_threshold: an edge is kept when its probability is above it.
+
+    Returns:
+      The rows. They lack edges where `degree` is above `capacity`: the caller takes longer ones.
+    """
+    is_kept = edge_mask & (senders != receivers) & (probability > edge_threshold)
+    edge, degree = ordered_rows(is_kept, receivers, num_hits, capacity)
+    is_edge = edge < len(senders)
+    # An index past the end reads the last edge, which is then overwritten.
+    return Neighbors(
+        hit=jnp.where(is_edge, senders[edge], num_hits),
+        probability=jnp.where(is_edge, probability[edge], 0),
+        degree=degree,
+    )
+
+
+def at_hits(
+    values: Shaped[Array, "hit *dims"], hit: Int32[Array, "*place"], missing: int | float | bool
+) -> Shaped[Array, "..."]:
+    """Values of some hits; `missing` where the index is past the last hit."""
+    return values.at[hit].get(mode="fill", fill_value=missing)

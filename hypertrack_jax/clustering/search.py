@@ -1,0 +1,288 @@
+"""Device side: the search for clusters (algorithm section 5), round by round, many at once.
+
+A round draws seeds all over the event, walks from each, gathers micrographs, asks the membership of
+all of them in one batch and takes what passes. The rounds go on until no hit is left that a walk
+can start from. The published program searches one component after another, one cluster at a time.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
+
+from hypertrack_jax.clustering.micrographs import (
+    Micrographs,
+    component_micrographs,
+    spanned_micrographs,
+)
+from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
+from hypertrack_jax.clustering.pivots import Walks, best_walks, choose_seeds, seed_ranks, walk
+from hypertrack_jax.graph.segment import put_rows, segment_max, segment_sum
+from hypertrack_jax.tunes.tune import ClusterTune
+
+
+class SearchSizes(NamedTuple):
+    """Capacities of the search; static, so each set of them is a compilation."""
+
+    num_neighbors: int = 64
+    """Kept edges of a hit."""
+    num_seeds: int = 64
+    """Walks of a round; more seeds wait for the next."""
+    num_slots: int = 32
+    """Hits of a micrograph."""
+    num_rounds: int = 100
+    """Rounds at most."""
+    num_micrographs: int = 0
+    """Micrographs that are handed out, for training; further ones are left out."""
+
+
+class Hits(NamedTuple):
+    """What the search knows of the hits of an event."""
+
+    position: Float[Array, "hit 3"]
+    """x, y, z in mm."""
+    component: Int32[Array, " hit"]
+    """Connected component by the kept edges, a label below the number of hits."""
+    is_open: Bool[Array, " hit"]
+    """True for hits that may enter a cluster: not padding, and in a component of enough hits."""
+
+
+class Members(NamedTuple):
+    """What a membership function says of micrographs."""
+
+    probability: Float[Array, "seed slot"]
+    """Probability of each hit to belong to the track of the pivots."""
+    is_chosen: Bool[Array, "seed slot"]
+    """True where it passes the threshold; False in empty slots."""
+
+
+class Clusters(NamedTuple):
+    """What the search found, and whether its capacities were enough."""
+
+    label: Int32[Array, " hit"]
+    """Cluster of each hit, in the order in which they were found; -1 for none."""
+    membership: Float[Array, " hit"]
+    """Membership probability of each hit in its cluster; 0 for none."""
+    num_clusters: Int32[Array, ""]
+    micrographs: Micrographs
+    """The first `num_micrographs` that were asked for, with empty ones behind."""
+    num_micrographs: Int32[Array, ""]
+    """How many were asked for in all."""
+    needed_neighbors: Int32[Array, ""]
+    """Largest number of kept edges of a hit; some were left out where it is above the capacity."""
+    needed_slots: Int32[Array, ""]
+    """Size of the largest micrograph; hits were left out where it is above the capacity."""
+    is_unfinished: Bool[Array, ""]
+    """True where the rounds ended before the search did."""
+
+
+Membership = Callable[[Micrographs], Members]
+
+
+class _State(NamedTuple):
+    round: Int32[Array, ""]
+    active: Bool[Array, " hit"]
+    failures: Int32[Array, " hit"]
+    found: Clusters
+
+
+def search_clusters(
+    hits: Hits,
+    neighbors: Neighbors,
+    membership: Membership,
+    tune: ClusterTune,
+    sizes: SearchSizes,
+    key: PRNGKeyArray,
+) -> Clusters:
+    """Finds clusters until no walk can start any more.
+
+    Args:
+      hits: the hits.
+      neighbors: their kept edges, in rows of `sizes.num_neighbors`.
+      membership: from micrographs to members; asked once per round.
+      tune: how seeds, walks and micrographs are made, and what passes.
+      sizes: capacities.
+      key: decides random seeds and Monte-Carlo walks: same key, same clusters.
+
+    Returns:
+      The clusters. Where a needed size is above its capacity, or the search is unfinished, the
+      caller runs again with larger sizes.
+    """
+
+    def next_round(state: _State) -> _State:
+        round_key = jax.random.fold_in(key, state.round)
+        return _one_round(state, hits, neighbors, membership, tune, sizes, round_key)
+
+    def goes_on(state: _State) -> Bool[Array, ""]:
+        return state.active.any() & (state.round < sizes.num_rounds)
+
+    num_hits = len(hits.is_open)
+    start = _State(
+        round=jnp.int32(0),
+        active=_with_neighbors(hits.is_open, neighbors),
+        failures=jnp.zeros(num_hits, jnp.int32),
+        found=_nothing_found(num_hits, neighbors, tune, sizes),
+    )
+    end = lax.while_loop(goes_on, next_round, start)
+    return end.found._replace(is_unfinished=end.active.any())
+
+
+def open_hits(
+    component: Int32[Array, " hit"], hit_mask: Bool[Array, " hit"], min_hits: int
+) -> Bool[Array, " hit"]:
+    """True for real hits in components of at least `min_hits`; the others are noise."""
+    size = segment_sum(hit_mask.astype(jnp.int32), component, len(component), sorted_ids=False)
+    return hit_mask & (size[component] >= min_hits)
+
+
+def settle(
+    micrographs: Micrographs, members: Members, is_candidate: Bool[Array, " seed"], num_hits: int
+) -> Bool[Array, "seed slot"]:
+    """Gives each hit that several clusters of a round claim to one of them.
+
+    It goes to the claimant with the largest sum of 2 p - 1 over its chosen hits, the expected
+    number of right hits minus wrong ones: of two finds of one track that is the more complete one,
+    of a track and a pair of merged ones the surer.
+
+    Returns:
+      True for the chosen hits that a cluster keeps.
+    """
+    is_claimed = members.is_chosen & is_candidate[:, None]
+    worth = jnp.where(is_claimed, 2 * members.probability - 1, 0).sum(axis=1)
+    # Ranks and not sums: no two are the same.
+    rank = jnp.argsort(jnp.argsort(worth)).astype(jnp.int32)[:, None]
+    hit = jnp.where(is_claimed, micrographs.hit, num_hits)
+    ranks = jnp.broadcast_to(rank, hit.shape)
+    best = segment_max(ranks.reshape(-1), hit.reshape(-1), num_hits, sorted_ids=False)
+    return is_claimed & (at_hits(best, hit, -1) == rank)
+
+
+def _one_round(
+    state: _State,
+    hits: Hits,
+    neighbors: Neighbors,
+    membership: Membership,
+    tune: ClusterTune,
+    sizes: SearchSizes,
+    key: PRNGKeyArray,
+) -> _State:
+    num_hits = len(state.active)
+    seed_key, walk_key = jax.random.split(key)
+    seed = _draw_seeds(hits, state.active, neighbors, tune, sizes.num_seeds, seed_key)
+    walks = walk(seed, state.active, neighbors, tune, walk_key)
+    is_asked = best_walks(walks, neighbors)
+    micrographs = _micrographs(walks, is_asked, state.active, hits, neighbors, tune, sizes)
+    members = membership(micrographs)
+    num_chosen = members.is_chosen.sum(axis=1)
+    is_candidate = is_asked & (num_chosen >= tune.min_hits)
+    is_kept = settle(micrographs, members, is_candidate, num_hits)
+    # What lost a hit is asked again without it. The best of all loses none: each round goes on.
+    is_taken = is_candidate & (is_kept.sum(axis=1) == num_chosen)
+    is_kept &= is_taken[:, None]
+
+    is_failure = ((walks.length > 0) & (walks.length < tune.num_pivots)) | (
+        is_asked & ~is_candidate
+    )
+    failures = state.failures + _times_in(walks.pivot, is_failure, num_hits)
+    found = _add(state.found, micrographs, members, is_asked, is_taken, is_kept)
+    active = state.active & (failures < tune.max_failures) & (found.label < 0)
+    return _State(state.round + 1, _with_neighbors(active, neighbors), failures, found)
+
+
+def _draw_seeds(
+    hits: Hits,
+    active: Bool[Array, " hit"],
+    neighbors: Neighbors,
+    tune: ClusterTune,
+    num_seeds: int,
+    key: PRNGKeyArray,
+) -> Int32[Array, " seed"]:
+    """Seeds of as many draws as the tune asks for, one after another."""
+    draws = []
+    for one in jax.random.split(key, tune.num_draws):
+        rank = seed_ranks(tune.seed_strategy, hits.position, one)
+        draws.append(choose_seeds(rank, active, neighbors, num_seeds, tune.seed_hops))
+    return jnp.concatenate(draws)
+
+
+def _micrographs(
+    walks: Walks,
+    is_asked: Bool[Array, " seed"],
+    active: Bool[Array, " hit"],
+    hits: Hits,
+    neighbors: Neighbors,
+    tune: ClusterTune,
+    sizes: SearchSizes,
+) -> Micrographs:
+    pivot = jnp.where(is_asked[:, None], walks.pivot, len(active))
+    if tune.micrograph == "full":
+        return component_micrographs(pivot, active, hits.component, sizes.num_slots)
+    return spanned_micrographs(pivot, active, neighbors, sizes.num_slots, tune.micrograph_hops)
+
+
+def _with_neighbors(active: Bool[Array, " hit"], neighbors: Neighbors) -> Bool[Array, " hit"]:
+    """The active hits that a walk can leave; the others would only fail as often as they may."""
+    return active & at_hits(active, neighbors.hit, False).any(axis=1)
+
+
+def _times_in(
+    hit: Int32[Array, "seed pivot"], mask: Bool[Array, " seed"], num_hits: int
+) -> Int32[Array, " hit"]:
+    """In how many of the masked rows each hit stands."""
+    counted = jnp.where(mask[:, None], hit, num_hits).reshape(-1)
+    return segment_sum(jnp.ones(len(counted), jnp.int32), counted, num_hits, sorted_ids=False)
+
+
+def _nothing_found(
+    num_hits: int, neighbors: Neighbors, tune: ClusterTune, sizes: SearchSizes
+) -> Clusters:
+    def no_hits(width: int) -> Int32[Array, "seed width"]:
+        return jnp.full((sizes.num_micrographs, width), num_hits, jnp.int32)
+
+    return Clusters(
+        label=jnp.full(num_hits, -1, jnp.int32),
+        membership=jnp.zeros(num_hits, neighbors.probability.dtype),
+        num_clusters=jnp.int32(0),
+        micrographs=Micrographs(
+            no_hits(sizes.num_slots),
+            no_hits(tune.num_pivots),
+            jnp.zeros(sizes.num_micrographs, jnp.int32),
+        ),
+        num_micrographs=jnp.int32(0),
+        needed_neighbors=neighbors.degree.max(initial=0),
+        needed_slots=jnp.int32(0),
+        is_unfinished=jnp.array(False),
+    )
+
+
+def _add(
+    found: Clusters,
+    micrographs: Micrographs,
+    members: Members,
+    is_asked: Bool[Array, " seed"],
+    is_taken: Bool[Array, " seed"],
+    is_kept: Bool[Array, "seed slot"],
+) -> Clusters:
+    """What was found, with a round's clusters and micrographs added."""
+    num_hits = len(found.label)
+    number = found.num_clusters + jnp.cumsum(is_taken, dtype=jnp.int32) - 1
+    numbers = jnp.broadcast_to(number[:, None], is_kept.shape).reshape(-1)
+    place = jnp.where(is_kept, micrographs.hit, num_hits).reshape(-1)
+    probability = members.probability.astype(found.membership.dtype).reshape(-1)
+    row = found.num_micrographs + jnp.cumsum(is_asked, dtype=jnp.int32) - 1
+    row = jnp.where(is_asked, row, len(found.micrographs.size))
+    return found._replace(
+        label=put_rows(found.label, numbers, place),
+        membership=put_rows(found.membership, probability, place),
+        num_clusters=found.num_clusters + is_taken.sum(dtype=jnp.int32),
+        micrographs=jax.tree.map(
+            lambda rows, new: put_rows(rows, new, row), found.micrographs, micrographs
+        ),
+        num_micrographs=found.num_micrographs + is_asked.sum(dtype=jnp.int32),
+        needed_slots=jnp.maximum(
+            found.needed_slots, jnp.where(is_asked, micrographs.size, 0).max(initial=0)
+        ),
+    )

@@ -1,0 +1,185 @@
+"""Device side: edge scores and hit embeddings to clusters, by the set transformer (section 5)."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
+
+from hypertrack_jax.clustering.components import connected_components
+from hypertrack_jax.clustering.micrographs import Micrographs
+from hypertrack_jax.clustering.neighbors import at_hits, kept_neighbors
+from hypertrack_jax.clustering.search import (
+    Clusters,
+    Hits,
+    Members,
+    SearchSizes,
+    open_hits,
+    search_clusters,
+)
+from hypertrack_jax.clustering.thresholds import FIXED, fisher_threshold
+from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.networks.features import LENGTH_SCALE
+from hypertrack_jax.networks.set_transformer import init_set_transformer, membership_logit
+from hypertrack_jax.tunes.tune import NetworkTune, Tune
+
+THRESHOLD = "threshold"
+"""Name of the learnable threshold, a logit, among the parameters of the clusterer."""
+TRANSFORMER = "transformer"
+"""Name of the set transformer among them."""
+CHUNK = 16
+"""Micrographs that go through the transformer together."""
+WIDTHS = (24,)
+"""Slots that a chunk may be cut to: enough for most tracks. Each width is compiled."""
+
+
+def init_clusterer(tune: NetworkTune, key: PRNGKeyArray) -> dict[str, Any]:
+    """Fresh parameters: those of the set transformer, and a soft threshold of 0.5."""
+    return {TRANSFORMER: init_set_transformer(tune, key), THRESHOLD: jnp.zeros(())}
+
+
+def hit_tokens(
+    tune: NetworkTune, embedding: Float[Array, "hit feat"], position: Float[Array, "hit 3"]
+) -> Float[Array, "hit token"]:
+    """[z, x] of every hit: x in mm as published, in metres where node features are scaled, too."""
+    scale = 1.0 if tune.node_features == "cartesian" else LENGTH_SCALE
+    return jnp.concatenate([embedding, (position / scale).astype(embedding.dtype)], axis=1)
+
+
+def logits_of(
+    tune: NetworkTune,
+    params: dict[str, Any],
+    tokens: Float[Array, "hit token"],
+    micrographs: Micrographs,
+    dtype: DTypeLike = jnp.float32,
+) -> Float[Array, "seed slot"]:
+    """Membership logit of every hit of every micrograph; meaningless but finite in empty slots.
+
+    Micrographs differ in size, and many of a round are empty. They are sorted by size and taken in
+    chunks, each in the smallest of a few widths that holds it, and not at all where it is
+    empty; in the backward pass a chunk is computed again, so that only its inputs are kept.
+    """
+    num_seeds, num_slots = micrographs.hit.shape
+    order = jnp.argsort(-_num_filled(micrographs.hit, len(tokens)))
+    missing = -num_seeds % CHUNK
+    hit, pivot = (
+        jnp.pad(index[order], ((0, missing), (0, 0)), constant_values=len(tokens))
+        for index in (micrographs.hit, micrographs.pivot)
+    )
+
+    @jax.checkpoint
+    def chunk_logits(params, tokens, chunk: tuple[Int32[Array, "row slot"], Int32[Array, "row p"]]):
+        return _chunk_logits(tune, params, tokens, *chunk, dtype)
+
+    chunks = tuple(index.reshape(-1, CHUNK, index.shape[1]) for index in (hit, pivot))
+    logit = lax.map(lambda chunk: chunk_logits(params, tokens, chunk), chunks)
+    return logit.reshape(-1, num_slots)[:num_seeds][jnp.argsort(order)]
+
+
+def members_of(
+    kind: str,
+    logit: Float[Array, "seed slot"],
+    mask: Bool[Array, "seed slot"],
+    soft_logit: Float[Array, ""],
+) -> Members:
+    """Probabilities and the hits that pass the threshold.
+
+    Args:
+      kind: `fixed`, 0.5; `fisher`, one for each micrograph; `soft`, the learnt one.
+      logit: membership logits.
+      mask: True where there is a hit.
+      soft_logit: logit of the learnt threshold.
+    """
+    probability = jnp.where(mask, jax.nn.sigmoid(logit), 0)
+    if kind == "fisher":
+        threshold = fisher_threshold(probability, mask)[:, None]
+    elif kind == "soft":
+        threshold = jax.nn.sigmoid(soft_logit).astype(logit.dtype)
+    else:
+        threshold = jnp.asarray(FIXED, logit.dtype)
+    return Members(probability, mask & (probability > threshold))
+
+
+def _chunk_logits(
+    tune: NetworkTune,
+    params: dict[str, Any],
+    tokens: Float[Array, "hit token"],
+    hit: Int32[Array, "row slot"],
+    pivot: Int32[Array, "row pivot"],
+    dtype: DTypeLike,
+) -> Float[Array, "row slot"]:
+    """Logits of some micrographs, in the smallest width that holds all of them."""
+    num_hits, num_slots = len(tokens), hit.shape[1]
+    widths = [width for width in WIDTHS if width < num_slots] + [num_slots]
+
+    def at_width(width: int) -> Float[Array, "row slot"]:
+        logit = membership_logit(
+            tune,
+            params[TRANSFORMER],
+            at_hits(tokens, hit[:, :width], 0),
+            hit[:, :width] < num_hits,
+            at_hits(tokens, pivot, 0),
+            pivot < num_hits,
+            dtype,
+        )
+        return jnp.pad(logit, ((0, 0), (0, num_slots - width)))
+
+    branches = [lambda: jnp.zeros(hit.shape, dtype)] + [partial(at_width, w) for w in widths]
+    largest = _num_filled(hit, num_hits).max()
+    fits = jnp.searchsorted(jnp.asarray([0, *widths], jnp.int32), largest)
+    return lax.switch(fits, branches)
+
+
+def _num_filled(hit: Int32[Array, "row slot"], num_hits: int) -> Int32[Array, " row"]:
+    return (hit < num_hits).sum(axis=1, dtype=jnp.int32)
+
+
+@partial(jax.jit, static_argnames=("tune", "sizes", "dtype"))
+def transformer_clusters(
+    tune: Tune,
+    params: dict[str, Any],
+    graph: EventGraph,
+    embedding: Float[Array, "hit feat"],
+    probability: Float[Array, " edge"],
+    sizes: SearchSizes,
+    key: PRNGKeyArray,
+    edge_threshold: float | Float[Array, ""],
+    dtype: DTypeLike = jnp.float32,
+) -> Clusters:
+    """Clusters of an event whose edges have been scored.
+
+    Args:
+      tune: the network that the parameters belong to, and how the search goes.
+      params: parameters of the clusterer, as `init_clusterer` makes them.
+      graph: the candidate graph, padded.
+      embedding: z of every hit.
+      probability: probability of every edge.
+      sizes: capacities.
+      key: decides all random choices.
+      edge_threshold: edges with a smaller probability are cut; not static, for scans.
+      dtype: type of the arrays inside the transformer.
+
+    Returns:
+      The clusters, with flags for capacities that did not suffice.
+    """
+    num_hits, cluster = len(graph.nodes.mask), tune.cluster
+    edges = (probability, graph.senders, graph.receivers, graph.edges.mask)
+    neighbors = kept_neighbors(*edges, num_hits, sizes.num_neighbors, edge_threshold)
+    is_kept = graph.edges.mask & (probability > edge_threshold)
+    component = connected_components(graph.senders, graph.receivers, is_kept, num_hits)
+    hits = Hits(
+        graph.nodes.position, component, open_hits(component, graph.nodes.mask, cluster.min_hits)
+    )
+    tokens = hit_tokens(tune.network, embedding, graph.nodes.position)
+
+    def membership(micrographs: Micrographs) -> Members:
+        logit = logits_of(tune.network, params, tokens, micrographs, dtype)
+        mask = micrographs.hit < num_hits
+        return members_of(
+            cluster.membership_threshold, logit.astype(jnp.float32), mask, params[THRESHOLD]
+        )
+
+    return search_clusters(hits, neighbors, membership, cluster, sizes, key)
