@@ -43,7 +43,20 @@ def cut(
     component = connected_components(
         senders, receivers, edge_mask & (probability > edge_threshold), num_nodes
     )
-    size = segment_sum(jnp.ones_like(component), component, num_nodes, sorted_ids=False)
+    return large_components(component, min_hits)
+
+
+@jax.jit
+def large_components(
+    component: Int32[Array, " node"], min_hits: int | Int[Array, ""]
+) -> Int32[Array, " node"]:
+    """The components of at least `min_hits` nodes, numbered as `cut` numbers its clusters.
+
+    Args:
+      component: label of each node, the smallest node of its component.
+      min_hits: at least 2, as for `cut`.
+    """
+    size = segment_sum(jnp.ones_like(component), component, len(component), sorted_ids=False)
     is_cluster = size >= min_hits
     # Only a component's smallest node is its name; the sizes of all other names are 0.
     number = jnp.cumsum(is_cluster, dtype=jnp.int32) - 1

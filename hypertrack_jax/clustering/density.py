@@ -160,7 +160,7 @@ def _mutual_reachability(links: Links, num_hits: int, min_samples: int) -> Links
 
 
 def _own_distances(links: Links, num_hits: int, min_samples: int) -> Float64[np.ndarray, " hit"]:
-    """Distance of each hit to its `min_samples`-th nearest, of which it is itself the first."""
+    """Distance of each hit to its `min_samples`-th nearest; the first is the hit itself."""
     if min_samples == 1:
         return np.zeros(num_hits)
     hit = np.concatenate([links.low, links.high])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int32
 
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
-from hypertrack_jax.graph.segment import ordered_rows
+from hypertrack_jax.graph.segment import ordered_rows, put_columns
 
 
 class Micrographs(NamedTuple):
@@ -70,7 +70,7 @@ def _distinct(
         [jnp.ones((len(hit), 1), bool), ordered[:, 1:] != ordered[:, :-1]], axis=1
     )
     is_new &= ordered < num_hits
-    ordered = jnp.sort(jnp.where(is_new, ordered, num_hits), axis=1)
-    missing = max(num_slots - ordered.shape[1], 0)
-    ordered = jnp.pad(ordered, ((0, 0), (0, missing)), constant_values=num_hits)
-    return ordered[:, :num_slots], is_new.sum(axis=1, dtype=jnp.int32)
+    place = jnp.cumsum(is_new, axis=1, dtype=jnp.int32) - 1
+    place = jnp.where(is_new, place, num_slots)
+    distinct = jnp.full((len(hit), num_slots), num_hits, jnp.int32)
+    return put_columns(distinct, ordered, place), is_new.sum(axis=1, dtype=jnp.int32)

@@ -30,7 +30,7 @@ class SearchSizes(NamedTuple):
     num_neighbors: int = 64
     """Kept edges of a hit."""
     num_seeds: int = 64
-    """Walks of a round; more seeds wait for the next."""
+    """Walks of a draw, and micrographs of a round; more wait for the next round."""
     num_slots: int = 32
     """Hits of a micrograph."""
     num_rounds: int = 100
@@ -173,20 +173,23 @@ def _one_round(
     seed_key, walk_key = jax.random.split(key)
     seed = _draw_seeds(hits, state.active, neighbors, tune, sizes.num_seeds, seed_key)
     walks = walk(seed, state.active, neighbors, tune, walk_key)
-    is_asked = best_walks(walks, neighbors)
-    micrographs = _micrographs(walks, is_asked, state.active, hits, neighbors, tune, sizes)
+    is_asked, walked = _best_first(walks, best_walks(walks, neighbors), sizes.num_seeds)
+    micrographs = _micrographs(walked, is_asked, state.active, hits, neighbors, tune, sizes)
     members = membership(micrographs)
     num_chosen = members.is_chosen.sum(axis=1)
-    is_candidate = is_asked & (num_chosen >= tune.min_hits)
+    total = jnp.where(members.is_chosen, members.probability, 0).sum(axis=1)
+    is_sure = total >= tune.min_membership * num_chosen.astype(total.dtype)
+    is_candidate = is_asked & is_sure & (num_chosen >= tune.min_hits)
     is_kept = settle(micrographs, members, is_candidate, num_hits)
     # What lost a hit is asked again without it. The best of all loses none: each round goes on.
     is_taken = is_candidate & (is_kept.sum(axis=1) == num_chosen)
     is_kept &= is_taken[:, None]
 
-    is_failure = ((walks.length > 0) & (walks.length < tune.num_pivots)) | (
-        is_asked & ~is_candidate
+    is_short = (walks.length > 0) & (walks.length < tune.num_pivots)
+    fails = _is_in(walks.pivot, is_short, num_hits) | _is_in(
+        walked, is_asked & ~is_candidate, num_hits
     )
-    failures = state.failures + _times_in(walks.pivot, is_failure, num_hits)
+    failures = state.failures + fails.astype(jnp.int32)
     found = _add(state.found, micrographs, members, is_asked, is_taken, is_kept)
     active = state.active & (failures < tune.max_failures) & (found.label < 0)
     return _State(state.round + 1, _with_neighbors(active, neighbors), failures, found)
@@ -208,8 +211,16 @@ def _draw_seeds(
     return jnp.concatenate(draws)
 
 
+def _best_first(
+    walks: Walks, is_best: Bool[Array, " walk"], num_seeds: int
+) -> tuple[Bool[Array, " seed"], Int32[Array, "seed pivot"]]:
+    """The pivots of at most `num_seeds` of the best walks, and which of these rows are one."""
+    value, chosen = lax.top_k(jnp.where(is_best, walks.score, -jnp.inf), num_seeds)
+    return value > -jnp.inf, walks.pivot[chosen]
+
+
 def _micrographs(
-    walks: Walks,
+    pivot: Int32[Array, "seed pivot"],
     is_asked: Bool[Array, " seed"],
     active: Bool[Array, " hit"],
     hits: Hits,
@@ -217,7 +228,7 @@ def _micrographs(
     tune: ClusterTune,
     sizes: SearchSizes,
 ) -> Micrographs:
-    pivot = jnp.where(is_asked[:, None], walks.pivot, len(active))
+    pivot = jnp.where(is_asked[:, None], pivot, len(active))
     if tune.micrograph == "full":
         return component_micrographs(pivot, active, hits.component, sizes.num_slots)
     return spanned_micrographs(pivot, active, neighbors, sizes.num_slots, tune.micrograph_hops)
@@ -228,12 +239,13 @@ def _with_neighbors(active: Bool[Array, " hit"], neighbors: Neighbors) -> Bool[A
     return active & at_hits(active, neighbors.hit, False).any(axis=1)
 
 
-def _times_in(
-    hit: Int32[Array, "seed pivot"], mask: Bool[Array, " seed"], num_hits: int
-) -> Int32[Array, " hit"]:
-    """In how many of the masked rows each hit stands."""
+def _is_in(
+    hit: Int32[Array, "row pivot"], mask: Bool[Array, " row"], num_hits: int
+) -> Bool[Array, " hit"]:
+    """True for the hits that stand in one of the masked rows."""
     counted = jnp.where(mask[:, None], hit, num_hits).reshape(-1)
-    return segment_sum(jnp.ones(len(counted), jnp.int32), counted, num_hits, sorted_ids=False)
+    number = jnp.ones(len(counted), jnp.int32)
+    return segment_sum(number, counted, num_hits, sorted_ids=False) > 0
 
 
 def _nothing_found(

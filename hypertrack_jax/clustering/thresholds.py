@@ -8,6 +8,9 @@ FIXED = 0.5
 FISHER_TOP = 30
 """The largest probabilities of a micrograph, among which Fisher's threshold is sought."""
 
+EQUAL = 1e-5
+"""Probabilities that differ by less are the same."""
+
 
 def fisher_threshold(
     probability: Float[Array, "cluster slot"], mask: Bool[Array, "cluster slot"]
@@ -32,4 +35,6 @@ def fisher_threshold(
     below = jnp.minimum(cut + 1, top.shape[1] - 1)
     rows = jnp.arange(len(top))
     halfway = (value[rows, cut] + value[rows, below]) / 2
-    return jnp.where(between[rows, cut] > 0, halfway, 0)
+    # Rounding makes a difference between classes of equal values.
+    is_parted = between[rows, cut] > EQUAL**2 * count[:, 0] ** 2
+    return jnp.where(is_parted, halfway, 0)

@@ -11,6 +11,8 @@ class Tracks(NamedTuple):
 
     hit_label: Int32[np.ndarray, " hit"]
     """Track of each hit, 0, 1, ...; -1 for hits that belong to none."""
+    membership: Float32[np.ndarray, " hit"]
+    """Probability of each hit to belong to its track; 0 for hits that belong to none."""
     senders: Int32[np.ndarray, " edge"]
     """Hit at the start of each candidate edge."""
     receivers: Int32[np.ndarray, " edge"]
@@ -18,4 +20,5 @@ class Tracks(NamedTuple):
     probability: Float32[np.ndarray, " edge"]
     """GNN probability that both hits belong to one particle."""
     seconds: dict[str, float]
-    """Wall time per stage: `VD` (assignment and look-up), `GNN`, `CC` (connected components)."""
+    """Wall time per stage: `VD` (assignment and look-up), `GNN`, `CC` (connected components),
+    `cluster`."""

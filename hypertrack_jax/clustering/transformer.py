@@ -1,7 +1,7 @@
 """Device side: edge scores and hit embeddings to clusters, by the set transformer (section 5)."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,10 @@ from hypertrack_jax.clustering.search import (
 )
 from hypertrack_jax.clustering.thresholds import FIXED, fisher_threshold
 from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.networks.features import LENGTH_SCALE
 from hypertrack_jax.networks.set_transformer import init_set_transformer, membership_logit
-from hypertrack_jax.tunes.tune import NetworkTune, Tune
+from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune
 
 THRESHOLD = "threshold"
 """Name of the learnable threshold, a logit, among the parameters of the clusterer."""
@@ -137,13 +138,50 @@ def _num_filled(hit: Int32[Array, "row slot"], num_hits: int) -> Int32[Array, " 
     return (hit < num_hits).sum(axis=1, dtype=jnp.int32)
 
 
-@partial(jax.jit, static_argnames=("tune", "sizes", "dtype"))
+@jax.jit
+def without_hits(graph: EventGraph, is_taken: Bool[Array, " hit"]) -> EventGraph:
+    """The graph in which some hits, and the edges that meet them, are masked like padding."""
+    edge_mask = graph.edges.mask & ~(is_taken[graph.senders] | is_taken[graph.receivers])
+    return graph._replace(
+        nodes=graph.nodes._replace(mask=graph.nodes.mask & ~is_taken),
+        edges=graph.edges._replace(mask=edge_mask),
+    )
+
+
+class KeptEdges(NamedTuple):
+    """What the edges above a threshold make of an event."""
+
+    component: Int32[Array, " hit"]
+    """Connected components, as `connected_components` names them."""
+    max_degree: Int32[Array, ""]
+    """Largest number of neighbours of a hit."""
+
+
+@jax.jit
+def kept_edges(
+    graph: EventGraph,
+    probability: Float[Array, " edge"],
+    edge_threshold: float | Float[Array, ""],
+) -> KeptEdges:
+    """The components of the edges above a threshold, and how many of them meet at one hit."""
+    is_kept = graph.edges.mask & (probability > edge_threshold)
+    num_hits = len(graph.nodes.mask)
+    is_link = is_kept & (graph.senders != graph.receivers)
+    degree = segment_sum(is_link.astype(jnp.int32), graph.receivers, num_hits)
+    return KeptEdges(
+        connected_components(graph.senders, graph.receivers, is_kept, num_hits), degree.max()
+    )
+
+
+@partial(jax.jit, static_argnames=("network", "cluster", "sizes", "dtype"))
 def transformer_clusters(
-    tune: Tune,
+    network: NetworkTune,
+    cluster: ClusterTune,
     params: dict[str, Any],
     graph: EventGraph,
     embedding: Float[Array, "hit feat"],
     probability: Float[Array, " edge"],
+    component: Int32[Array, " hit"],
     sizes: SearchSizes,
     key: PRNGKeyArray,
     edge_threshold: float | Float[Array, ""],
@@ -152,11 +190,13 @@ def transformer_clusters(
     """Clusters of an event whose edges have been scored.
 
     Args:
-      tune: the network that the parameters belong to, and how the search goes.
+      network: the network that the parameters belong to.
+      cluster: how the search goes; its thresholds of edges are not used.
       params: parameters of the clusterer, as `init_clusterer` makes them.
       graph: the candidate graph, padded.
       embedding: z of every hit.
       probability: probability of every edge.
+      component: connected components of the edges above the threshold.
       sizes: capacities.
       key: decides all random choices.
       edge_threshold: edges with a smaller probability are cut; not static, for scans.
@@ -165,18 +205,16 @@ def transformer_clusters(
     Returns:
       The clusters, with flags for capacities that did not suffice.
     """
-    num_hits, cluster = len(graph.nodes.mask), tune.cluster
+    num_hits = len(graph.nodes.mask)
     edges = (probability, graph.senders, graph.receivers, graph.edges.mask)
     neighbors = kept_neighbors(*edges, num_hits, sizes.num_neighbors, edge_threshold)
-    is_kept = graph.edges.mask & (probability > edge_threshold)
-    component = connected_components(graph.senders, graph.receivers, is_kept, num_hits)
     hits = Hits(
         graph.nodes.position, component, open_hits(component, graph.nodes.mask, cluster.min_hits)
     )
-    tokens = hit_tokens(tune.network, embedding, graph.nodes.position)
+    tokens = hit_tokens(network, embedding, graph.nodes.position)
 
     def membership(micrographs: Micrographs) -> Members:
-        logit = logits_of(tune.network, params, tokens, micrographs, dtype)
+        logit = logits_of(network, params, tokens, micrographs, dtype)
         mask = micrographs.hit < num_hits
         return members_of(
             cluster.membership_threshold, logit.astype(jnp.float32), mask, params[THRESHOLD]

@@ -119,6 +119,15 @@ def ordered_rows(
     return rows.reshape(num_segments, capacity), count
 
 
+def put_columns(
+    rows: Shaped[Array, "row column"],
+    values: Shaped[Array, "row entry"],
+    columns: Int[Array, "row entry"],
+) -> Shaped[Array, "row column"]:
+    """`rows` with the values at their columns of the same row; columns past the end are dropped."""
+    return rows.at[jnp.arange(len(rows))[:, None], columns].set(values, mode="drop")
+
+
 def put_rows(
     rows: Shaped[Array, "row ..."],
     new_rows: Shaped[Array, "entry ..."],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import coo_array, csgraph
 
-from hypertrack_jax.clustering.baselines import cut
+from hypertrack_jax.clustering.baselines import cut, no_clusters
 
 
 def cut_by_scipy(probability, senders, receivers, num_nodes, edge_threshold, min_hits):
@@ -75,3 +75,8 @@ def test_a_scan_over_the_threshold_compiles_once():
     for threshold, min_hits in ((0.5, 3), (0.6, 4), (0.7, 5)):
         cut(probability, senders, receivers, np.ones(95, bool), 90, threshold, min_hits)
     assert cut._cache_size() == 1
+
+
+def test_none_finds_no_clusters():
+    assert no_clusters(3).tolist() == [-1, -1, -1]
+    assert no_clusters(0).dtype == cut(*random_edges(0, 9, 9), np.ones(9, bool), 9).dtype
