@@ -5,25 +5,19 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from hypertrack_jax.graph.segment import add_to_segments, segment_sum
-from hypertrack_jax.networks.mlp import MLP, NormedLinear, silu, tall_matmul, wide_dtype
+from hypertrack_jax.networks.aggregation import (
+    OF_ALL_AT_ONCE,
+    aggregate,
+    no_messages,
+    with_messages,
+)
+from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks
+from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, silu, tall_matmul
 
 WIDE = 16
 """Width from which distances are computed from scalar products."""
-EDGE_BLOCK = 8192
-"""Edges handled together in inference, so that what is computed of them stays in cache."""
-
-
-class EdgeInputs(NamedTuple):
-    """What every layer needs of the edges; sorted by receiver."""
-
-    senders: Int[Array, " edge"]
-    receivers: Int[Array, " edge"]
-    mask: Bool[Array, " edge"]
-    scalars: Float[Array, "edge scalar"]
-    """Inputs that are the same in every layer: the degree attribute a_ij, then features."""
 
 
 class PairLinear(NamedTuple):
@@ -54,24 +48,28 @@ class PairLinear(NamedTuple):
 
 
 class SuperEdgeConv(nn.Module):
-    """One layer: messages over edges, their mean per receiver, and an update of the hits.
+    """One layer: messages over edges, their aggregate per receiver, and an update of the hits.
 
     The first Linear of the message MLP acts on [x_i, x_j - x_i, x_j x_i, |x_j - x_i|, x_j . x_i,
     scalars]. It is evaluated in parts, W [x_i, x_j - x_i] = (W_1 - W_2) x_i + W_2 x_j, so that two
     thirds of its work is done per hit and not per edge. Neither norm of the message MLP is applied
-    on edges: the first is folded into the second Linear, the second commutes with the mean.
+    on edges: the first is folded into the second Linear, the second commutes with the mean, which
+    is the published aggregation; `aggregation.py` has the others.
     """
 
     in_features: int
     num_scalars: int
     features: int = 64
     residual: bool = True
+    aggregation: str = "mean"
 
     def setup(self):
-        """Declares the message MLP and the update MLP."""
+        """Declares the message MLP, the update MLP, and what the aggregation has to learn."""
         self.edge_first = NormedLinear(3 * self.in_features + 2 + self.num_scalars, self.features)
         self.edge_second = NormedLinear(self.features, self.features)
         self.latent = MLP((self.in_features + self.features, self.features, self.features))
+        if self.aggregation in OF_ALL_AT_ONCE:
+            self.all_at_once = OF_ALL_AT_ONCE[self.aggregation](self.features)
 
     def __call__(
         self,
@@ -82,10 +80,8 @@ class SuperEdgeConv(nn.Module):
         train: bool,
     ) -> Float[Array, "hit feat"]:
         """The hits' next latent; messages go from sender j to receiver i."""
-        sum_of = self._sum_in_training if train else self._sum_in_inference
-        total, norm = sum_of(self._pair_linear(x), edges)
-        mean = (total / jnp.maximum(degree, 1)[:, None]).astype(x.dtype)
-        message = jnp.where(degree[:, None] > 0, norm(mean), 0)
+        collect = self._collect_in_training if train else self._collect_in_inference
+        message = collect(self._pair_linear(x), edges, degree)
         y = self.latent(jnp.concatenate([x, message], axis=1), hit_mask, train)
         return y + x if self.residual else y
 
@@ -102,52 +98,38 @@ class SuperEdgeConv(nn.Module):
             scalar=jnp.concatenate([distance_row[None, :], scalar_rows]),
         )
 
-    def _sum_in_training(self, linear: PairLinear, edges: EdgeInputs):
-        """Sum of messages per receiver before their last norm, and that norm."""
+    def _collect_in_training(self, linear: PairLinear, edges: EdgeInputs, degree):
         hidden = silu(linear(edges))
         first_norm = self.edge_first.norm.batch(hidden, edges.mask)
-        hidden, second_norm = self.edge_second(hidden, edges.mask, True, first_norm)
-        total = segment_sum(masked(hidden, edges), edges.receivers, len(linear.x))
-        return total, second_norm
+        hidden, norm = self.edge_second(hidden, edges.mask, True, first_norm)
+        return self._collect(hidden, norm, edges, degree)
 
-    def _sum_in_inference(self, linear: PairLinear, edges: EdgeInputs):
-        """The same with running statistics, block by block: no [edge, feat] array is ever whole."""
+    def _collect_in_inference(self, linear: PairLinear, edges: EdgeInputs, degree):
+        """The same with running statistics; block by block, no [edge, feat] array is ever whole."""
         kernel, bias = self.edge_second.folded(self.edge_first.norm.running())
         kernel, bias = kernel.astype(linear.x.dtype), bias[None, :].astype(linear.x.dtype)
+        norm, kind, dtype = self.edge_second.norm.running(), self.aggregation, linear.x.dtype
+
+        def hidden_of(block: EdgeInputs):
+            return silu(silu(linear(block)) @ kernel + bias)
 
         def add_block(total, block: EdgeInputs):
-            hidden = silu(silu(linear(block)) @ kernel + bias)
-            return add_to_segments(total, masked(hidden, block), block.receivers), None
+            return with_messages(kind, total, hidden_of(block), norm, block), None
 
-        total = jnp.zeros_like(linear.of_receiver, wide_dtype(linear.x.dtype))
-        total, _ = jax.lax.scan(add_block, total, in_blocks(edges, len(linear.x) - 1))
-        return total, self.edge_second.norm.running()
+        if kind in OF_ALL_AT_ONCE:
+            return self._collect(hidden_of(edges), norm, edges, degree)
+        total = no_messages(kind, len(degree), self.features, dtype)
+        total, _ = jax.lax.scan(add_block, total, in_blocks(edges, len(degree) - 1))
+        return aggregate(kind, total, norm, degree, dtype)
 
-
-def in_blocks(edges: EdgeInputs, padding_hit: int) -> EdgeInputs:
-    """The edges as [block, EDGE_BLOCK, ...], filled up with padding edges at `padding_hit`."""
-    num_edges = len(edges.mask)
-    size = min(EDGE_BLOCK, max(num_edges, 1))
-    num_missing = -num_edges % size
-    num_blocks = (num_edges + num_missing) // size
-
-    def split(array, value):
-        widths = ((0, num_missing),) + ((0, 0),) * (array.ndim - 1)
-        padded = jnp.pad(array, widths, constant_values=value)
-        return padded.reshape(num_blocks, size, *array.shape[1:])
-
-    return EdgeInputs(
-        split(edges.senders, padding_hit),
-        split(edges.receivers, padding_hit),
-        split(edges.mask, False),
-        split(edges.scalars, 0),
-    )
-
-
-def masked(value: Float[Array, "edge feat"], edges: EdgeInputs) -> Float[Array, "edge feat"]:
-    """The value where the edge is real, else 0, ready to be summed."""
-    real = value * edges.mask[:, None].astype(value.dtype)
-    return real.astype(wide_dtype(value.dtype))
+    def _collect(self, hidden, norm: Affine, edges: EdgeInputs, degree):
+        """The aggregate per receiver of the messages norm(hidden)."""
+        kind, dtype = self.aggregation, hidden.dtype
+        if kind in OF_ALL_AT_ONCE:
+            return self.all_at_once(norm(hidden), edges, degree)
+        total = no_messages(kind, len(degree), self.features, dtype)
+        total = with_messages(kind, total, hidden, norm, edges)
+        return aggregate(kind, total, norm, degree, dtype)
 
 
 def _distance(x, x_i, x_j, pair_product, edges: EdgeInputs):

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.graph.event_graph import EventGraph, Nodes
 from hypertrack_jax.graph.segment import segment_sum
-from hypertrack_jax.networks.edge_conv import EdgeInputs, SuperEdgeConv, in_blocks
+from hypertrack_jax.networks.edge_conv import SuperEdgeConv
+from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks
 from hypertrack_jax.networks.features import (
+    LENGTH_SCALE,
     NUM_COUNT,
     NUM_CYLINDRICAL,
     NUM_HELIX,
@@ -19,6 +21,7 @@ from hypertrack_jax.networks.features import (
     cylindrical_features,
     helix_features,
 )
+from hypertrack_jax.networks.gauge_conv import GaugeEdgeConv
 from hypertrack_jax.networks.mlp import MLP, apply_frozen, wide_dtype
 from hypertrack_jax.tunes.tune import NetworkTune
 
@@ -33,32 +36,38 @@ class EdgePrediction(NamedTuple):
 
 
 class EdgePredictor(nn.Module):
-    """Five SuperEdgeConv layers, their fusion and the symmetric-dot edge MLP.
+    """Convolutions over the edges, their fusion and the edge MLP.
 
-    Source: arXiv:2309.14113; layer by layer in `SuperEdgeConv`. With the published inputs it has
-    132,544 + 24,759 + 2,941 parameters (layers, fusion, edge MLP).
+    Source: arXiv:2309.14113; layer by layer in `SuperEdgeConv`. The published network has 132,544 +
+    24,759 + 2,941 parameters (layers, fusion, edge MLP).
+
+    With the gauge convolution the fusion sees the latents and, of the positions, how far each layer
+    moved a hit. Deviation: the published option gives it the positions themselves, with which the
+    logits lose the invariance of the layers.
     """
 
     tune: NetworkTune
 
     def setup(self):
         """Declares the layers."""
-        tune = self.tune
-        num_inputs = 3 if tune.node_features == "cartesian" else NUM_CYLINDRICAL
+        tune, is_gauge = self.tune, self.tune.convolution == "gauge"
         num_features = 0 if tune.edge_features == "none" else NUM_HELIX + NUM_COUNT
+        convolution: Any = GaugeEdgeConv if is_gauge else SuperEdgeConv
         self.layers = [
-            SuperEdgeConv(
-                in_features=num_inputs if i == 0 else tune.latent_dim,
+            convolution(
+                in_features=_num_inputs(tune) if i == 0 else tune.latent_dim,
                 num_scalars=1 + num_features,
                 features=tune.latent_dim,
                 residual=i > 0,
+                aggregation=tune.aggregation,
             )
             for i in range(tune.num_layers)
         ]
-        self.fusion = MLP((tune.num_layers * tune.latent_dim, tune.latent_dim, tune.embedding_dim))
-        self.edge_mlp = MLP(
-            (tune.embedding_dim + num_features, *tune.edge_mlp_dims, 1), plain_last=True
-        )
+        num_latents = tune.num_layers * (tune.latent_dim + is_gauge)
+        self.fusion = MLP((num_latents, tune.latent_dim, tune.embedding_dim))
+        num_hits = 1 if tune.edge_type == "symmetric-dot" else 2
+        num_edge_inputs = num_hits * tune.embedding_dim + num_features
+        self.edge_mlp = MLP((num_edge_inputs, *tune.edge_mlp_dims, 1), plain_last=True)
 
     def __call__(
         self, graph: EventGraph, train: bool, dtype: DTypeLike = jnp.float32
@@ -80,25 +89,53 @@ class EdgePredictor(nn.Module):
         scalars = jnp.concatenate([attribute, directed.astype(dtype)], axis=1)
         edges = EdgeInputs(graph.senders, graph.receivers, mask, scalars)
 
-        x = self._node_inputs(nodes.position).astype(dtype)
-        latents = []
-        for layer in self.layers:
-            x = layer(x, nodes.mask, edges, degree, train)
-            latents.append(x)
+        latents_of = self._gauge_latents if self.tune.convolution == "gauge" else self._latents
+        latents = latents_of(nodes, edges, degree, train, dtype)
         embedding = self.fusion(jnp.concatenate(latents, axis=1), nodes.mask, train)
         score = self._logit_in_training if train else self._logit_in_inference
         return EdgePrediction(
             embedding, score(embedding, edges._replace(scalars=symmetric.astype(dtype)))
         )
 
+    def _latents(self, nodes: Nodes, edges: EdgeInputs, degree, train, dtype):
+        """What every layer makes of the hits."""
+        if self.tune.node_features == "cartesian":
+            x = nodes.position.astype(dtype)
+        else:
+            x = cylindrical_features(nodes.position).astype(dtype)
+        latents = []
+        for layer in self.layers:
+            x = layer(x, nodes.mask, edges, degree, train)
+            latents.append(x)
+        return latents
+
+    def _gauge_latents(self, nodes: Nodes, edges: EdgeInputs, degree, train, dtype):
+        """The same, and the square of how far each layer moved them, in m^2."""
+        h = jnp.ones((len(nodes.mask), 1), dtype)
+        if self.tune.node_features == "cylindrical":
+            h = cylindrical_features(nodes.position).astype(dtype)
+        position = nodes.position.astype(wide_dtype(dtype)) / LENGTH_SCALE
+        latents = []
+        for layer in self.layers:
+            before = position
+            h, position = layer(h, position, nodes.mask, edges, degree, train)
+            way = jnp.square(position - before).sum(axis=1, keepdims=True)
+            latents += [h, way.astype(dtype)]
+        return latents
+
     def _logit_in_training(self, embedding, edges: EdgeInputs):
-        return self.edge_mlp(_edge_mlp_inputs(embedding, edges), edges.mask, True)[:, 0]
+        kind = self.tune.edge_type
+        inputs = _edge_mlp_inputs(kind, embedding, edges)
+        # Where both orders are looked at, they share the statistics of their norms.
+        mask = jnp.tile(edges.mask, len(inputs) // len(edges.mask))
+        return _edge_logit(kind, self.edge_mlp(inputs, mask, True))
 
     def _logit_in_inference(self, embedding, edges: EdgeInputs):
-        layers = self.edge_mlp.frozen()
+        layers, kind = self.edge_mlp.frozen(), self.tune.edge_type
 
         def of_block(block: EdgeInputs):
-            return apply_frozen(layers, _edge_mlp_inputs(embedding, block))[:, 0]
+            inputs = _edge_mlp_inputs(kind, embedding, block)
+            return _edge_logit(kind, apply_frozen(layers, inputs))
 
         logit = jax.lax.map(of_block, in_blocks(edges, len(embedding) - 1))
         return logit.reshape(-1)[: len(edges.mask)]
@@ -116,11 +153,6 @@ class EdgePredictor(nn.Module):
             jnp.concatenate([pair.symmetric, count], axis=1),
         )
 
-    def _node_inputs(self, position):
-        if self.tune.node_features == "cartesian":
-            return position
-        return cylindrical_features(position)
-
 
 def predict(
     tune: NetworkTune,
@@ -136,6 +168,13 @@ def predict(
     )
 
 
+def _num_inputs(tune: NetworkTune) -> int:
+    """Width of what the first layer knows of a hit."""
+    if tune.node_features == "cylindrical":
+        return NUM_CYLINDRICAL
+    return 1 if tune.convolution == "gauge" else 3
+
+
 def _degree_attribute(degree, node_mask, graph):
     """a_ij = (d_j - d_i) / mean(d) over real hits; j the sender, i the receiver."""
     num_real = jnp.maximum(node_mask.sum(), 1).astype(degree.dtype)
@@ -144,7 +183,24 @@ def _degree_attribute(degree, node_mask, graph):
     return (difference / jnp.maximum(mean, 1e-6))[:, None]
 
 
-def _edge_mlp_inputs(embedding, edges: EdgeInputs):
-    """z_i z_j, followed by the symmetric features, which stand where the layers had theirs."""
-    product = embedding[edges.receivers] * embedding[edges.senders]
-    return jnp.concatenate([product, edges.scalars], axis=1)
+def _edge_mlp_inputs(kind: str, embedding, edges: EdgeInputs):
+    """What the edge MLP sees; features stand behind the hits, as in the layers.
+
+    A row per edge, or with `symmetrized` two: first all edges, then all with their hits exchanged.
+    """
+    z_i, z_j = embedding[edges.receivers], embedding[edges.senders]
+    rows = {
+        "symmetric-dot": [[z_i * z_j]],
+        "symmetrized": [[z_i, z_j], [z_j, z_i]],
+        "asymmetric": [[z_i, z_j]],
+    }
+    return jnp.concatenate(
+        [jnp.concatenate([*hits, edges.scalars], axis=1) for hits in rows[kind]], axis=0
+    )
+
+
+def _edge_logit(kind: str, output: Float[Array, "row 1"]) -> Float[Array, " edge"]:
+    """The logit of every edge from what the edge MLP gives of `_edge_mlp_inputs`."""
+    if kind != "symmetrized":
+        return output[:, 0]
+    return output.reshape(2, -1).mean(axis=0)

@@ -5,6 +5,7 @@ and does not apply it, so that it can be folded into the Linear that follows; on
 per edge this saves a pass over memory in every layer, in training as well as in inference.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -71,7 +72,7 @@ class BatchNorm(nn.Module):
 
 
 @jax.custom_vjp
-def silu(x: Float[Array, "row feat"]) -> Float[Array, "row feat"]:
+def silu(x: Float[Array, "*row feat"]) -> Float[Array, "*row feat"]:
     """The SiLU, x sigmoid(x); keeps x alone for the gradient and computes the sigmoid again."""
     return x * jax.nn.sigmoid(x)
 
@@ -134,6 +135,33 @@ def masked_moments(x: Float[Array, "row feat"], mask: Bool[Array, " row"]):
     centred = x.astype(wide) - mean[None, :]
     var = jnp.einsum("r,rf->f", weight, centred * centred) / count
     return mean, var, count
+
+
+class Linear(nn.Module):
+    """x W + b on the last axis."""
+
+    in_features: int
+    features: int
+
+    def setup(self):
+        """Declares kernel and bias."""
+        self.kernel = self.param("kernel", XAVIER_NORMAL, (self.in_features, self.features))
+        self.bias = self.param("bias", nn.initializers.zeros, (self.features,))
+
+    def __call__(self, x: Float[Array, "*row in_feat"]) -> Float[Array, "*row feat"]:
+        """Applies the layer to every row."""
+        (value,) = joint_linear([self], x)
+        return value
+
+
+def joint_linear(
+    layers: Sequence[Linear], x: Float[Array, "*row in_feat"]
+) -> list[Float[Array, "*row feat"]]:
+    """What several layers, all of one width, give of the same rows, by a single product."""
+    kernel = jnp.concatenate([layer.kernel for layer in layers], axis=1).astype(x.dtype)
+    bias = jnp.concatenate([layer.bias for layer in layers]).astype(x.dtype)
+    value = tall_matmul(x.reshape(-1, x.shape[-1]), kernel) + bias[None, :]
+    return jnp.split(value.reshape(*x.shape[:-1], -1), len(layers), axis=-1)
 
 
 class NormedLinear(nn.Module):
@@ -202,12 +230,13 @@ class MLP(nn.Module):
         kernel, bias = fold(affine, self.last_kernel, self.last_bias)
         return tall_matmul(x, kernel.astype(x.dtype)) + bias[None, :].astype(x.dtype)
 
-    def frozen(self) -> list[tuple[Array, Array]]:
+    def frozen(self, before: Affine | None = None) -> list[tuple[Array, Array]]:
         """Kernels and biases of an MLP with a plain last layer, norms by running statistics folded.
 
-        With SiLU between them they give what `__call__` gives without `train`, in pure functions.
+        With SiLU between them they give what `__call__` gives without `train`, in pure functions;
+        `before` is a norm that their input still lacks.
         """
-        folded, affine = [], None
+        folded, affine = [], before
         for layer in self.layers:
             folded.append(layer.folded(affine))
             affine = layer.norm.running()

@@ -1,7 +1,12 @@
-"""Our own tune: tune-5 with the geometry of a helix given to the network as features."""
+"""Our own tune: tune-5 with the geometry of a helix given to the network as features.
+
+Its `min_count` is for C of 100 full events counted in 16 copies (pretrain_voxdyn.py
+--num_copies=16), as the quickstart makes it.
+"""
 
 from hypertrack_jax.tunes.tune import (
     ClusterTune,
+    LossTune,
     NetworkTune,
     OptimizerTune,
     Tune,
@@ -10,13 +15,15 @@ from hypertrack_jax.tunes.tune import (
 
 TUNE = Tune(
     name="helix",
-    voxdyn=VoxdynTune(ncell=16384, min_count=4),
+    voxdyn=VoxdynTune(ncell=16384, min_count=24),
     network=NetworkTune(
         node_features="cylindrical",
         edge_features="helix",
         # Wider than published: it also has to weigh the pair features.
         edge_mlp_dims=(64, 32),
     ),
-    cluster=ClusterTune(edge_threshold=0.7),
-    optimizer=OptimizerTune(learning_rate=3e-3, warmup_steps=50),
+    cluster=ClusterTune(edge_threshold=0.5, training_threshold=0.15),
+    # The efficiency counts particles, and short, soft and displaced ones are those that are lost.
+    loss=LossTune(particle_weight="equal"),
+    optimizer=OptimizerTune(learning_rate=3e-3, warmup_steps=50, phase2_rate=0.5),
 )

@@ -17,40 +17,106 @@ class VoxdynTune:
     """Voxel-Dynamics, the graph constructor (algorithm section 2)."""
 
     node2node: Literal["hyper", "eom", "cricket"] = "hyper"
-    """Ground-truth topology that C counts and the edge labels follow."""
+    """Ground-truth topology that C counts."""
     ncell: int = 65536
     """Number of Voronoi cells."""
     min_count: int | float = 1
     """Two cells are connected when C counts at least this many pairs; 1 is the published C > 0. A
     number below 1 is a quantile: the rarest pairs that hold this share of all counted are cut."""
+    labels: Literal["node2node", "hyper", "eom", "cricket"] = "node2node"
+    """Topology that the edge labels follow; `node2node`: that of C. With `hyper` an edge of a graph
+    of neighbours is true when its hits are of one particle, neighbours or not."""
+
+    @property
+    def label_topology(self) -> str:
+        """Topology of the edge labels."""
+        return self.node2node if self.labels == "node2node" else self.labels
 
 
 @dataclass(frozen=True)
 class NetworkTune:
-    """GNN edge predictor (algorithm section 3)."""
+    """GNN edge predictor and set transformer (algorithm sections 3 and 4)."""
 
     node_features: Literal["cartesian", "cylindrical"] = "cartesian"
-    """`cartesian`: x, y, z in mm as published; `cylindrical`: x/r, y/r, r, z, asinh(z/r)."""
+    """`cartesian`: x, y, z in mm as published; `cylindrical`: x/r, y/r, r, z, asinh(z/r). The
+    gauge convolution has the positions anyway and knows no axes: there `cartesian` is a constant,
+    and `cylindrical` tells it where the beam is."""
     edge_features: Literal["none", "helix"] = "none"
     """`helix`: geometry of a helix through both hits, and log C, in all layers and the edge MLP."""
     num_layers: int = 5
-    """Number of `SuperEdgeConv` layers."""
+    """Number of convolutions."""
     latent_dim: int = 64
     """Width of every layer."""
     embedding_dim: int = 61
     """Width of the fused hit embedding z; with x, y, z it makes the transformer's 64."""
     edge_mlp_dims: tuple[int, ...] = (30, 30)
     """Hidden widths of the edge MLP on z_i * z_j."""
+    num_heads: int = 4
+    """Attention heads of the set transformer; they share its width, so they have to divide it."""
+    num_attention_blocks: int = 4
+    """Self-attention blocks over the hits of a cluster, after the one that looks at the pivots."""
+    convolution: Literal["super", "gauge"] = "super"
+    """`super`: SuperEdgeConv, as published; `gauge`: GaugeEdgeConv, which is E(n)-equivariant."""
+    aggregation: Literal[
+        "mean", "sum", "max", "softmax", "multi-aggregation", "set-transformer"
+    ] = "mean"
+    """What a hit makes of the messages to it; the last three need all of them in memory."""
+    edge_type: Literal["symmetric-dot", "symmetrized", "asymmetric"] = "symmetric-dot"
+    """What the edge MLP sees of hits i and j: z_i * z_j; [z_i, z_j], and the mean is taken with
+    [z_j, z_i]; or [z_i, z_j] alone, j being the sender."""
+    flow_blocks: int = 4
+    """Autoregressive blocks of the experimental normalising flow over z."""
+    flow_width: int = 196
+    """Width of the two hidden layers of each."""
+
+    @property
+    def token_dim(self) -> int:
+        """Width of the set transformer: the embedding and the three coordinates of a hit."""
+        return self.embedding_dim + 3
 
 
 @dataclass(frozen=True)
 class ClusterTune:
     """Edge scores to clusters (algorithm section 5)."""
 
+    cluster: Literal["transformer", "cut", "dbscan", "hdbscan", "none"] = "transformer"
+    """What makes clusters: the set transformer, connected components (`cut`), a density clusterer
+    of scikit-learn, or nothing; training with another than `transformer` trains the GNN alone."""
     edge_threshold: float = 0.55
     """Edges with a smaller probability are cut."""
+    second_threshold: float | None = None
+    """With `transformer`: hits that are left over are searched once more, along all edges above
+    this lower threshold. Displaced particles have improbable edges, which join tracks while all
+    hits are there, but not when the sure tracks are gone. None as published: no second search."""
+    training_threshold: float | None = None
+    """In training each event draws its edge threshold between this and `edge_threshold`, so that
+    the transformer knows sparse and crowded micrographs; None as published: no draw."""
     min_hits: int = 4
     """Smallest cluster that counts as a track."""
+    min_membership: float = 0.0
+    """With `transformer`: least mean membership of the hits of a cluster; 0 as published."""
+    seed_strategy: Literal[
+        "random", "largest_3d", "smallest_3d", "largest_transverse", "smallest_transverse"
+    ] = "random"
+    """Which of the hits around become seeds; the others go by radius."""
+    num_draws: int = 4
+    """Draws of seeds; of the walks that come near each other the best is kept."""
+    seed_hops: int = 1
+    """A seed outranks all hits that are so many steps away; more for sparse graphs."""
+    random_paths: int = 1
+    """1: greedy walks; more: the best of so many Monte-Carlo walks from each seed."""
+    num_pivots: int = 3
+    """Hits of a walk, the seed included."""
+    pivot_threshold: float = 0.4
+    """A walk does not go along edges with a smaller probability."""
+    max_failures: int = 2
+    """A hit with so many failures is no longer clustered."""
+    micrograph: Literal["pivot-spanned", "full"] = "pivot-spanned"
+    """Hits that the transformer sees: those near the pivots, or the whole component."""
+    micrograph_hops: int = 1
+    """With `pivot-spanned`: largest number of steps from a pivot; 1 as published."""
+    membership_threshold: Literal["fixed", "fisher", "soft"] = "fixed"
+    """Which membership is enough: 0.5; Fisher's threshold of each micrograph; or a learnt one."""
 
 
 @dataclass(frozen=True)
@@ -67,29 +133,62 @@ class LossTune:
     """Temperature tau of the contrastive loss."""
     contrastive_max_particles: int = 300
     """The contrastive loss looks at this many random particles of an event at most."""
+    edge_loss: Literal["focal", "BCE", "BCE+hinge"] = "focal"
+    """What `edge_bce` weighs: focal, or plain binary cross entropy, or that with a hinge."""
+    edge_hinge: float = 0.05
+    """Share of the hinge in `BCE+hinge`."""
+    cluster_bce: float = 0.2
+    """Weight of the focal membership loss."""
+    cluster_focal_gamma: float = 1.0
+    """Focusing exponent of the membership loss."""
+    cluster_contrastive: float = 0.2
+    """Weight of the set loss over clusters."""
+    cluster_contrastive_type: Literal["intersect", "dice", "jaccard"] = "intersect"
+    """The set loss: right minus wrong hits taken, or a soft Dice or Jaccard index."""
+    cluster_target: Literal["pivotmajor", "major"] = "pivotmajor"
+    """A cluster's particle is that of most of its pivots, or of most of the hits it takes."""
+    particle_weight: Literal["trackml", "equal"] = "trackml"
+    """What a particle weighs in the edge losses. `trackml`, as published: its hit weights in the
+    contrastive one, its number of edges in the other. `equal`: a short, soft or displaced track as
+    much as any other."""
+    flow: float = 0.0
+    """Weight of the experimental normalising flow over hit embeddings; 0 leaves it out."""
 
 
 @dataclass(frozen=True)
 class OptimizerTune:
     """Optimiser and learning-rate schedule (algorithm section 7)."""
 
-    optimizer: Literal["AdamW"] = "AdamW"
+    optimizer: Literal["AdamW", "Adam", "SGD"] = "AdamW"
     learning_rate: float = 5e-4
     """Peak learning rate."""
-    scheduler_type: Literal["constant", "warm-cos"] = "warm-cos"
-    """`warm-cos` is cosine annealing with warm restarts every `period` steps."""
+    scheduler_type: Literal["constant", "warm-cos", "cos", "exp", "step"] = "warm-cos"
+    """`warm-cos` is cosine annealing with warm restarts every `period` steps, `cos` without;
+    `exp` and `step` fall by a factor every step, or every `step_period`."""
     period: int = 10_000
-    """Steps between two restarts of `warm-cos`."""
+    """Steps between two restarts of `warm-cos`, or until `cos` is at the floor."""
     floor: float = 0.1
-    """Lowest learning rate of `warm-cos`, as a fraction of the peak."""
+    """Lowest learning rate of `warm-cos` and `cos`, as a fraction of the peak."""
     warmup_steps: int = 0
     """Linear rise from 0 before the schedule proper; 0 as published."""
     weight_decay: float = 1e-5
     """On weight matrices; biases and norms are never decayed."""
     epsilon: float = 1e-6
-    """Denominator constant of Adam."""
+    """Denominator constant of Adam and AdamW."""
     clip_norm: float = 1.0
     """Largest global norm of a gradient."""
+    auc_threshold: float = 0.998
+    """Phase 2 begins when the running mean of the training edge AUC is above it."""
+    phase2_rate: float = 1.0
+    """Peak learning rate of phase 2, as a fraction of that of phase 1; 1 as published."""
+    momentum: float = 0.9
+    """Share of the last update that `SGD` keeps."""
+    exp_decay: float = 1e-5
+    """What `exp` takes from the learning rate at every step, as a fraction of it."""
+    step_period: int = 1000
+    """Steps between two falls of `step`."""
+    step_factor: float = 0.9
+    """What `step` multiplies the learning rate by at each."""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,36 @@ def reference_variables(reference: dict[str, np.ndarray], dtype: str) -> dict:
     return {"params": params, "batch_stats": network(statistics)}
 
 
+def reference_transformer(reference: dict[str, np.ndarray], dtype: str) -> dict:
+    """The weights of the set transformer as parameters of `SetTransformer(NetworkTune())`."""
+    names = {"query": "W_q", "key": "W_k", "value": "W_v", "output": "W_o"}
+    names |= {"first": "MLP.0.0", "second": "MLP.1.0"}
+
+    def param(name):
+        return jnp.asarray(reference[f"param/transformer_ccx.{name}"], dtype)
+
+    def linear(name):
+        return {"kernel": param(f"{name}.weight").T, "bias": param(f"{name}.bias")}
+
+    def norm(name):
+        return {"scale": param(f"{name}.weight"), "bias": param(f"{name}.bias")}
+
+    def block(prefix):
+        linears = {ours: linear(f"{prefix}.{theirs}") for ours, theirs in names.items()}
+        norms = {"attention_norm": norm(f"{prefix}.ln0"), "norm": norm(f"{prefix}.ln1")}
+        return linears | norms
+
+    return {
+        "encoder_0": linear("MLP_E.0.0"),
+        "encoder_1": linear("MLP_E.1"),
+        "of_pivots": block("mab_D"),
+        **{f"of_hits_{i}": block(f"sab_stack_D.{i}.0.mab") for i in range(4)},
+        "membership_0": linear("MLP_m.0.0"),
+        "membership_1": linear("MLP_m.1.0"),
+        "membership_2": linear("MLP_m.2"),
+    }
+
+
 def _convolution(index: int, of_layer) -> dict:
     prefix = f"conv_gnn_edx.{index}"
     return {

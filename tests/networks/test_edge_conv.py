@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from formulas import normed_linear, softmax
 
-from hypertrack_jax.networks import edge_conv
-from hypertrack_jax.networks.edge_conv import EdgeInputs, SuperEdgeConv
+from hypertrack_jax.networks import edge_conv, edge_inputs
+from hypertrack_jax.networks.edge_conv import SuperEdgeConv
+from hypertrack_jax.networks.edge_inputs import EdgeInputs
 
 NUM_HITS, NUM_SCALARS, WIDTH = 9, 2, 4
 ISOLATED = 5
-EPSILON = 1e-5
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ class Layer(NamedTuple):
     """From hits, and whether to normalise by batch statistics, to the next latent."""
 
 
-def make_layer(in_features) -> Layer:
+def make_layer(in_features, aggregation="mean") -> Layer:
     """Edges hold self-loops, and hit 5 receives none."""
     rng = np.random.default_rng(0)
     receivers, senders = np.nonzero(rng.random((NUM_HITS, NUM_HITS)) < 0.5)
@@ -47,10 +48,13 @@ def make_layer(in_features) -> Layer:
     )
     degree = jnp.asarray(np.bincount(receivers, minlength=NUM_HITS), jnp.float64)
     x = jnp.asarray(rng.normal(size=(NUM_HITS, in_features)))
-    layer = SuperEdgeConv(in_features, NUM_SCALARS, WIDTH, residual=in_features == WIDTH)
+    layer = SuperEdgeConv(in_features, NUM_SCALARS, WIDTH, in_features == WIDTH, aggregation)
     mask = jnp.ones(NUM_HITS, bool)
     variables = layer.init(jax.random.key(0), x, mask, edges, degree, True)
     variables = jax.tree.map(lambda leaf: leaf + rng.uniform(0.1, 0.5, leaf.shape), dict(variables))
+    # A norm that turns a channel over, so that its largest message was its smallest.
+    scale = variables["params"]["edge_second"]["norm"]["scale"]
+    variables["params"]["edge_second"]["norm"]["scale"] = scale.at[0].multiply(-1)
 
     def apply(x, train):
         return layer.apply(variables, x, mask, edges, degree, train, mutable=["batch_stats"])[0]
@@ -58,19 +62,22 @@ def make_layer(in_features) -> Layer:
     return Layer(variables, x, edges, apply)
 
 
-def normed_linear(x, params, stats, train):
-    """Linear, SiLU, BatchNorm of rows."""
-    x = x @ params["kernel"] + params["bias"]
-    x = x / (1 + np.exp(-x))
-    norm = params["norm"]
-    mean = x.mean(axis=0) if train else stats["norm"]["mean"]
-    var = x.var(axis=0) if train else stats["norm"]["var"]
-    return (x - mean) / np.sqrt(var + EPSILON) * norm["scale"] + norm["bias"]
+AGGREGATES = {
+    "mean": lambda message: message.mean(axis=0),
+    "sum": lambda message: message.sum(axis=0),
+    "max": lambda message: message.max(axis=0),
+    "softmax": lambda message: (softmax(message.T).T * message).sum(axis=0),
+}
+"""What all messages to a hit become; the other aggregations are in `test_aggregation`."""
 
 
-def looped(layer: Layer, train):
+def looped(layer: Layer, train, aggregation="mean"):
     """algorithm.md, section 3, term by term."""
     params, stats = (jax.device_get(layer.variables[name]) for name in ("params", "batch_stats"))
+
+    def apply(name, x, params, stats):
+        return normed_linear(params[name], x, None if train else stats[name])
+
     edges, x = jax.device_get(layer.edges), np.asarray(layer.x)
     rows = []
     for j, i, own in zip(edges.senders, edges.receivers, edges.scalars, strict=True):
@@ -78,26 +85,39 @@ def looped(layer: Layer, train):
         rows.append([*x[i], *apart, *(x[j] * x[i]), np.sqrt(apart @ apart), x[j] @ x[i], *own])
     messages = np.array(rows)
     for name in ("edge_first", "edge_second"):
-        messages = normed_linear(messages, params[name], stats[name], train)
-    mean = np.zeros((NUM_HITS, WIDTH))
+        messages = apply(name, messages, params, stats)
+    gathered = np.zeros((NUM_HITS, WIDTH))
     for i in range(NUM_HITS):
         if i != ISOLATED:
-            mean[i] = messages[edges.receivers == i].mean(axis=0)
-    y = np.concatenate([x, mean], axis=1)
+            gathered[i] = AGGREGATES[aggregation](messages[edges.receivers == i])
+    y = np.concatenate([x, gathered], axis=1)
     for name in ("layers_0", "layers_1"):
-        y = normed_linear(y, params["latent"][name], stats["latent"][name], train)
+        y = apply(name, y, params["latent"], stats["latent"])
     return y + x if x.shape[1] == WIDTH else y
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks in inference, of which some share a receiver, and the last one incomplete."""
+    monkeypatch.setattr(edge_inputs, "EDGE_BLOCK", 8)
 
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("in_features", [3, WIDTH, edge_conv.WIDE])
-def test_a_layer_equals_a_loop_over_edges(in_features, train, monkeypatch):
-    # Several blocks in inference, and the last one incomplete.
-    monkeypatch.setattr(edge_conv, "EDGE_BLOCK", 8)
+def test_a_layer_equals_a_loop_over_edges(in_features, train, small_blocks):
     layer = make_layer(in_features)
     assert len(layer.edges.mask) % 8 != 0
     found = layer.apply(layer.x, train)
     np.testing.assert_allclose(found, looped(layer, train), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("aggregation", ["sum", "max", "softmax"])
+def test_a_layer_with_another_aggregation_equals_a_loop(aggregation, train, small_blocks):
+    layer = make_layer(WIDTH, aggregation)
+    expected = looped(layer, train, aggregation)
+    assert not np.allclose(expected, looped(layer, train))
+    np.testing.assert_allclose(layer.apply(layer.x, train), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_distances_from_products_have_the_gradient_of_those_from_differences(monkeypatch):

@@ -12,7 +12,7 @@ from toy_graph import SMALL_NETWORK, permute_hits, toy_graph
 
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.graph.event_graph import Bucket, EventGraph, hit_graph
-from hypertrack_jax.networks import edge_conv
+from hypertrack_jax.networks import edge_inputs
 from hypertrack_jax.networks.edge_predictor import EdgePrediction, EdgePredictor
 from hypertrack_jax.networks.mlp import ROW_BLOCK
 
@@ -23,7 +23,7 @@ HELIX = replace(SMALL_NETWORK, node_features="cylindrical", edge_features="helix
 def small_blocks():
     """Several blocks of edges in inference, the last one incomplete."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edge_conv, "EDGE_BLOCK", 300)
+        patch.setattr(edge_inputs, "EDGE_BLOCK", 300)
         yield
 
 

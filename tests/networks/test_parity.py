@@ -4,9 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import load_reference, num_elements, reference_graph, reference_variables
+from parity import (
+    load_reference,
+    num_elements,
+    reference_graph,
+    reference_transformer,
+    reference_variables,
+)
 
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
+from hypertrack_jax.networks.set_transformer import init_set_transformer, membership_logit
 from hypertrack_jax.training.losses import contrastive_edge_loss, focal_edge_loss
 from hypertrack_jax.tunes.tune_5 import TUNE
 
@@ -62,6 +69,37 @@ def test_parameters_are_as_many_and_named_as_ours(reference):
     assert num_elements(parts["fusion"]) == 24_759
     assert num_elements(parts["edge_mlp"]) == 2_941
     assert num_elements(parts) == 132_544 + 24_759 + 2_941
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_membership_is_the_published_one(reference, dtype):
+    mask, expected = reference["token_mask"], reference["out/cluster_logit"]
+    with jax.enable_x64(dtype == "float64"):
+        token = np.concatenate([reference["out/z_eval"], reference["x"]], axis=1)
+        pivot_tokens = jnp.asarray(token[reference["pivot_hit"]], dtype)
+        apply = jax.jit(membership_logit, static_argnums=(0, 6))
+        found = apply(
+            TUNE.network,
+            reference_transformer(reference, dtype),
+            jnp.asarray(token[reference["token_hit"]], dtype),
+            jnp.asarray(mask),
+            pivot_tokens,
+            jnp.ones(pivot_tokens.shape[:2], bool),
+            jnp.dtype(dtype),
+        )
+    assert found.dtype == dtype
+    assert not mask.all()
+    found, expected = np.asarray(found)[mask], expected[mask]
+    if dtype == "float64":
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
+    else:
+        assert np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected)
+
+
+def test_the_set_transformer_has_parameters_as_many_and_named_as_published(reference):
+    published = reference_transformer(reference, "float32")
+    ours = jax.eval_shape(lambda: init_set_transformer(TUNE.network, jax.random.key(0)))
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, published)
 
 
 def test_losses_are_the_published_ones(reference):

@@ -1,0 +1,230 @@
+"""Device side: how the messages to a hit become one, its aggregate (algorithm section 3).
+
+The mean, as published, the sum and the maximum can be taken block by block. `softmax`,
+`multi-aggregation` and `set-transformer` look at all messages at once, so they hold arrays over
+edges and features in inference, too. A hit without messages has an aggregate of zeros.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from hypertrack_jax.graph.segment import add_to_segments, put_rows, segment_max, segment_sum
+from hypertrack_jax.networks.attention import AttentionBlock, attention
+from hypertrack_jax.networks.edge_inputs import EdgeInputs, masked
+from hypertrack_jax.networks.mlp import Affine, Linear, wide_dtype
+
+NUM_INDUCING = 4
+"""Vectors by which the messages to a hit learn of each other in `set-transformer`."""
+EPSILON = 1e-5
+"""Added to a variance, whose root else had no finite gradient at 0."""
+
+
+def no_messages(
+    kind: str, num_hits: int, features: int, dtype: DTypeLike
+) -> Float[Array, "hit feat"]:
+    """What `with_messages` starts from, in the type that sums of `dtype` are accumulated in."""
+    lowest = -jnp.inf if kind == "max" else 0
+    return jnp.full((num_hits, features), lowest, wide_dtype(dtype))
+
+
+def with_messages(
+    kind: str,
+    so_far: Float[Array, "hit feat"],
+    hidden: Float[Array, "edge feat"],
+    norm: Affine,
+    edges: EdgeInputs,
+) -> Float[Array, "hit feat"]:
+    """Takes in the messages norm(hidden) of some edges; see `aggregate` for what comes out."""
+    if kind != "max":
+        return add_to_segments(so_far, masked(hidden, edges), edges.receivers)
+    message = norm(hidden).astype(so_far.dtype)
+    real = jnp.where(edges.mask[:, None], message, -jnp.inf)
+    return _raised(so_far, real, edges.receivers)
+
+
+def aggregate(
+    kind: str,
+    total: Float[Array, "hit feat"],
+    norm: Affine,
+    degree: Float[Array, " hit"],
+    dtype: DTypeLike,
+) -> Float[Array, "hit feat"]:
+    """The aggregate of all messages that were taken in: `mean`, `sum` or `max`.
+
+    Sums are taken before the norm, which commutes with a mean, and so acts on hits, not on edges.
+    """
+    column = degree[:, None]
+    if kind == "max":
+        value = total.astype(dtype)
+    else:
+        value = norm((total / jnp.maximum(column, 1)).astype(dtype))
+    if kind == "sum":
+        value = value * column.astype(dtype)
+    return jnp.where(column > 0, value, 0)
+
+
+class SoftmaxAggregation(nn.Module):
+    """Mean of the messages, weighted in each channel by their softmax: a smooth maximum."""
+
+    features: int
+
+    def __call__(
+        self,
+        message: Float[Array, "edge feat"],
+        edges: EdgeInputs,
+        degree: Float[Array, " hit"],
+    ) -> Float[Array, "hit feat"]:
+        """One vector for each hit."""
+        return softmax_mean(message, message[..., None], edges, len(degree))[..., 0]
+
+
+class MultiAggregation(nn.Module):
+    """Sum, mean, standard deviation, maximum and minimum, of which attention makes one vector.
+
+    Each has a Linear of its own; then the five of a hit attend to each other, by one head, and
+    their mean is taken.
+    """
+
+    features: int
+
+    def setup(self):
+        """Declares the projections."""
+        self.projections = [Linear(self.features, self.features) for _ in range(5)]
+        self.query, self.key, self.value, self.output = (
+            Linear(self.features, self.features) for _ in range(4)
+        )
+
+    def __call__(
+        self,
+        message: Float[Array, "edge feat"],
+        edges: EdgeInputs,
+        degree: Float[Array, " hit"],
+    ) -> Float[Array, "hit feat"]:
+        """One vector for each hit."""
+        parts = [part.astype(message.dtype) for part in five_aggregates(message, edges, degree)]
+        projected = [layer(part) for layer, part in zip(self.projections, parts, strict=True)]
+        x = jnp.stack(projected, axis=1)
+        everything = jnp.ones(x.shape[:2], bool)
+        seen = attention(self.query(x), self.key(x), self.value(x), everything, num_heads=1)
+        return jnp.where(degree[:, None] > 0, self.output(seen).mean(axis=1), 0)
+
+
+class SetTransformerAggregation(nn.Module):
+    """A set transformer over the messages to a hit, linear in their number (arXiv:1810.00825).
+
+    An induced block (eq. 9 and 10) lets the messages see each other, and a learnt seed pools them
+    (eq. 11). Deviation: the published option has full self-attention in place of the first, which
+    costs the square of the degree, and another block after the pooling of what is then one vector;
+    that is left to the layer's update MLP.
+    """
+
+    features: int
+
+    def setup(self):
+        """Declares the points that attend and the blocks."""
+        init = nn.initializers.normal(1.0)
+        self.inducing = self.param("inducing", init, (NUM_INDUCING, self.features))
+        self.seed = self.param("seed", init, (1, self.features))
+        self.inward, self.outward, self.pooling = (
+            AttentionBlock(self.features, num_heads=1) for _ in range(3)
+        )
+
+    def __call__(
+        self,
+        message: Float[Array, "edge feat"],
+        edges: EdgeInputs,
+        degree: Float[Array, " hit"],
+    ) -> Float[Array, "hit feat"]:
+        """One vector for each hit."""
+        induced = _attend(self.inward, self.inducing, message, edges, len(degree))
+        key, value = (x[edges.receivers] for x in self.outward.keys_and_values(induced))
+        everything = jnp.ones(key.shape[:2], bool)
+        message = self.outward.given(message[:, None], key, value, everything)[:, 0]
+        pooled = _attend(self.pooling, self.seed, message, edges, len(degree))[:, 0]
+        return jnp.where(degree[:, None] > 0, pooled, 0)
+
+
+OF_ALL_AT_ONCE = {
+    "softmax": SoftmaxAggregation,
+    "multi-aggregation": MultiAggregation,
+    "set-transformer": SetTransformerAggregation,
+}
+"""Aggregations that cannot be taken block by block."""
+
+
+def softmax_mean(
+    score: Float[Array, "edge column"],
+    value: Float[Array, "edge #column feat"],
+    edges: EdgeInputs,
+    num_hits: int,
+) -> Float[Array, "hit column feat"]:
+    """Mean of the values at each hit, weighted by the softmax over its edges of their scores."""
+    wide, mask = wide_dtype(score.dtype), edges.mask[:, None]
+    real = jnp.where(mask, score.astype(wide), jnp.finfo(wide).min)
+    # The peak only guards against overflow; its gradient cancels exactly.
+    peak = jax.lax.stop_gradient(segment_max(real, edges.receivers, num_hits))
+    weight = jnp.where(mask, jnp.exp(real - peak[edges.receivers]), 0)
+    total = segment_sum(weight, edges.receivers, num_hits)
+    weighted = segment_sum(weight[..., None] * value.astype(wide), edges.receivers, num_hits)
+    return (weighted / jnp.where(total > 0, total, 1)[..., None]).astype(score.dtype)
+
+
+def five_aggregates(
+    message: Float[Array, "edge feat"], edges: EdgeInputs, degree: Float[Array, " hit"]
+) -> list[Float[Array, "hit feat"]]:
+    """Sum, mean, standard deviation, maximum and minimum of the messages to each hit."""
+    num_hits, column = len(degree), jnp.maximum(degree, 1)[:, None]
+    total = segment_sum(masked(message, edges), edges.receivers, num_hits)
+    mean = total / column
+    centred = message.astype(mean.dtype) - mean[edges.receivers]
+    variance = segment_sum(masked(centred**2, edges), edges.receivers, num_hits) / column
+    extrema = [
+        jnp.where(degree[:, None] > 0, _highest(sign * message, edges, num_hits), 0) * sign
+        for sign in (1, -1)
+    ]
+    return [total, mean, jnp.sqrt(variance + EPSILON), *extrema]
+
+
+def _highest(message, edges: EdgeInputs, num_hits: int):
+    real = jnp.where(edges.mask[:, None], message, -jnp.inf)
+    return segment_max(real, edges.receivers, num_hits)
+
+
+def _raised(
+    highest: Float[Array, "hit feat"],
+    value: Float[Array, "edge feat"],
+    receivers: Int[Array, " edge"],
+) -> Float[Array, "hit feat"]:
+    """`highest`, or the largest value of a receiver's edges where that is larger.
+
+    Of the hits only those that receive are touched: a pass over all for each block of edges would
+    cost more than the block.
+    """
+    is_next = jnp.pad(receivers[1:] != receivers[:-1], (1, 0))
+    rank = jnp.cumsum(is_next.astype(jnp.int32))
+    place = segment_max(receivers, rank, len(receivers))
+    # Ranks that nobody has; a negative index would count from the end.
+    place = jnp.where(place < 0, len(highest), place)
+    return put_rows(
+        highest, jnp.maximum(highest[place], segment_max(value, rank, len(value))), place
+    )
+
+
+def _attend(
+    block: AttentionBlock,
+    points: Float[Array, "point feat"],
+    message: Float[Array, "edge feat"],
+    edges: EdgeInputs,
+    num_hits: int,
+) -> Float[Array, "hit point feat"]:
+    """MAB(points, messages to a hit) for each hit."""
+    points = points.astype(message.dtype)
+    key, value = block.keys_and_values(message)
+    score = key @ block.query(points).T / math.sqrt(points.shape[1])
+    seen = softmax_mean(score, value[:, None], edges, num_hits)
+    return block.updated(points[None], seen)

@@ -1,0 +1,47 @@
+"""Device side: the edges as the convolutions see them, whole or block by block."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from hypertrack_jax.networks.mlp import wide_dtype
+
+EDGE_BLOCK = 8192
+"""Edges handled together in inference, so that what is computed of them stays in cache."""
+
+
+class EdgeInputs(NamedTuple):
+    """What every layer needs of the edges; sorted by receiver."""
+
+    senders: Int[Array, " edge"]
+    receivers: Int[Array, " edge"]
+    mask: Bool[Array, " edge"]
+    scalars: Float[Array, "edge scalar"]
+    """Inputs that are the same in every layer: the degree attribute a_ij, then features."""
+
+
+def in_blocks(edges: EdgeInputs, padding_hit: int) -> EdgeInputs:
+    """The edges as [block, EDGE_BLOCK, ...], filled up with padding edges at `padding_hit`."""
+    num_edges = len(edges.mask)
+    size = min(EDGE_BLOCK, max(num_edges, 1))
+    num_missing = -num_edges % size
+    num_blocks = (num_edges + num_missing) // size
+
+    def split(array, value):
+        widths = ((0, num_missing),) + ((0, 0),) * (array.ndim - 1)
+        padded = jnp.pad(array, widths, constant_values=value)
+        return padded.reshape(num_blocks, size, *array.shape[1:])
+
+    return EdgeInputs(
+        split(edges.senders, padding_hit),
+        split(edges.receivers, padding_hit),
+        split(edges.mask, False),
+        split(edges.scalars, 0),
+    )
+
+
+def masked(value: Float[Array, "edge feat"], edges: EdgeInputs) -> Float[Array, "edge feat"]:
+    """The value where the edge is real, else 0, ready to be summed."""
+    real = value * edges.mask[:, None].astype(value.dtype)
+    return real.astype(wide_dtype(value.dtype))
