@@ -69,7 +69,7 @@ def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: VoxdynTune
     num_edges = max(len(candidates.senders) for candidates in edges)
     bucket = bucket_for(num_hits, num_edges)
     graphs = [
-        event_graph(event, *candidates, node2node=tune.node2node, bucket=bucket)
+        event_graph(event, *candidates, node2node=tune.label_topology, bucket=bucket)
         for event, candidates in zip(events, edges, strict=True)
     ]
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *graphs)

@@ -6,6 +6,7 @@ either whole or not there.
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,11 @@ from orbax.checkpoint import v1 as ocp
 
 from hypertrack_jax.tunes.tune import Tune, differing_fields, tune_from_json, tune_to_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Raised whenever a state of the former layout can no longer be restored."""
 _KEPT_LATEST = 2
+_FORMER_PLACES = {1: ("params/", "params/edge/")}
+"""By version, where its weights were and where they are now; version 1 knew no clusterer."""
 
 
 class Saved(NamedTuple):
@@ -23,6 +27,19 @@ class Saved(NamedTuple):
 
     step: int
     tune: Tune
+
+
+class Fitted(NamedTuple):
+    """Arrays in which those of a checkpoint stand where name and shape are the same."""
+
+    step: int
+    arrays: Any
+    loaded: list[str]
+    """Names of the arrays from the checkpoint, such as `params/edge/fusion/layers_0/bias`."""
+    skipped: list[str]
+    """Names of saved ones that have no place, or one of another shape."""
+    kept: list[str]
+    """Names of those that were not saved, or in another shape, and are as they were."""
 
 
 class Checkpoints:
@@ -101,21 +118,7 @@ class Checkpoints:
           FileNotFoundError: there is no such step.
           ValueError: the checkpoint was written by another program or version.
         """
-        steps = self.steps()
-        if not steps or step not in (-1, *steps):
-            wanted = "checkpoint" if step == -1 else f"step {step}"
-            raise FileNotFoundError(
-                f"{self.directory}: no {wanted} here (saved steps: {steps or 'none'}); train one "
-                "with experiments/train.py, or name another --read_tag or --epoch."
-            )
-        step = steps[-1] if step == -1 else step
-        assert self._checkpointer is not None, "there are steps, so the directory is open"
-        description = self._checkpointer.metadata(step).custom_metadata
-        if not isinstance(description, dict) or description.get("format_version") != FORMAT_VERSION:
-            raise ValueError(
-                f"{self.directory}: step {step} is not a checkpoint of this version of "
-                "hypertrack_jax; train it anew."
-            )
+        step, description = self._description(step, oldest=FORMAT_VERSION)
         return Saved(step, tune_from_json(json.dumps(description["tune"])))
 
     def restore(self, step: int, like: Any) -> Any:
@@ -126,24 +129,89 @@ class Checkpoints:
         Raises:
           ValueError: what was saved has another structure or other shapes, or is damaged.
         """
-        assert self._checkpointer is not None, "describe found the step before"
+        self._require_same_shapes(step, by_name(self._tree(step)), by_name(like))
+        return self._load(step, jax.tree.map(_abstract, like))
+
+    def restore_fitting(self, into: dict[str, Any], step: int = -1) -> Fitted:
+        """A state's parts `into`, with the saved arrays where name and shape are the same.
+
+        Nothing else is read. Checkpoints of former versions will do, too.
+
+        Args:
+          into: nested dicts, in which parts of a state stand by their names, such as `params`.
+          step: the checkpoint; -1 for the latest.
+
+        Raises:
+          FileNotFoundError: there is no such step.
+          ValueError: the checkpoint was written by another program, or is damaged.
+        """
+        step, description = self._description(step, oldest=min(_FORMER_PLACES))
+        saved, wanted = by_name(self._tree(step)), by_name(into)
+        places = {
+            name: former
+            for name, former in _present_names(saved, description["format_version"]).items()
+            if name.split("/")[0] in into
+        }
+        loaded = {
+            name: places[name]
+            for name, leaf in wanted.items()
+            if name in places and saved[places[name]].shape == leaf.shape
+        }
+        abstract = nested({former: _abstract(wanted[name]) for name, former in loaded.items()})
+        found = by_name(self._load(step, abstract, is_partial=True)) if loaded else {}
+        return Fitted(
+            step,
+            nested(wanted | {name: found[former] for name, former in loaded.items()}),
+            loaded=sorted(loaded),
+            skipped=sorted(places.keys() - loaded.keys()),
+            kept=sorted(wanted.keys() - loaded.keys()),
+        )
+
+    def _description(self, step: int, oldest: int) -> tuple[int, dict[str, Any]]:
+        """Step and description of a checkpoint, whose version must not be before `oldest`."""
+        steps = self.steps()
+        if not steps or step not in (-1, *steps):
+            wanted = "checkpoint" if step == -1 else f"step {step}"
+            raise FileNotFoundError(
+                f"{self.directory}: no {wanted} here (saved steps: {steps or 'none'}); train one "
+                "with experiments/train.py, or name another tag or --epoch."
+            )
+        step = steps[-1] if step == -1 else step
+        assert self._checkpointer is not None, "there are steps, so the directory is open"
+        description = self._checkpointer.metadata(step).custom_metadata
+        version = description.get("format_version") if isinstance(description, dict) else None
+        if not isinstance(version, int) or not oldest <= version <= FORMAT_VERSION:
+            raise ValueError(
+                f"{self.directory}: step {step} is not a checkpoint of this version of "
+                "hypertrack_jax; train it anew."
+            )
+        assert isinstance(description, dict), "it has a version"
+        return step, description
+
+    def _tree(self, step: int) -> Any:
+        """Shapes and types of what was saved at a step that `describe` or its like found."""
+        assert self._checkpointer is not None, "there are steps, so the directory is open"
         saved = self._checkpointer.metadata(step).metadata
         if saved is None:
             raise self._damaged(step)
-        self._require_same_shapes(step, _shapes(saved), _shapes(like))
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), like
-        )
+        return saved
+
+    def _load(self, step: int, abstract: Any, is_partial: bool = False) -> Any:
+        assert self._checkpointer is not None, "its metadata was read before"
+        context = ocp.Context()
+        context.pytree.loading.partial_load = is_partial
         try:
-            return self._checkpointer.load(step, abstract)
+            with context:
+                return self._checkpointer.load(step, abstract)
         # Orbax puts a dump of its own state over several lines into the message.
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise self._damaged(step) from error
 
     def _require_same_shapes(self, step: int, saved: dict, wanted: dict) -> None:
         for name in sorted(saved.keys() | wanted.keys()):
-            found, expected = (shapes.get(name, "not there") for shapes in (saved, wanted))
+            found, expected = (
+                arrays[name].shape if name in arrays else "not there" for arrays in (saved, wanted)
+            )
             if found != expected:
                 raise ValueError(
                     f"{self.directory}: step {step} does not hold the arrays of this network: "
@@ -159,21 +227,18 @@ class Checkpoints:
 
     def _open(self) -> ocp.training.Checkpointer:
         policies = ocp.training.preservation_policies
-        keep_best = policies.BestN(get_metric_fn=lambda metrics: metrics["auc"], n=1)
+        keep_best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics["auc"],
+            n=1,
+            # Such are left over where a process was killed while it deleted one.
+            keep_checkpoints_without_metrics=False,
+        )
         # Any: orbax's own annotations refuse what its documentation passes.
         keep: Any = policies.AnyPreservationPolicy([policies.LatestN(_KEPT_LATEST), keep_best])
         directory: Any = self.directory
         return ocp.training.Checkpointer(
             directory, preservation_policy=keep, cleanup_tmp_directories=self._is_writer
         )
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of every array of a tree; names are the same for tuples, NamedTuples and dicts."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves
-    }
 
 
 def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], directory: Path) -> None:
@@ -191,3 +256,39 @@ def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], director
             f"is asked for with tune {asked.name}; give the tune it was trained with, or another "
             "tag."
         )
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree; names are the same for tuples, NamedTuples and dicts."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _present_names(saved: Iterable[str], version: int) -> dict[str, str]:
+    """By the name that an array has now, the one that it has in a checkpoint of some version."""
+    former, present = _FORMER_PLACES.get(version, ("", ""))
+    return {
+        present + name.removeprefix(former) if name.startswith(former) else name: name
+        for name in saved
+    }
+
+
+def nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """The tree of dicts whose leaves have these names."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *groups, last = name.split("/")
+        branch = tree
+        for group in groups:
+            branch = branch.setdefault(group, {})
+        branch[last] = leaf
+    return tree
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type of an array that is to be placed on the first device."""
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

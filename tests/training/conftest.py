@@ -12,7 +12,8 @@ from toy_graph import SMALL_NETWORK
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.training import step
 from hypertrack_jax.training.batches import EventSource
-from hypertrack_jax.tunes.tune import LossTune, OptimizerTune, Tune, VoxdynTune
+from hypertrack_jax.training.event_loss import GNN_PHASE
+from hypertrack_jax.tunes.tune import ClusterTune, LossTune, OptimizerTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
@@ -28,11 +29,17 @@ def optax_promotion():
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once():
-    """Training steps of one tune share compiled programs; the gradient knows no optimiser."""
+    """Training steps of one tune share compiled programs.
+
+    The gradient knows no optimiser, and that of phase 1 no clusterer.
+    """
     shared = cache(step.make_batch_gradient)
 
-    def make_batch_gradient(tune, dtype):
-        return shared(replace(tune, optimizer=OptimizerTune()), dtype)
+    def make_batch_gradient(tune, dtype, phase=GNN_PHASE):
+        tune = replace(tune, optimizer=OptimizerTune())
+        if phase == GNN_PHASE:
+            tune = replace(tune, cluster=ClusterTune())
+        return shared(tune, dtype, phase)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step, "make_batch_gradient", make_batch_gradient)
@@ -42,11 +49,24 @@ def compiled_once():
 
 @pytest.fixture(scope="session")
 def small_tune() -> Tune:
-    """Of four particles of an event two enter the contrastive loss."""
+    """Of four particles of an event two enter the contrastive loss.
+
+    Seeds and clusters are found with the edges of an untrained network, too, and seeds do not
+    depend on padding, as random ones do.
+    """
     return Tune(
         "small",
         voxdyn=VoxdynTune(ncell=64),
-        network=replace(SMALL_NETWORK, node_features="cylindrical", edge_features="helix"),
+        network=replace(
+            SMALL_NETWORK,
+            node_features="cylindrical",
+            edge_features="helix",
+            num_heads=1,
+            num_attention_blocks=1,
+        ),
+        cluster=ClusterTune(
+            edge_threshold=0.5, pivot_threshold=0.3, seed_strategy="largest_3d", num_draws=1
+        ),
         loss=LossTune(contrastive_max_particles=2),
         optimizer=OptimizerTune(learning_rate=1e-2, period=1000),
     )

@@ -164,3 +164,76 @@ def test_another_tune_is_refused_by_its_first_difference(tmp_path):
         ValueError, match=r"network.node_features is 'cylindrical', but 'cartesian' is asked for"
     ):
         require_same_tune(helix.TUNE, tune_5.TUNE, ("network",), tmp_path)
+
+
+def weights(scale=1.0, width=3):
+    """Weights of two parts and statistics, all of which `scale` decides."""
+    return {
+        "params": {
+            "edge": {"fusion": {"kernel": scale * jnp.arange(2.0 * width).reshape(2, width)}},
+            "cluster": {"threshold": jnp.full((), scale)},
+        },
+        "batch_stats": {"fusion": {"mean": jnp.full(4, scale)}},
+    }
+
+
+def test_arrays_that_fit_are_taken_and_the_others_stay(checkpoints):
+    saved = weights(2.0, width=5)
+    saved["params"]["edge"]["former"] = {"bias": jnp.zeros(2)}
+    checkpoints.save(3, saved | {"step": jnp.int32(3)}, TUNE, auc=0.5)
+    checkpoints.save(4, weights(4.0) | {"step": jnp.int32(4)}, TUNE, auc=0.5)
+    fitted = checkpoints.restore_fitting(weights(7.0), step=3)
+    assert fitted.step == 3
+    assert fitted.loaded == ["batch_stats/fusion/mean", "params/cluster/threshold"]
+    assert fitted.skipped == ["params/edge/former/bias", "params/edge/fusion/kernel"]
+    assert fitted.kept == ["params/edge/fusion/kernel"]
+    expected = weights(2.0)
+    expected["params"]["edge"] = weights(7.0)["params"]["edge"]
+    assert_identical(fitted.arrays, expected)
+    latest = checkpoints.restore_fitting({"params": weights(7.0)["params"]})
+    assert (latest.step, latest.skipped, latest.kept) == (4, [], [])
+    assert_identical(latest.arrays, {"params": weights(4.0)["params"]})
+
+
+def test_the_first_version_had_the_weights_of_the_edge_predictor_alone(checkpoints, monkeypatch):
+    now = weights(2.0)
+    former = now | {"params": now["params"]["edge"], "opt_state": (jnp.zeros(2),)}
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 1)
+    checkpoints.save(1, former, TUNE, auc=0.5)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="step 1 is not a checkpoint of this version"):
+        checkpoints.describe()
+    fitted = checkpoints.restore_fitting(weights(7.0))
+    assert (fitted.skipped, fitted.kept) == ([], ["params/cluster/threshold"])
+    expected = weights(2.0)
+    expected["params"]["cluster"] = weights(7.0)["params"]["cluster"]
+    assert_identical(fitted.arrays, expected)
+
+
+def test_nothing_fits_into_another_model(checkpoints):
+    checkpoints.save(1, arrays(1), TUNE, auc=0.5)
+    fitted = checkpoints.restore_fitting(weights())
+    assert (fitted.loaded, fitted.skipped) == ([], [])
+    assert_identical(fitted.arrays, weights())
+
+
+def test_weights_of_another_program_are_refused(checkpoints, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no checkpoint here"):
+        checkpoints.restore_fitting(weights())
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 0)
+    checkpoints.save(1, weights(), TUNE, auc=0.5)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="step 1 is not a checkpoint of this version"):
+        checkpoints.restore_fitting(weights())
+
+
+def test_what_an_interrupted_deletion_left_is_removed(checkpoints):
+    for step, auc in ((1, 0.9), (2, 0.5), (3, 0.6)):
+        checkpoints.save(step, arrays(step), TUNE, auc)
+    # As a deletion of step 2 that came as far as this.
+    for path in (checkpoints.directory / "2" / "metrics").iterdir():
+        path.unlink()
+    with Checkpoints(checkpoints.directory, is_writer=True) as again:
+        assert_identical(again.restore(again.describe().step, arrays(0)), arrays(3))
+        again.save(4, arrays(4), TUNE, auc=0.7)
+        assert again.steps() == [1, 3, 4]

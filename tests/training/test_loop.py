@@ -1,5 +1,6 @@
-"""The training loop: resuming, stopping, refusing, and what it writes."""
+"""The training loop: phases, resuming, stopping, refusing, and what it writes."""
 
+import logging
 import os
 import signal
 import struct
@@ -13,12 +14,16 @@ from tensorboardX.proto.event_pb2 import Event as LogEvent
 
 from hypertrack_jax.evaluation.metrics import auc
 from hypertrack_jax.graph.event_graph import event_graph
-from hypertrack_jax.reconstruct import edge_probability
-from hypertrack_jax.training import loop
-from hypertrack_jax.training.batches import fixed_events
+from hypertrack_jax.networks.edge_predictor import predict
+from hypertrack_jax.training import loop, progress, step
+from hypertrack_jax.training.batches import fixed_events, graph_batch, step_events
 from hypertrack_jax.training.checkpoint import Checkpoints
-from hypertrack_jax.training.loop import TrainingRun, train
+from hypertrack_jax.training.event_loss import CLUSTER, EDGE, Losses
+from hypertrack_jax.training.loop import train
 from hypertrack_jax.training.optimizer import learning_rate_schedule
+from hypertrack_jax.training.progress import Progress
+from hypertrack_jax.training.run import TrainingRun
+from hypertrack_jax.training.step import StepMetrics
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 
@@ -27,8 +32,8 @@ pytestmark = pytest.mark.usefixtures("optax_promotion", "short_intervals")
 
 @pytest.fixture
 def short_intervals(monkeypatch):
-    monkeypatch.setattr(loop, "LOG_INTERVAL", 2)
-    monkeypatch.setattr(loop, "MAX_SKIPPED", 3)
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 2)
+    monkeypatch.setattr(progress, "MAX_SKIPPED", 3)
 
 
 class Runner(NamedTuple):
@@ -38,9 +43,9 @@ class Runner(NamedTuple):
     tune: Tune
     voxdyn: VoxelDynamics
 
-    def train(self, num_steps, epoch=-1, tune=None, **changes):
+    def train(self, num_steps, tune=None, **changes):
         run = replace(self.run, num_steps=num_steps, **changes)
-        return train(run, tune or self.tune, self.voxdyn, epoch)
+        return train(run, tune or self.tune, self.voxdyn)
 
     def saved_steps(self):
         with Checkpoints(self.run.checkpoint_directory) as checkpoints:
@@ -63,6 +68,10 @@ def runner(make_runner):
     return make_runner()
 
 
+def kernel_of(state):
+    return state.params[EDGE]["edge_mlp"]["kernel"]
+
+
 def assert_identical(first, second):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
@@ -74,17 +83,18 @@ def test_resuming_equals_an_uninterrupted_run(make_runner):
     second_half = halves.train(6)
     assert int(first_half.step) == 3
     assert_identical(second_half, whole)
-    assert np.any(first_half.params["edge_mlp"]["kernel"] != whole.params["edge_mlp"]["kernel"])
+    assert np.any(kernel_of(first_half) != kernel_of(whole))
     with Checkpoints(halves.run.checkpoint_directory) as checkpoints:
         assert checkpoints.steps() == [3, 6]
         assert checkpoints.describe() == (6, halves.tune)
         assert_identical(checkpoints.restore(6, whole), whole)
 
 
-def test_a_finished_run_does_nothing_more(runner):
+def test_a_finished_run_does_nothing_more_and_says_so(runner, caplog):
     state = runner.train(2)
     assert_identical(runner.train(2), state)
     assert runner.saved_steps() == [2]
+    assert "step 2 is reached already; raise --num_steps" in caplog.text
 
 
 def test_a_larger_epoch_goes_on_from_that_step(runner):
@@ -129,14 +139,14 @@ def test_another_network_is_refused_and_another_optimiser_is_not(runner):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_returns(runner, monkeypatch, number):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    record = loop._Progress.record
+    record = Progress.record
 
-    def record_and_stop(progress, step, metrics, batch):
-        record(progress, step, metrics, batch)
-        if step == 1:
+    def record_and_stop(bar, done, metrics, batch):
+        record(bar, done, metrics, batch)
+        if done == 1:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(loop._Progress, "record", record_and_stop)
+    monkeypatch.setattr(Progress, "record", record_and_stop)
     state = runner.train(50)
     assert int(state.step) == 2
     assert runner.saved_steps() == [2]
@@ -152,7 +162,7 @@ def test_a_second_signal_ends_at_once(runner, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(loop._Progress, "record", stop_twice)
+    monkeypatch.setattr(Progress, "record", stop_twice)
     with pytest.raises(KeyboardInterrupt):
         runner.train(50)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -183,11 +193,10 @@ def test_tensorboard_holds_the_scalars(runner, source):
     validation = source._replace(event_ids=[1, 2], seed=9)
     state = runner.train(5, validation=validation, validate_every=3)
     scalars = logged(runner.run.log_directory)
-    train_tags = {
-        f"train/{name}"
-        for name in ("loss", "edge_bce", "edge_contrastive", "auc", "gradient_norm", "num_skipped")
-    }
-    assert set(scalars) == train_tags | {"train/learning_rate", "validation/auc"}
+    names = {*Losses._fields, *StepMetrics._fields, "phase", "learning_rate"} - {"losses"}
+    assert {"auc_mean", "cluster_bce", "gradient_norm", "loss_scale", "is_cut"} <= names
+    train_tags = {f"train/{name}" for name in names}
+    assert set(scalars) == train_tags | {"validation/auc"}
     for tag in train_tags:
         assert set(scalars[tag]) == {1, 3, 4}
         assert np.all(np.isfinite(list(scalars[tag].values())))
@@ -206,10 +215,9 @@ def mean_auc(state, tune, validation, voxdyn):
     for event in fixed_events(validation):
         edges = predict_edges(voxdyn, event.position)
         graph = event_graph(event, *edges, node2node="hyper")
-        on_device = jax.device_put(graph)
-        score = edge_probability(tune.network, state.params, state.batch_stats, on_device)
+        prediction = predict(tune.network, state.params[EDGE], state.batch_stats, graph)
         mask = graph.edges.mask
-        areas.append(auc(graph.edges.label[mask], np.asarray(score)[mask]))
+        areas.append(auc(graph.edges.label[mask], np.asarray(prediction.logit)[mask]))
     return np.mean(areas)
 
 
@@ -244,7 +252,69 @@ def test_an_unwritable_place_is_one_sentence(runner, tmp_path):
         runner.train(1, log_directory=tmp_path / "file" / "tag")
 
 
-def test_half_precision_trains_with_weights_in_float32(runner):
-    state = runner.train(2, fp_dtype="bfloat16")
-    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(state.params))
-    assert int(state.num_skipped) == 0
+@pytest.fixture
+def soon(runner, monkeypatch):
+    """A tune with which phase 2 begins at step 4, if it is left to the AUC."""
+    monkeypatch.setattr(step, "AUC_MEMORY", 3)
+    monkeypatch.setattr(step, "PHASE_INTERVAL", 2)
+    monkeypatch.setattr(loop, "PHASE_INTERVAL", 2)
+    optimizer = replace(runner.tune.optimizer, auc_threshold=0.1, warmup_steps=8)
+    return replace(runner.tune, optimizer=optimizer)
+
+
+def test_phase_2_begins_by_itself_and_resuming_changes_nothing(make_runner, soon, caplog):
+    caplog.set_level(logging.INFO)
+    whole = make_runner("whole")
+    state = whole.train(8, soon)
+    assert (state.step, state.phase, state.phase_start) == (8, 2, 4)
+    assert caplog.text.count("phase 2 begins") == 1
+    # Stopped just before the change, at it, and after it.
+    parts = make_runner("parts")
+    before = parts.train(3, soon)
+    at = parts.train(4, soon)
+    for num_steps in (5, 8):
+        resumed = parts.train(num_steps, soon, log_directory=whole.run.log_directory / "parts")
+    assert_identical(resumed, state)
+    assert (before.phase, at.phase) == (1, 1)
+    assert_identical(at.params[CLUSTER], before.params[CLUSTER])
+    moved = jax.tree.map(lambda a, b: np.any(a != b), state.params[CLUSTER], at.params[CLUSTER])
+    assert any(jax.tree.leaves(moved))
+
+
+def test_the_logs_tell_the_phases_apart(runner, soon):
+    runner.train(8, soon)
+    scalars = logged(runner.run.log_directory)
+    assert scalars["train/phase"] == {1: 1, 3: 1, 5: 2, 7: 2}
+    # No mean is over both phases, and in phase 2 there are clusters.
+    assert [scalars["train/num_micrographs"][n] > 0 for n in (1, 3, 5, 7)] == [0, 0, 1, 1]
+    assert scalars["train/num_micrographs"][5] >= 2
+    schedule = learning_rate_schedule(soon.optimizer)
+    expected = {1: schedule(1), 3: schedule(3), 5: schedule(1), 7: schedule(3)}
+    assert scalars["train/learning_rate"] == pytest.approx(
+        {n: float(v) for n, v in expected.items()}
+    )
+
+
+def test_phase_2_is_left_out_or_begun_at_once_where_it_is_asked_for(make_runner, soon):
+    assert make_runner("1").train(6, soon, phase=1).phase == 1
+    none = replace(soon, cluster=replace(soon.cluster, cluster="none"))
+    assert make_runner("none").train(6, none).phase == 1
+    state = make_runner("2").train(2, phase=2)
+    assert (state.phase, state.phase_start) == (2, 0)
+
+
+def metrics_with(is_cut):
+    losses = Losses(*[np.float32(0)] * len(Losses._fields))._replace(is_cut=np.float32(is_cut))
+    return StepMetrics(losses, *[np.float32(0)] * (len(StepMetrics._fields) - 1))
+
+
+def test_cut_micrographs_are_told_but_not_at_every_step(runner, source, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "CUT_INTERVAL", 10)
+    batch = graph_batch(step_events(source, 0, 2), runner.voxdyn, runner.tune.voxdyn)
+    places = runner.run.log_directory, runner.tune.optimizer
+    with Progress(*places, 0, 30, has_validation=False) as bar:
+        bar.enter_phase(2, 0)
+        for number in range(30):
+            bar.record(number, metrics_with(is_cut=number > 7), batch)
+    told = [record.getMessage() for record in caplog.records if "were cut" in record.getMessage()]
+    assert [message.split(":")[0] for message in told] == ["step 9", "step 19", "step 29"]

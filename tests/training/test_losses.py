@@ -13,8 +13,11 @@ from hypertrack_jax.graph.event_graph import Bucket
 from hypertrack_jax.training.losses import (
     MIN_PROBABILITY,
     contrastive_edge_loss,
+    edge_loss,
     focal_edge_loss,
+    hinge_edge_loss,
 )
+from hypertrack_jax.tunes.tune import LossTune
 
 TEMPERATURE = 0.3
 KEY = jax.random.key(0)
@@ -56,6 +59,47 @@ def test_focal_loss_and_gradient_survive_large_logits(gamma):
     value, gradient = jax.value_and_grad(lambda logit: focal(logit, label, gamma=gamma))(logit)
     # Two edges wrong by 300, with a (1 - p)^gamma of 1, out of four.
     assert value == pytest.approx(150, rel=1e-6)
+    np.testing.assert_allclose(gradient, [0, -0.25, 0.25, 0], atol=1e-6)
+
+
+def test_hinge_loss_of_a_hand_made_event():
+    # Two true edges, beyond the margin and within it; three false ones, the second at the margin.
+    logit = jnp.asarray([2.5, 0.25, -0.5, -1.0, 3.0])
+    label = jnp.asarray([True, True, False, False, False])
+    loss, gradient = jax.value_and_grad(hinge_edge_loss)(logit, label, jnp.ones(5, bool))
+    assert loss == pytest.approx((1.5 * 0.75 + 0.5 + 4.0) / 6, rel=1e-6)
+    np.testing.assert_allclose(gradient, np.array([0, -1.5, 1, 0, 1]) / 6, rtol=1e-6)
+
+
+def test_edge_losses_by_name():
+    logit = jnp.asarray([1.5, -0.5, -2.0, 0.0, 1.0])
+    label, mask = jnp.asarray([True, True, False, False, False]), jnp.ones(5, bool)
+    weight = np.array([1.5, 1.5, 1.0, 1.0, 1.0]) / 6
+    towards = np.array([1.5, -0.5, 2.0, 0.0, -1.0])
+    right = 1 / (1 + np.exp(-towards))
+    bce = (weight * -np.log(right)).sum()
+    hinge = (weight * np.maximum(0, 1 - towards)).sum()
+    expected = {
+        LossTune(edge_loss="focal", edge_focal_gamma=2.0): (
+            weight * (1 - right) ** 2 * -np.log(right)
+        ).sum(),
+        LossTune(edge_loss="BCE", edge_focal_gamma=2.0): bce,
+        LossTune(edge_loss="BCE+hinge"): 0.95 * bce + 0.05 * hinge,
+        LossTune(edge_loss="BCE+hinge", edge_hinge=0.4): 0.6 * bce + 0.4 * hinge,
+    }
+    for tune, value in expected.items():
+        assert edge_loss(tune, logit, label, mask) == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["focal", "BCE", "BCE+hinge"])
+def test_edge_losses_and_gradients_survive_large_logits(name):
+    label = jnp.asarray([True, True, False, False])
+    logit = jnp.asarray([1e4, -1e4, 1e4, -1e4])
+    loss, gradient = jax.value_and_grad(edge_loss, argnums=1)(
+        LossTune(edge_loss=name), logit, label, jnp.ones(4, bool)
+    )
+    # Two edges wrong by 1e4, out of four; the hinge's margin of 1 does not show.
+    assert loss == pytest.approx(5e3, rel=1e-4)
     np.testing.assert_allclose(gradient, [0, -0.25, 0.25, 0], atol=1e-6)
 
 
@@ -161,8 +205,8 @@ def test_a_random_subset_of_the_size_asked_for(max_particles):
     assert len(drawn) > 3
 
 
-@pytest.mark.parametrize("max_particles", [300, 3])
-def test_padding_changes_neither_losses_nor_gradients(max_particles):
+@pytest.mark.parametrize(("max_particles", "name"), [(300, "focal"), (3, "BCE+hinge")])
+def test_padding_changes_neither_losses_nor_gradients(max_particles, name):
     graph, logit = event_of_edges()
     num_nodes, num_edges = len(graph.nodes.mask), len(logit)
     padded, _ = event_of_edges(bucket=Bucket(num_nodes + 50, num_edges + 70))
@@ -170,8 +214,8 @@ def test_padding_changes_neither_losses_nor_gradients(max_particles):
     padded_label = padded.edges.label | ~padded.edges.mask
 
     def losses(graph, label, logit):
-        focal_value = focal_edge_loss(logit, label, graph.edges.mask, 1.0)
-        return focal_value + contrastive(graph, logit, max_particles)
+        of_edges = edge_loss(LossTune(edge_loss=name), logit, label, graph.edges.mask)
+        return of_edges + contrastive(graph, logit, max_particles)
 
     value, gradient = jax.value_and_grad(losses, argnums=2)(graph, graph.edges.label, logit)
     padded_value, padded_gradient = jax.value_and_grad(losses, argnums=2)(
@@ -204,6 +248,7 @@ def test_without_real_edges_losses_and_gradients_are_zero():
     graph = graph._replace(edges=edges)
     for loss in (
         lambda logit: focal_edge_loss(logit, edges.label, edges.mask, 1.0),
+        lambda logit: hinge_edge_loss(logit, edges.label, edges.mask),
         lambda logit: contrastive(graph, logit),
     ):
         value, gradient = jax.value_and_grad(loss)(logit)
@@ -227,3 +272,4 @@ def test_half_precision_logits_are_summed_in_float32():
     assert contrastive(graph, half) == contrastive(graph, full)
     label, mask = graph.edges.label, graph.edges.mask
     assert focal_edge_loss(half, label, mask, 1.0) == focal_edge_loss(full, label, mask, 1.0)
+    assert hinge_edge_loss(half, label, mask) == hinge_edge_loss(full, label, mask)

@@ -14,7 +14,7 @@ from hypertrack_jax.training.optimizer import (
     make_optimizer,
 )
 from hypertrack_jax.training.step import init_state
-from hypertrack_jax.tunes.tune import NetworkTune, OptimizerTune, Tune
+from hypertrack_jax.tunes.tune import NetworkTune, OptimizerTune, Tune, choices
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -38,6 +38,37 @@ def test_warm_cos_falls_to_the_floor_and_restarts(step, fraction_of_peak):
     assert learning_rate_schedule(COSINE)(step) == pytest.approx(2e-3 * fraction_of_peak, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("step", "fraction_of_peak"),
+    [(0, 1.0), (500, 0.55), (750, 0.1 + 0.45 * (1 - np.sqrt(0.5))), (1000, 0.1), (99_999, 0.1)],
+)
+def test_cos_falls_to_the_floor_and_stays_there(step, fraction_of_peak):
+    schedule = learning_rate_schedule(replace(COSINE, scheduler_type="cos"))
+    assert schedule(step) == pytest.approx(2e-3 * fraction_of_peak, rel=1e-5)
+
+
+@pytest.mark.parametrize("step", [0, 1, 1000, 100_000, 1_000_000])
+def test_exp_loses_a_hundred_thousandth_at_each_step(step):
+    schedule = learning_rate_schedule(replace(CONSTANT, scheduler_type="exp"))
+    assert schedule(step) == pytest.approx(2e-3 * (1 - 1e-5) ** step, rel=1e-5)
+    faster = learning_rate_schedule(replace(CONSTANT, scheduler_type="exp", exp_decay=3e-5))
+    assert faster(step) == pytest.approx(2e-3 * (1 - 3e-5) ** step, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "num_falls"), [(0, 0), (999, 0), (1000, 1), (1999, 1), (2000, 2), (45_500, 45)]
+)
+def test_step_falls_by_a_tenth_every_thousand_steps(step, num_falls):
+    schedule = learning_rate_schedule(replace(CONSTANT, scheduler_type="step"))
+    assert schedule(step) == pytest.approx(2e-3 * 0.9**num_falls, rel=1e-5)
+
+
+def test_step_has_its_period_and_factor_from_the_tune():
+    tune = replace(CONSTANT, scheduler_type="step", step_period=7, step_factor=0.5)
+    rates = [float(learning_rate_schedule(tune)(step)) for step in (6, 7, 14)]
+    assert rates == pytest.approx([2e-3, 1e-3, 5e-4], rel=1e-6)
+
+
 def test_constant_is_constant():
     rates = [float(learning_rate_schedule(CONSTANT)(step)) for step in (0, 1, 99_999)]
     assert rates == pytest.approx([2e-3] * 3)
@@ -54,8 +85,9 @@ def test_warm_up_multiplies_the_cosine():
     assert schedule(249) == pytest.approx(float(learning_rate_schedule(COSINE)(249)) / 2, rel=1e-6)
 
 
-def test_the_schedule_takes_a_traced_step():
-    schedule = learning_rate_schedule(COSINE)
+@pytest.mark.parametrize("name", choices(OptimizerTune, "scheduler_type"))
+def test_the_schedule_takes_a_traced_step(name):
+    schedule = learning_rate_schedule(replace(COSINE, scheduler_type=name))
     assert jax.jit(schedule)(jnp.int32(500)) == pytest.approx(float(schedule(500)), rel=1e-6)
 
 
@@ -110,3 +142,55 @@ def test_steps_follow_the_schedule():
     after = updated(tune, {"kernel": jnp.zeros((1, 1))}, gradient, num_steps=6)
     rates = [float(learning_rate_schedule(tune)(step)) for step in range(6)]
     np.testing.assert_allclose(after["kernel"], -sum(rates), rtol=1e-4)
+
+
+def looped(tune, params, gradients):
+    """PyTorch's documented updates in float64, one number at a time, with the gradients clipped."""
+    params = dict(params)
+    first, second = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
+    for step, gradient in enumerate(gradients, start=1):
+        norm = np.sqrt(sum(value**2 for value in gradient.values()))
+        for name, value in gradient.items():
+            slope = value * min(1, tune.clip_norm / norm)
+            decay = tune.weight_decay * params[name] if name == "kernel" else 0.0
+            if tune.optimizer == "AdamW":
+                params[name] -= tune.learning_rate * decay
+            else:
+                slope += decay
+            if tune.optimizer == "SGD":
+                first[name] = tune.momentum * first[name] + slope
+                params[name] -= tune.learning_rate * first[name]
+                continue
+            first[name] = 0.9 * first[name] + 0.1 * slope
+            second[name] = 0.999 * second[name] + 0.001 * slope**2
+            spread = np.sqrt(second[name] / (1 - 0.999**step)) + tune.epsilon
+            params[name] -= tune.learning_rate * first[name] / (1 - 0.9**step) / spread
+    return params
+
+
+@pytest.mark.parametrize(
+    ("name", "momentum"), [("AdamW", 0.9), ("Adam", 0.9), ("SGD", 0.9), ("SGD", 0.4)]
+)
+def test_optimisers_follow_a_loop_in_float64(name, momentum):
+    tune = OptimizerTune(
+        optimizer=name,
+        learning_rate=0.05,
+        scheduler_type="constant",
+        weight_decay=0.3,
+        epsilon=1e-2,
+        momentum=momentum,
+    )
+    start = {"kernel": 2.0, "bias": -1.0}
+    rng = np.random.default_rng(0)
+    # Some are longer than the clip norm, others shorter.
+    gradients = [dict(zip(start, rng.normal(0, 1, 2), strict=True)) for _ in range(12)]
+    norms = [np.hypot(*gradient.values()) for gradient in gradients]
+    assert min(norms) < tune.clip_norm < max(norms)
+    optimizer, params = make_optimizer(tune), jax.tree.map(jnp.float32, start)
+    state = optimizer.init(params)
+    for gradient in gradients:
+        changes, state = optimizer.update(jax.tree.map(jnp.float32, gradient), state, params)
+        params = optax.apply_updates(params, changes)
+    assert jax.tree.map(float, params) == pytest.approx(looped(tune, start, gradients), rel=1e-5)
+    without_decay = looped(replace(tune, weight_decay=0.0), start, gradients)
+    assert params["kernel"] != pytest.approx(without_decay["kernel"], rel=1e-2)

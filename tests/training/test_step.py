@@ -1,5 +1,6 @@
-"""One update: what it averages, what it skips, and that updates learn."""
+"""One update: what it averages, what it skips, how phases change, and that updates learn."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,18 +14,25 @@ from toy import helix_event
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.training import step
 from hypertrack_jax.training.batches import graph_batch
+from hypertrack_jax.training.event_loss import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE, edge_losses
 from hypertrack_jax.training.optimizer import make_optimizer
 from hypertrack_jax.training.step import (
-    edge_losses,
+    AUC_MEMORY,
+    FIRST_LOSS_SCALE,
+    PHASE_INTERVAL,
+    begin_phase,
+    due_phase,
     init_state,
     make_train_step,
     make_update,
+    phase_optimizer,
 )
 from hypertrack_jax.tunes.tune import LossTune, Tune
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 KEY = jax.random.key(7)
+AUC = jnp.float32(0.75)
 
 
 class Setting(NamedTuple):
@@ -39,7 +47,7 @@ class Setting(NamedTuple):
 
     def fresh_state(self):
         """Untrained; made anew, because a training step donates its state."""
-        return jax.jit(init_state, static_argnums=0)(self.tune, jax.random.key(0))
+        return placed(jax.jit(init_state, static_argnums=0)(self.tune, jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +63,22 @@ def setting(small_tune, voxdyn):
     )
 
 
+def placed(tree):
+    """Bound to a device, as the loop does it; a mixture would be compiled for once more."""
+    return jax.device_put(tree, jax.devices()[0])
+
+
+def kernel_of(state):
+    return state.params[EDGE]["edge_mlp"]["kernel"]
+
+
 def assert_close(first, second, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), first, second)
 
 
 def test_a_batch_has_the_mean_gradient_and_losses_of_its_events(setting):
     network, state = EdgePredictor(setting.tune.network), setting.fresh_state()
+    params = state.params[EDGE]
     keys = jax.random.split(jax.random.fold_in(KEY, 5), 2)
 
     @partial(jax.value_and_grad, has_aux=True)
@@ -74,17 +92,19 @@ def test_a_batch_has_the_mean_gradient_and_losses_of_its_events(setting):
     event_gradient = jax.jit(event_gradient)
     for i in range(2):
         graph = jax.tree.map(lambda array: array[i], setting.graphs)  # noqa: B023
-        (_, (losses, batch_stats)), gradient = event_gradient(
-            state.params, batch_stats, graph, keys[i]
-        )
+        (_, (losses, batch_stats)), gradient = event_gradient(params, batch_stats, graph, keys[i])
         parts.append((gradient, losses))
     expected = jax.tree.map(lambda first, second: (first + second) / 2, *parts)
-    gradient, found_stats, losses = setting.batch_gradient(
-        state.params, state.batch_stats, setting.graphs, KEY, jnp.int32(5)
-    )
-    assert_close((gradient, losses), expected, rtol=1e-3, atol=1e-5)
+    gradient, found_stats, losses = gradient_of(setting, state, 5)
+    assert_close((gradient[EDGE], losses), expected, rtol=1e-3, atol=1e-5)
     assert_close(found_stats, batch_stats, rtol=1e-4, atol=1e-6)
     assert float(optax.tree.norm(jax.tree.map(jnp.subtract, parts[0][0], parts[1][0]))) > 1e-2
+
+
+def gradient_of(setting, state, number):
+    """The gradient at step `number`."""
+    inputs = (state.params, state.batch_stats, setting.graphs, KEY, state.step + number)
+    return setting.batch_gradient(*inputs, state.loss_scale)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_parts(setting):
@@ -103,39 +123,43 @@ def test_an_update_is_the_optimisers(setting):
     state = setting.fresh_state()
     gradient = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.01), state.params)
     moved_stats = jax.tree.map(lambda leaf: leaf + 1, state.batch_stats)
-    after, norm, num_skipped = setting.update(state, gradient, moved_stats)
+    after, (auc_mean, norm, num_skipped, _) = setting.update(state, gradient, moved_stats, AUC)
     optimizer = make_optimizer(setting.tune.optimizer)
     changes, opt_state = jax.jit(optimizer.update)(gradient, state.opt_state, state.params)
-    assert_close(after.params, optax.apply_updates(state.params, changes), rtol=1e-5, atol=1e-7)
+    expected = optax.apply_updates(state.params, changes)
+    assert_close(after.params[EDGE], expected[EDGE], rtol=1e-5, atol=1e-7)
     assert_close(after.opt_state, opt_state, rtol=1e-5)
     assert_close(after.batch_stats, moved_stats)
     assert norm == pytest.approx(float(optax.tree.norm(gradient)), rel=1e-6)
     assert (after.step, after.num_skipped, num_skipped) == (1, 0, 0)
+    assert after.auc_mean == auc_mean == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_counters(setting, bad):
     state = setting.fresh_state()
     gradient = jax.tree.map(jnp.ones_like, state.params)
-    gradient["fusion"]["layers_0"]["bias"] = gradient["fusion"]["layers_0"]["bias"].at[2].set(bad)
+    layer = gradient[EDGE]["fusion"]["layers_0"]
+    layer["bias"] = layer["bias"].at[2].set(bad)
     bad_stats = jax.tree.map(lambda leaf: leaf * bad, state.batch_stats)
-    after, _, _ = setting.update(state, gradient, bad_stats)
-    after, norm, num_skipped = setting.update(after, gradient, bad_stats)
+    bad_auc = jnp.float32(jnp.nan)
+    after, _ = setting.update(state, gradient, bad_stats, bad_auc)
+    after, (_, norm, num_skipped, _) = setting.update(after, gradient, bad_stats, bad_auc)
     assert not np.isfinite(norm)
     assert (after.step, after.num_skipped, num_skipped) == (2, 2, 2)
     unchanged = state._replace(step=after.step, num_skipped=after.num_skipped)
     jax.tree.map(np.testing.assert_array_equal, after, unchanged)
     finite = jax.tree.map(jnp.ones_like, state.params)
-    after, _, num_skipped = setting.update(after, finite, state.batch_stats)
-    assert (after.step, after.num_skipped, num_skipped) == (3, 0, 0)
-    assert np.any(after.params["edge_mlp"]["kernel"] != state.params["edge_mlp"]["kernel"])
+    after, metrics = setting.update(after, finite, state.batch_stats, AUC)
+    assert (after.step, after.num_skipped, metrics[2]) == (3, 0, 0)
+    assert np.any(kernel_of(after) != kernel_of(state))
 
 
 def test_randomness_comes_from_key_and_step_alone(setting):
     def contrastive(seed, number):
-        state = setting.fresh_state()._replace(step=jnp.int32(number))
+        state = setting.fresh_state()._replace(step=placed(jnp.int32(number)))
         _, metrics = setting.train_step(state, setting.graphs, jax.random.key(seed))
-        return float(metrics.edge_contrastive)
+        return float(metrics.losses.edge_contrastive)
 
     # Two of four particles enter the loss of each event, so another draw is another loss.
     assert contrastive(0, 0) == contrastive(0, 0)
@@ -143,22 +167,163 @@ def test_randomness_comes_from_key_and_step_alone(setting):
     assert contrastive(0, 0) != contrastive(0, 1)
 
 
-def test_training_separates_the_edges_of_an_event(setting):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_training_separates_the_edges_of_an_event(setting, dtype):
+    train_step = make_train_step(setting.tune, dtype)
     state = setting.fresh_state()
     areas, losses = [], []
     for _ in range(150):
-        state, metrics = setting.train_step(state, setting.graphs, KEY)
-        areas.append(float(metrics.auc))
-        losses.append(float(metrics.loss))
+        state, metrics = train_step(state, setting.graphs, KEY)
+        areas.append(float(metrics.losses.auc))
+        losses.append(float(metrics.losses.loss))
     assert int(state.step) == 150
     assert max(areas[:3]) < 0.8
     assert min(areas[-10:]) > 0.9
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:3])
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(state.params))
+    assert metrics.loss_scale == state.loss_scale
+    assert metrics.auc_mean == state.auc_mean > 0.7
 
 
 def test_a_fresh_state_depends_on_the_key_alone(setting):
     first, again = setting.fresh_state(), setting.fresh_state()
     jax.tree.map(np.testing.assert_array_equal, first, again)
     other = jax.jit(init_state, static_argnums=0)(setting.tune, jax.random.key(1))
-    assert np.any(first.params["edge_mlp"]["kernel"] != other.params["edge_mlp"]["kernel"])
+    assert np.any(kernel_of(first) != kernel_of(other))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(first.params))
+
+
+def test_phase_1_leaves_the_clusterer_bit_for_bit(setting):
+    assert setting.tune.optimizer.weight_decay > 0
+    state = setting.fresh_state()
+    before = jax.tree.map(np.array, state.params)
+    for _ in range(2):
+        state, _ = setting.train_step(state, setting.graphs, KEY)
+    jax.tree.map(np.testing.assert_array_equal, state.params[CLUSTER], before[CLUSTER])
+    assert np.any(kernel_of(state) != before[EDGE]["edge_mlp"]["kernel"])
+
+
+def test_phase_2_updates_both_parts(setting):
+    state = setting.fresh_state()
+    gradient = jax.tree.map(jnp.ones_like, state.params)
+    update = jax.jit(make_update(setting.tune, jnp.float32, FULL_PHASE))
+    after, _ = update(state, gradient, state.batch_stats, AUC)
+    changed = jax.tree.map(lambda a, b: np.all(a != b), after.params, state.params)
+    assert all(jax.tree.leaves(changed))
+
+
+def test_a_new_phase_keeps_the_weights_and_begins_the_rest_anew(setting):
+    fresh = setting.fresh_state()
+    state, _ = setting.train_step(setting.fresh_state(), setting.graphs, KEY)
+    state = state._replace(loss_scale=jnp.float32(4), num_finite=jnp.int32(3))
+    begun = begin_phase(setting.tune, state, FULL_PHASE)
+    jax.tree.map(np.testing.assert_array_equal, begun.params, state.params)
+    jax.tree.map(np.testing.assert_array_equal, begun.batch_stats, state.batch_stats)
+    jax.tree.map(np.testing.assert_array_equal, begun.opt_state, fresh.opt_state)
+    assert (begun.step, begun.phase_start, begun.phase) == (1, 1, 2)
+    assert (begun.auc_mean, begun.loss_scale, begun.num_finite) == (0, FIRST_LOSS_SCALE, 0)
+
+
+def test_phase_2_has_a_learning_rate_of_its_own():
+    tune = Tune("t").optimizer
+    tune = replace(tune, learning_rate=0.5, phase2_rate=0.25)
+    assert phase_optimizer(tune, GNN_PHASE).learning_rate == 0.5
+    assert phase_optimizer(tune, FULL_PHASE).learning_rate == 0.125
+
+
+def at_step(setting, step, phase_start=0, auc_mean=1.0):
+    return setting.fresh_state()._replace(
+        step=jnp.int32(step), phase_start=jnp.int32(phase_start), auc_mean=jnp.float32(auc_mean)
+    )
+
+
+def test_phase_2_is_due_above_the_threshold_at_certain_steps_alone(setting):
+    threshold = setting.tune.optimizer.auc_threshold
+    first = -(-AUC_MEMORY // PHASE_INTERVAL) * PHASE_INTERVAL
+
+    def due(*state):
+        return due_phase(setting.tune, at_step(setting, *state))
+
+    assert due(first) == FULL_PHASE
+    assert due(first + PHASE_INTERVAL) == FULL_PHASE
+    assert due(first + 1) == GNN_PHASE
+    # The mean has not forgotten the first updates of its phase.
+    assert due(first - PHASE_INTERVAL) == GNN_PHASE
+    assert due(first, 1) == GNN_PHASE
+    assert due(first, 0, threshold - 1e-4) == GNN_PHASE
+    assert due(first, 0, threshold + 1e-4) == FULL_PHASE
+    in_phase_2 = at_step(setting, 7)._replace(phase=jnp.int32(2), auc_mean=jnp.float32(0))
+    assert due_phase(setting.tune, in_phase_2) == FULL_PHASE
+
+
+@pytest.mark.parametrize("cluster", ["none", "cut", "dbscan", "hdbscan"])
+def test_phase_2_is_never_due_without_the_transformer(setting, cluster):
+    tune = replace(setting.tune, cluster=replace(setting.tune.cluster, cluster=cluster))
+    state = at_step(setting, 10 * AUC_MEMORY * PHASE_INTERVAL)
+    assert due_phase(setting.tune, state) == FULL_PHASE
+    assert due_phase(tune, state) == due_phase(tune, state, FULL_PHASE) == GNN_PHASE
+
+
+def test_a_phase_that_is_asked_for_is_due(setting):
+    state = at_step(setting, 3)
+    assert due_phase(setting.tune, state, FULL_PHASE) == FULL_PHASE
+    assert due_phase(setting.tune, at_step(setting, AUC_MEMORY), GNN_PHASE) == GNN_PHASE
+
+
+def test_the_mean_auc_is_of_this_phase_and_forgets():
+    state = step.TrainState(*[jnp.float32(0)] * len(step.TrainState._fields))
+    state = state._replace(step=jnp.int32(40), phase_start=jnp.int32(40))
+    areas = np.random.default_rng(0).uniform(size=3 * AUC_MEMORY)
+    means = []
+    for area in areas:
+        mean = step._running_mean(state, jnp.float32(area))
+        state = state._replace(auc_mean=mean, step=state.step + 1)
+        means.append(float(state.auc_mean))
+    assert means[0] == pytest.approx(areas[0])
+    assert means[AUC_MEMORY - 1] == pytest.approx(areas[:AUC_MEMORY].mean(), rel=1e-5)
+    expected = areas[:AUC_MEMORY].mean()
+    for area in areas[AUC_MEMORY:]:
+        expected += (area - expected) / AUC_MEMORY
+    assert means[-1] == pytest.approx(expected, rel=1e-5)
+    assert step._running_mean(state, jnp.float32(jnp.nan)) == state.auc_mean
+
+
+def test_an_overflow_in_float16_halves_the_loss_scale_and_skips(setting, monkeypatch):
+    monkeypatch.setattr(step, "SCALE_PATIENCE", 3)
+    update = jax.jit(make_update(replace(setting.tune, name="scaled"), jnp.float16))
+    before = state = setting.fresh_state()
+    finite = jax.tree.map(jnp.ones_like, state.params)
+    infinite = jax.tree.map(lambda leaf: leaf * jnp.inf, finite)
+    scales = []
+    for gradient in (infinite, infinite, finite, finite, infinite, finite, finite, finite, finite):
+        state, metrics = update(state, gradient, state.batch_stats, AUC)
+        scales.append(float(state.loss_scale) / FIRST_LOSS_SCALE)
+        assert metrics[3] == state.loss_scale
+        if int(state.step) == 2:
+            jax.tree.map(np.testing.assert_array_equal, state.params, before.params)
+    # Three finite updates in a row double it, counted anew after each change.
+    assert scales == [0.5, 0.25, 0.25, 0.25, 0.125, 0.125, 0.125, 0.25, 0.25]
+
+
+def test_the_loss_scale_does_not_fall_below_one_and_is_for_float16_alone(setting):
+    state = setting.fresh_state()._replace(loss_scale=placed(jnp.float32(1)))
+    infinite = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.inf), state.params)
+    update = jax.jit(make_update(setting.tune, jnp.float16))
+    assert update(state, infinite, state.batch_stats, AUC)[0].loss_scale == 1
+    state = state._replace(loss_scale=placed(jnp.float32(8)))
+    assert setting.update(state, infinite, state.batch_stats, AUC)[0].loss_scale == 8
+
+
+def test_the_loss_scale_does_not_scale_the_gradient(setting):
+    state = setting.fresh_state()
+    inputs = (state.params, state.batch_stats, setting.graphs, KEY, state.step)
+    in_half = jax.jit(step.make_batch_gradient(setting.tune, jnp.float16))
+    exact, _, _ = setting.batch_gradient(*inputs, state.loss_scale)
+    for scale in (state.loss_scale, state.loss_scale / 8):
+        gradient, _, losses = in_half(*inputs, scale)
+        difference = jax.tree.map(jnp.subtract, gradient, exact)
+        assert optax.tree.norm(difference) < 0.1 * optax.tree.norm(exact)
+        assert losses.loss == pytest.approx(float(losses.edge_bce) * 0.2 + losses.edge_contrastive)
+    # Large enough that it overflows, so the scale is there.
+    gradient, _, _ = in_half(*inputs, placed(jnp.float32(2.0**40)))
+    assert not np.isfinite(optax.tree.norm(gradient))

@@ -1,0 +1,208 @@
+"""Device side: the loss of one event, in phase 1 and in phase 2 (algorithm sections 6 and 7)."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from hypertrack_jax.clustering.neighbors import at_hits
+from hypertrack_jax.clustering.search import SearchSizes
+from hypertrack_jax.clustering.transformer import (
+    THRESHOLD,
+    hit_tokens,
+    kept_edges,
+    logits_of,
+    members_of,
+    transformer_clusters,
+)
+from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.graph.segment import segment_sum
+from hypertrack_jax.networks.edge_predictor import EdgePrediction, EdgePredictor
+from hypertrack_jax.training.cluster_losses import (
+    ClusterLosses,
+    ScoredMicrographs,
+    cluster_losses,
+)
+from hypertrack_jax.training.edge_auc import masked_auc
+from hypertrack_jax.training.losses import contrastive_edge_loss, edge_loss, particle_shares
+from hypertrack_jax.tunes.tune import ClusterTune, LossTune, Tune
+
+EDGE = "edge"
+"""Name of the edge predictor among the parameters of a model."""
+CLUSTER = "cluster"
+"""Name of the clusterer among them."""
+GNN_PHASE, FULL_PHASE = 1, 2
+"""Phase 1 trains the edge predictor alone, phase 2 both."""
+MAX_ROUNDS = 24
+"""Rounds of the search in training; the micrographs of the first are enough to learn from."""
+TRAINING_NEIGHBORS, TRAINING_SLOTS = 64, 64
+"""Capacities of the search in training; `Losses.is_cut` tells where they are too small."""
+
+
+class Losses(NamedTuple):
+    """The losses of one event, or their means over a batch."""
+
+    loss: Float[Array, ""]
+    """The weighted sum, which is minimised."""
+    edge_bce: Float[Array, ""]
+    edge_contrastive: Float[Array, ""]
+    cluster_bce: Float[Array, ""]
+    """0 in phase 1, as are all that follow but the AUC."""
+    cluster_contrastive: Float[Array, ""]
+    auc: Float[Array, ""]
+    """Area under the ROC curve of the edges."""
+    num_clusters: Float[Array, ""]
+    """Clusters found."""
+    num_micrographs: Float[Array, ""]
+    """Micrographs that the clusterer was asked for."""
+    is_cut: Float[Array, ""]
+    """1 where a hit had too many neighbours, or a micrograph too many hits, for the capacities."""
+
+
+EventLoss = Callable[..., tuple[Array, tuple[Any, Losses]]]
+
+
+def make_event_loss(tune: Tune, dtype: DTypeLike, phase: int) -> EventLoss:
+    """`(params, batch_stats, graph, key) -> (loss, (batch_stats, Losses))`.
+
+    In phase 2 the clusters are searched with the weights as they are, and the membership of their
+    micrographs is learnt; gradients reach the edge predictor through the embeddings.
+    """
+    network = EdgePredictor(tune.network)
+
+    def event_loss(params, batch_stats, graph: EventGraph, key: PRNGKeyArray):
+        variables = {"params": params[EDGE], "batch_stats": batch_stats}
+        prediction, updates = network.apply(
+            variables, graph, train=True, dtype=dtype, mutable=["batch_stats"]
+        )
+        losses = edge_losses(tune.loss, graph, prediction.logit, key)
+        if phase == FULL_PHASE:
+            losses = _with_clusters(tune, params[CLUSTER], graph, prediction, losses, key, dtype)
+        return losses.loss, (updates["batch_stats"], losses)
+
+    return event_loss
+
+
+def edge_losses(
+    tune: LossTune, graph: EventGraph, logit: Float[Array, " edge"], key: PRNGKeyArray
+) -> Losses:
+    """The edge losses of one event and their weighted sum."""
+    edges, nodes = graph.edges, graph.nodes
+    share, weight = None, nodes.weight
+    if tune.particle_weight == "equal":
+        share = particle_shares(edges.label, edges.mask, graph.senders, nodes.particle)
+        weight = _equal_weights(nodes.particle)
+    single = edge_loss(tune, logit, edges.label, edges.mask, share)
+    contrastive = contrastive_edge_loss(
+        logit,
+        graph.senders,
+        graph.receivers,
+        edges.mask,
+        nodes.particle,
+        weight,
+        key,
+        tune.contrastive_temperature,
+        tune.contrastive_max_particles,
+    )
+    loss = tune.edge_bce * single + tune.edge_contrastive * contrastive
+    auc = masked_auc(jax.lax.stop_gradient(logit).astype(jnp.float32), edges.label, edges.mask)
+    zero = jnp.zeros((), loss.dtype)
+    return Losses(loss, single, contrastive, zero, zero, auc, zero, zero, zero)
+
+
+def _equal_weights(particle: Int[Array, " hit"]) -> Float[Array, " hit"]:
+    """Hit weights whose sum is 1 for every particle."""
+    num_hits = len(particle)
+    of = jnp.where(particle >= 0, particle, num_hits)
+    one = jnp.ones(num_hits)
+    size = segment_sum(one, of, num_hits, sorted_ids=False)
+    return one / jnp.maximum(size, 1)[jnp.minimum(of, num_hits - 1)]
+
+
+def training_sizes(num_nodes: int) -> SearchSizes:
+    """Capacities of the search in training, by the node capacity of the graph."""
+    return SearchSizes(
+        num_neighbors=TRAINING_NEIGHBORS,
+        num_seeds=max(16, num_nodes // 16),
+        num_slots=TRAINING_SLOTS,
+        num_rounds=MAX_ROUNDS,
+        num_micrographs=max(32, num_nodes // 4),
+    )
+
+
+def _with_clusters(
+    tune: Tune,
+    params: dict[str, Any],
+    graph: EventGraph,
+    prediction: EdgePrediction,
+    losses: Losses,
+    key: PRNGKeyArray,
+    dtype: DTypeLike,
+) -> Losses:
+    """The losses with those of the clusters added."""
+    sizes = training_sizes(len(graph.nodes.mask))
+    fixed = jax.lax.stop_gradient
+    probability = jax.nn.sigmoid(fixed(prediction.logit).astype(jnp.float32))
+    draw_key, key = jax.random.split(key)
+    threshold = _training_threshold(tune.cluster, draw_key)
+    component = kept_edges(graph, probability, threshold).component
+    found = fixed(
+        transformer_clusters(
+            tune.network,
+            tune.cluster,
+            fixed(params),
+            graph,
+            fixed(prediction.embedding),
+            probability,
+            component,
+            sizes,
+            key,
+            threshold,
+            dtype,
+        )
+    )
+    tokens = hit_tokens(tune.network, prediction.embedding, graph.nodes.position)
+    logit = logits_of(tune.network, params, tokens, found.micrographs, dtype).astype(jnp.float32)
+    hit, pivot, _ = found.micrographs
+    mask, particle = hit < len(tokens), graph.nodes.particle
+    if tune.cluster.membership_threshold == "soft":
+        # So the losses, whose zero is at a logit of 0, move the threshold.
+        logit = logit - params[THRESHOLD]
+        members = members_of("fixed", logit, mask, params[THRESHOLD])
+    else:
+        members = members_of(tune.cluster.membership_threshold, logit, mask, params[THRESHOLD])
+    scored = ScoredMicrographs(
+        logit=logit,
+        is_chosen=members.is_chosen,
+        mask=mask,
+        particle=at_hits(particle, hit, -1),
+        pivot_particle=at_hits(particle, pivot, -1),
+        cluster_mask=jnp.arange(len(hit)) < found.num_micrographs,
+    )
+    of_clusters = cluster_losses(tune.loss, scored, graph.nodes.mask.sum())
+    is_cut = (found.needed_neighbors > sizes.num_neighbors) | (found.needed_slots > sizes.num_slots)
+    return losses._replace(
+        loss=losses.loss + _weighted(tune.loss, of_clusters),
+        cluster_bce=of_clusters.cluster_bce,
+        cluster_contrastive=of_clusters.cluster_contrastive,
+        num_clusters=found.num_clusters.astype(jnp.float32),
+        num_micrographs=found.num_micrographs.astype(jnp.float32),
+        is_cut=is_cut.astype(jnp.float32),
+    )
+
+
+def _training_threshold(tune: ClusterTune, key: PRNGKeyArray) -> Float[Array, ""]:
+    """The edge threshold of an event in training."""
+    highest = tune.edge_threshold
+    lowest = highest if tune.training_threshold is None else tune.training_threshold
+    return jax.random.uniform(key, minval=lowest, maxval=highest)
+
+
+def _weighted(tune: LossTune, losses: ClusterLosses) -> Float[Array, ""]:
+    return (
+        tune.cluster_bce * losses.cluster_bce
+        + tune.cluster_contrastive * losses.cluster_contrastive
+    )

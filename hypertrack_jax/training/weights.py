@@ -1,0 +1,106 @@
+"""Host side: trained weights as one small file, without optimiser, and never unpickled."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.training.checkpoint import by_name, nested
+from hypertrack_jax.tunes.tune import Tune, tune_from_json, tune_to_json
+from hypertrack_jax.voxdyn.model import VoxelDynamics
+
+FORMAT_VERSION = 1
+SHIPPED = Path(__file__).parents[1] / "weights"
+"""Directory of the weights that come with the package."""
+COUNT_TOLERANCE = 0.02
+"""Relative difference in the pairs counted up to which two estimators are the same: the simulation
+is not the same to the last bit on all machines."""
+_TUNE, _VERSION, _PAIRS = "tune", "format_version", "num_pairs"
+
+
+class Weights(NamedTuple):
+    """A trained model without its graph constructor."""
+
+    tune: Tune
+    params: dict[str, Any]
+    """Weights of the edge predictor (`edge`) and of the clusterer (`cluster`), float32."""
+    batch_stats: Any
+    """Running BatchNorm statistics."""
+    num_pairs: int
+    """Pairs that the C-matrix of the training had counted, each once."""
+
+
+def shipped_names() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.npz"))
+
+
+def shipped_path(name: str) -> Path:
+    """File of a model that comes with the package."""
+    return SHIPPED / f"{name}.npz"
+
+
+def save_weights(path: Path, weights: Weights) -> Path:
+    """Writes weights, whole or not at all.
+
+    Raises:
+      OSError: no space or no permission.
+    """
+    tree = {"params": weights.params, "batch_stats": weights.batch_stats}
+    arrays: dict[str, Any] = {
+        name: np.asarray(leaf, np.float32) for name, leaf in by_name(tree).items()
+    }
+    arrays[_TUNE] = np.frombuffer(tune_to_json(weights.tune).encode(), np.uint8)
+    arrays[_VERSION], arrays[_PAIRS] = FORMAT_VERSION, weights.num_pairs
+    with replace_file(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    return path
+
+
+def load_weights(path: Path) -> Weights:
+    """Reads what `save_weights` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is damaged, or of another version.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+            arrays = dict(file)
+        version = int(arrays.pop(_VERSION))
+        if version != FORMAT_VERSION:
+            raise ValueError(
+                f"{path}: weights of format {version}, but this version of hypertrack_jax reads "
+                f"format {FORMAT_VERSION}; use the version that wrote them."
+            )
+        tune = tune_from_json(json.dumps(json.loads(arrays.pop(_TUNE).tobytes())))
+        num_pairs = int(arrays.pop(_PAIRS))
+        tree = jax.tree.map(jax.numpy.asarray, nested(arrays))
+        return Weights(tune, tree["params"], tree["batch_stats"], num_pairs)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: no such file of weights.") from error
+    except (zipfile.BadZipFile, KeyError, EOFError, OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not a whole file of weights; get it anew.") from error
+
+
+def count_pairs(voxdyn: VoxelDynamics) -> int:
+    """Pairs that an estimator has counted, by its histogram."""
+    return int((np.arange(len(voxdyn.histogram)) * voxdyn.histogram).sum())
+
+
+def require_same_counts(weights: Weights, voxdyn: VoxelDynamics, path: Path) -> None:
+    """Refuses an estimator that was counted on other events than the weights were trained with.
+
+    Raises:
+      ValueError: their numbers of pairs differ.
+    """
+    found = count_pairs(voxdyn)
+    if abs(found - weights.num_pairs) > COUNT_TOLERANCE * weights.num_pairs:
+        raise ValueError(
+            f"{path}: this estimator counted {found} pairs, but the weights were trained with one "
+            f"that counted {weights.num_pairs}; fit it with the events and copies of the training."
+        )

@@ -1,0 +1,110 @@
+"""The loss of an event in phase 2: what it adds up, and what learns from it."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy import helix_event
+
+from hypertrack_jax.graph.event_graph import Bucket, event_graph
+from hypertrack_jax.training import step
+from hypertrack_jax.training.event_loss import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE, Losses
+from hypertrack_jax.training.step import init_state
+from hypertrack_jax.voxdyn.model import predict_edges
+
+KEY = jax.random.key(7)
+SMALLEST, LARGER = Bucket(256, 4096), Bucket(384, 5888)
+
+
+class Gradients(NamedTuple):
+    """What both phases say of the same batch."""
+
+    first: tuple[Any, Any, Losses]
+    full: tuple[Any, Any, Losses]
+    full_padded: tuple[Any, Any, Losses]
+    """Of the same events in a larger bucket."""
+
+
+@pytest.fixture(scope="module")
+def gradients(small_tune, voxdyn):
+    """Gradients, statistics and losses of two events by an untrained network."""
+    state = jax.jit(init_state, static_argnums=0)(small_tune, jax.random.key(0))
+    state = jax.device_put(state, jax.devices()[0])
+    inputs = (state.params, state.batch_stats)
+    rest = (KEY, state.step, state.loss_scale)
+
+    def of(phase, bucket):
+        batch_gradient = jax.jit(step.make_batch_gradient(small_tune, jnp.float32, phase))
+        return batch_gradient(*inputs, batch_in(bucket, voxdyn), *rest)
+
+    return Gradients(of(GNN_PHASE, SMALLEST), of(FULL_PHASE, SMALLEST), of(FULL_PHASE, LARGER))
+
+
+def batch_in(bucket, voxdyn):
+    """Two events, stacked."""
+    graphs = []
+    for number in (1, 2):
+        event = helix_event(0, num_particles=4, event_id=number)
+        edges = predict_edges(voxdyn, event.position)
+        graphs.append(event_graph(event, *edges, node2node="hyper", bucket=bucket))
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *graphs)
+
+
+def test_the_loss_of_phase_2_is_the_weighted_sum_of_its_parts(gradients, small_tune):
+    first, full = gradients.first[2], gradients.full[2]
+    weights = small_tune.loss
+    expected = (
+        weights.edge_bce * full.edge_bce
+        + weights.edge_contrastive * full.edge_contrastive
+        + weights.cluster_bce * full.cluster_bce
+        + weights.cluster_contrastive * full.cluster_contrastive
+    )
+    assert float(full.loss) == pytest.approx(float(expected), rel=1e-6)
+    assert full.loss > first.loss
+    for name in ("edge_bce", "edge_contrastive", "auc"):
+        assert float(getattr(full, name)) == pytest.approx(float(getattr(first, name)), rel=1e-5)
+
+
+def test_clusters_are_sought_in_phase_2_alone(gradients):
+    first, full = gradients.first[2], gradients.full[2]
+    assert (first.cluster_bce, first.cluster_contrastive, first.num_micrographs) == (0, 0, 0)
+    assert full.num_micrographs >= 2
+    assert full.cluster_bce > 0.1
+    assert full.is_cut == 0
+
+
+def test_the_clusterer_learns_in_phase_2_alone(gradients):
+    assert norm(gradients.first[0][CLUSTER]) == 0
+    of_clusterer = gradients.full[0][CLUSTER]
+    assert norm(of_clusterer) > 1e-4
+    # All of it but the threshold, which is fixed in this tune, and biases before a softmax.
+    learns = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(of_clusterer)
+        if np.any(leaf != 0)
+    }
+    assert all(any(name.startswith(f"transformer/{part}") for name in learns) for part in PARTS)
+
+
+PARTS = ("encoder_0", "encoder_1", "of_pivots", "of_hits_0", "membership_0", "membership_2")
+
+
+def test_the_losses_of_the_clusters_reach_the_edge_predictor(gradients):
+    difference = jax.tree.map(jnp.subtract, gradients.full[0][EDGE], gradients.first[0][EDGE])
+    # Through the embeddings: layers and their fusion, but not the MLP that scores edges.
+    for part in ("layers_0", "layers_1", "fusion"):
+        assert norm(difference[part]) > 1e-4
+    assert norm(difference["edge_mlp"]) < 1e-5
+
+
+def test_padding_changes_neither_losses_nor_gradients(gradients):
+    for first, second in zip(gradients.full, gradients.full_padded, strict=True):
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=2e-5), first, second)
+
+
+def norm(tree) -> float:
+    return float(optax.tree.norm(tree))

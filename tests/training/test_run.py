@@ -1,0 +1,155 @@
+"""What a run begins with: fresh, transferred, resumed or reset weights, and what is refused."""
+
+import logging
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypertrack_jax.training import checkpoint
+from hypertrack_jax.training.checkpoint import Checkpoints
+from hypertrack_jax.training.event_loss import CLUSTER, EDGE
+from hypertrack_jax.training.run import TrainingRun, first_state, require_consistent
+from hypertrack_jax.training.step import begin_phase, init_state
+from hypertrack_jax.tunes import tune_5
+
+KEY, OTHER_KEY = jax.random.key(0), jax.random.key(1)
+
+
+@pytest.fixture
+def run(source, tmp_path):
+    return TrainingRun(source, tmp_path / "mine", tmp_path / "runs", num_steps=10)
+
+
+def fresh(tune, key=KEY):
+    return jax.jit(init_state, static_argnums=0)(tune, key)
+
+
+def trained(tune):
+    """A state as some training in phase 2 may have left it: other numbers everywhere."""
+    state = jax.tree.map(lambda leaf: leaf + leaf.dtype.type(2), fresh(tune, OTHER_KEY))
+    return state._replace(step=jnp.int32(7), phase=jnp.int32(2), phase_start=jnp.int32(5))
+
+
+def save(directory, state, tune):
+    with Checkpoints(directory, is_writer=True) as checkpoints:
+        checkpoints.save(int(state.step), state, tune, auc=0.5)
+
+
+def begin(run, tune):
+    with Checkpoints(run.checkpoint_directory) as checkpoints:
+        return first_state(run, tune, KEY, checkpoints)
+
+
+def assert_identical(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_run_without_checkpoints_begins_afresh(run, small_tune):
+    assert_identical(begin(run, small_tune), fresh(small_tune))
+    assert_identical(begin(replace(run, epoch=0), small_tune), fresh(small_tune))
+
+
+def test_a_run_goes_on_from_its_checkpoint(run, small_tune):
+    save(run.checkpoint_directory, trained(small_tune), small_tune)
+    assert_identical(begin(run, small_tune), trained(small_tune))
+
+
+def test_a_soft_reset_keeps_the_weights_and_the_steps_alone(run, small_tune):
+    state = trained(small_tune)
+    save(run.checkpoint_directory, state, small_tune)
+    reset = begin(replace(run, soft_reset=True), small_tune)
+    assert_identical(reset, begin_phase(small_tune, state, 1))
+    assert (reset.step, reset.phase, reset.phase_start) == (7, 1, 7)
+
+
+def test_a_soft_reset_needs_a_checkpoint(run, small_tune):
+    with pytest.raises(FileNotFoundError, match="no checkpoint here"):
+        begin(replace(run, soft_reset=True), small_tune)
+
+
+def test_a_transfer_takes_the_weights_and_nothing_else(run, small_tune, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    state = trained(small_tune)
+    save(tmp_path / "other", state, small_tune)
+    run = replace(run, transfer_directory=tmp_path / "other")
+    begun = begin(run, small_tune)
+    expected = fresh(small_tune)._replace(params=state.params, batch_stats=state.batch_stats)
+    assert_identical(begun, expected)
+    number = len(jax.tree.leaves((state.params, state.batch_stats)))
+    assert f"step 7 of other: {number} arrays loaded, 0 skipped, 0 initialised" in caplog.text
+
+
+def test_a_transfer_from_the_first_version_initialises_the_clusterer(
+    run, small_tune, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    state = trained(small_tune)
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 1)
+    save(tmp_path / "other", state._replace(params=state.params[EDGE]), small_tune)
+    monkeypatch.undo()
+    begun = begin(replace(run, transfer_directory=tmp_path / "other"), small_tune)
+    assert_identical(begun.params[EDGE], state.params[EDGE])
+    assert_identical(begun.batch_stats, state.batch_stats)
+    assert_identical(begun.params[CLUSTER], fresh(small_tune).params[CLUSTER])
+    assert "initialised: params/cluster/threshold, params/cluster/transformer" in caplog.text
+    assert "skipped:" not in caplog.text
+
+
+def test_a_transfer_into_another_network_takes_what_fits(run, small_tune, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    state = trained(small_tune)
+    save(tmp_path / "other", state, small_tune)
+    network = replace(small_tune.network, edge_mlp_dims=(5, 6))
+    tune = replace(small_tune, network=network)
+    begun = begin(replace(run, transfer_directory=tmp_path / "other"), tune)
+    assert_identical(begun.params[EDGE]["fusion"], state.params[EDGE]["fusion"])
+    assert_identical(
+        begun.params[EDGE]["edge_mlp"]["kernel"], state.params[EDGE]["edge_mlp"]["kernel"]
+    )
+    first_layer = begun.params[EDGE]["edge_mlp"]["layers_0"]
+    assert_identical(first_layer, fresh(tune).params[EDGE]["edge_mlp"]["layers_0"])
+    for what in ("skipped", "initialised"):
+        assert f"{what}: batch_stats/edge_mlp/layers_0, params/edge/edge_mlp" in caplog.text
+
+
+def test_a_transfer_is_over_once_there_are_checkpoints(run, small_tune, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    save(run.checkpoint_directory, trained(small_tune), small_tune)
+    run = replace(run, transfer_directory=tmp_path / "gone")
+    assert_identical(begin(run, small_tune), trained(small_tune))
+    assert "the transfer is over, since mine has checkpoints of its own" in caplog.text
+
+
+def test_a_transfer_from_nothing_or_from_what_does_not_fit_is_refused(run, small_tune, tmp_path):
+    run = replace(run, transfer_directory=tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=r"other: no checkpoint here"):
+        begin(run, small_tune)
+    with Checkpoints(tmp_path / "other", is_writer=True) as checkpoints:
+        checkpoints.save(1, {"params": {"another": jnp.zeros(2)}}, small_tune, auc=0.5)
+    with pytest.raises(ValueError, match=r"other: step 1 has no array that fits this network"):
+        begin(run, small_tune)
+
+
+def test_what_does_not_go_together_is_refused_by_its_flags(run, small_tune):
+    def refused(tune=small_tune, **changes):
+        with pytest.raises(ValueError, match=r"^--\w+=.*; ") as caught:
+            require_consistent(replace(run, **changes), tune)
+        return str(caught.value)
+
+    require_consistent(run, small_tune)
+    cut = replace(small_tune, cluster=replace(small_tune.cluster, cluster="cut"))
+    require_consistent(replace(run, phase=1), cut)
+    assert "--phase=2" in refused(cut, phase=2) and "--cluster=cut" in refused(cut, phase=2)
+    assert "--epoch=0" in refused(soft_reset=True, epoch=0)
+    for rfactors in ((0.2, 0.1), (0.0, 1.0), (0.5, 1.5)):
+        source = run.source._replace(rfactor_start=rfactors[0], rfactor_end=rfactors[1])
+        assert "--rfactor_end=" in refused(source=source)
+    other = run.checkpoint_directory.with_name("other")
+    assert "--transfer_tag" in refused(soft_reset=True, transfer_directory=other)
+    assert "--transfer_tag=mine" in refused(transfer_directory=run.checkpoint_directory)
+    assert "--fp_dtype=float16" in refused(tune_5.TUNE, fp_dtype="float16")
+    require_consistent(replace(run, fp_dtype="float16"), small_tune)
+    require_consistent(replace(run, fp_dtype="bfloat16"), tune_5.TUNE)

@@ -1,0 +1,78 @@
+"""Files of weights: what is read is what was written, and what is damaged is refused."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hypertrack_jax.training.weights import (
+    Weights,
+    count_pairs,
+    load_weights,
+    require_same_counts,
+    save_weights,
+    shipped_names,
+    shipped_path,
+)
+from hypertrack_jax.tunes.tune import Tune, VoxdynTune
+
+WEIGHTS = Weights(
+    Tune("mine", voxdyn=VoxdynTune(ncell=77, min_count=0.25)),
+    {
+        "edge": {"layers_0": {"kernel": jnp.arange(6.0).reshape(2, 3)}},
+        "cluster": {"a": jnp.ones(())},
+    },
+    {"fusion": {"mean": jnp.array([1.5, -2.0])}},
+    1234,
+)
+
+
+def test_weights_are_read_as_written(tmp_path):
+    found = load_weights(save_weights(tmp_path / "new" / "w.npz", WEIGHTS))
+    assert found.tune == WEIGHTS.tune
+    assert found.num_pairs == 1234
+    assert jax.tree.structure(found[1:3]) == jax.tree.structure(WEIGHTS[1:3])
+    jax.tree.map(np.testing.assert_array_equal, found[1:3], WEIGHTS[1:3])
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found.params))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
+def test_a_file_cut_short_is_refused(tmp_path, share):
+    path = save_weights(tmp_path / "w.npz", WEIGHTS)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(ValueError, match="not a whole file of weights; get it anew"):
+        load_weights(path)
+
+
+def test_another_version_and_no_file_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file of weights"):
+        load_weights(tmp_path / "none.npz")
+    path = save_weights(tmp_path / "w.npz", WEIGHTS)
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **{**arrays, "format_version": 9})
+    with pytest.raises(ValueError, match="weights of format 9, but this version"):
+        load_weights(path)
+
+
+def test_weights_refuse_an_estimator_with_other_counts(tmp_path, voxdyn):
+    fitting = WEIGHTS._replace(num_pairs=count_pairs(voxdyn))
+    require_same_counts(fitting, voxdyn, tmp_path)
+    upper = np.triu(np.ones((3, 3)))
+    assert count_pairs(voxdyn._replace(histogram=np.array([0, 2, 0, 1]))) == 5 < upper.sum()
+    for factor in (0.9, 1.1):
+        other = fitting._replace(num_pairs=int(factor * fitting.num_pairs))
+        with pytest.raises(ValueError, match="fit it with the events and copies of the training"):
+            require_same_counts(other, voxdyn, tmp_path)
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_shipped_weights_can_be_read(name):
+    weights = load_weights(shipped_path(name))
+    assert shipped_path(name).stat().st_size < 3e6
+    assert set(weights.params) == {"edge", "cluster"}
+    assert replace(weights.tune, name="x").name == "x"
+    assert weights.num_pairs > 0
