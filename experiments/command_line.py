@@ -1,19 +1,17 @@
 """What every script shares: how it starts, how it fails, and the flags that all have."""
 
-import contextlib
 import logging
-import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import absl.logging
 from absl import app, flags
+from hardware import choose_device
+from hardware import map_in_processes as map_in_processes
 
 from hypertrack_jax.events.store import event_ids, parse_int_list, require_events
 
@@ -38,7 +36,7 @@ def run(main: Callable[[], None]) -> None:
             absl.logging.set_verbosity(absl.logging.WARNING)
         logging.getLogger("hypertrack_jax").setLevel(logging.INFO)
         try:
-            _choose_device()
+            choose_device(DEVICE.value)
             main()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -74,28 +72,6 @@ def floats(flag: flags.FlagHolder) -> list[float]:
         ) from error
 
 
-@contextlib.contextmanager
-def map_in_processes(
-    function: Callable, items: Sequence, num_processes: int | None = None
-) -> Iterator[Iterator]:
-    """Results of `function` in order, from one process per core unless `num_processes` says else.
-
-    On an error, what has not begun is not begun.
-    """
-    # Spawned, not forked: a fork would copy threads of the libraries. Ctrl-C is for this process
-    # alone; the others finish the item at hand, whole.
-    with ProcessPoolExecutor(
-        min(num_processes or os.cpu_count() or 1, len(items)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    ) as pool:
-        try:
-            yield pool.map(function, items)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def changed(part: Any, *holders: flags.FlagHolder) -> Any:
     """A dataclass with the fields replaced whose flags were given."""
     return replace(part, **{flag.name: flag.value for flag in holders if flag.value is not None})
@@ -110,20 +86,4 @@ def noise_ratio(flag: flags.FlagHolder) -> float | None:
     except ValueError as error:
         raise ValueError(
             f"--{flag.name}={flag.value}: expected -1 (as in the event), a number below 1, or none."
-        ) from error
-
-
-def _choose_device() -> None:
-    if DEVICE.value == "auto":
-        return
-    # Here and not above: scripts that only handle files, and their many processes, do without jax.
-    import jax
-
-    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(DEVICE.value, DEVICE.value))
-    try:
-        jax.devices()
-    except RuntimeError as error:
-        raise ValueError(
-            f"--device={DEVICE.value}: jax finds no such device here; install the extra for it "
-            "(cuda or tpu), or use --device=cpu."
         ) from error

@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import command_line
 import numpy as np
 from absl import flags
 from tqdm import tqdm
@@ -37,14 +38,18 @@ def report_graphs(
     return rows
 
 
-def graphs_of(models: Path, tune: VoxdynTune, source: EventSource, node2node: str) -> list[Row]:
-    """Loads the estimator that a tune names, describes it, and reports its graphs in full."""
-    path = voxdyn_path(models, tune.node2node, tune.ncell)
+def graphs_of(tune: VoxdynTune, source: EventSource, node2node: str | None) -> None:
+    """Loads the estimator that a tune names, describes it, and reports its graphs in full.
+
+    Without a `node2node` the graphs are judged by the topology of the fit.
+    """
+    path = voxdyn_path(command_line.workdir("models"), tune.node2node, tune.ncell)
     vd = load_voxdyn(path, tune.node2node, tune.ncell, tune.min_count)
     print(describe(vd))
-    rows = report_graphs(vd, source, node2node, None)
+    rows = report_graphs(vd, source, node2node or tune.node2node, None)
     print("", event_table(rows), "", sep="\n")
-    return rows
+    directory = command_line.workdir("figs", f"graphs_{tune.node2node}_{tune.ncell}")
+    print(write_rows(directory / "report.json", rows))
 
 
 def write_rows(path: Path, rows: list[Row]) -> Path:

@@ -12,39 +12,34 @@ from absl import flags
 from graph_report import graphs_of, write_rows
 from tqdm import tqdm
 
-from hypertrack_jax.evaluation.evaluate import evaluate_events, write_figures
-from hypertrack_jax.evaluation.graph_quality import topology_note
-from hypertrack_jax.evaluation.report import event_table, summary_table
+from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.events.topology import TOPOLOGIES
-from hypertrack_jax.events.trackml import write_submission
 from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
 from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.training.checkpoint import require_same_tune
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
-from hypertrack_jax.tunes.tune import VoxdynTune, choices
+from hypertrack_jax.tunes.tune import ClusterTune, choices
 
 flags.adopt_module_key_flags(command_line)
 
 READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.")
-PRE_ONLY = flags.DEFINE_boolean(
-    "pre_only", False, "Make and score the graphs alone, which takes no model but Voxel-Dynamics."
-)
+PRE_ONLY = flags.DEFINE_boolean("pre_only", False, "Only the graphs, which need no trained model.")
 EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
 PARAM = flags.DEFINE_string(
-    "param",
-    None,
-    f"Tune that the model must have ({', '.join(PACKAGED)}, or a file); with --pre_only, to use.",
+    "param", None, f"Tune of the model, or for --pre_only: {', '.join(PACKAGED)}, or a file."
 )
-NODE2NODE = flags.DEFINE_enum(
-    "node2node", None, choices(VoxdynTune, "node2node"), "Topology that the model must have."
-)
+NODE2NODE = flags.DEFINE_enum("node2node", None, TOPOLOGIES, "Topology that the model must have.")
 NCELL = flags.DEFINE_integer("ncell", None, "Cells that the model must have.", lower_bound=1)
 MIN_COUNT = flags.DEFINE_float("min_count", None, "With --pre_only: default the tune's.")
 TRUTH_NODE2NODE = flags.DEFINE_enum(
     "truth_node2node", None, TOPOLOGIES, "Topology to judge by; default: that of the fit."
 )
 CLUSTER = flags.DEFINE_enum(
-    "cluster", "cut", ["cut"], "cut: connected components of the edges above the threshold."
+    "cluster",
+    None,
+    choices(ClusterTune, "cluster"),
+    "What makes tracks of the edges; default: the tune's, or cut where its transformer has not "
+    "been trained.",
 )
 EDGE_THRESHOLD = flags.DEFINE_float(
     "edge_threshold", None, "Edge cut; default: the tune's.", 0.0, 1.0
@@ -56,12 +51,7 @@ NOISE_RATIO = flags.DEFINE_string(
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["9999"], "Last events of the ranges.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
-SUBMISSION_DIR = flags.DEFINE_string(
-    "submission_dir", None, "Where TrackML submissions go, if any."
-)
-MAX_SHOWN = 10
-"""Events whose edges enter the figures, which bounds memory."""
-
+SUBMISSION_DIR = flags.DEFINE_string("submission_dir", None, "Where TrackML submissions go.")
 FIGURES = flags.DEFINE_boolean("figures", False, "Draw an event, the edge scores and the ROC.")
 
 
@@ -76,39 +66,22 @@ def main() -> None:
         SEED.value,
     )
     if PRE_ONLY.value:
-        return graphs_only(source)
+        tune = load_tune(PARAM.value or "tune-5").voxdyn
+        tune = command_line.changed(tune, NODE2NODE, NCELL, MIN_COUNT)
+        return graphs_of(tune, source, TRUTH_NODE2NODE.value)
     if READ_TAG.value is None:
         raise ValueError("--read_tag is missing: name a trained model, or give --pre_only.")
-    directory = command_line.workdir("figs", READ_TAG.value)
     reconstruct = model(READ_TAG.value)
-    events = tqdm(fixed_events(source), total=len(source.event_ids), unit="event")
-    rows, shown = [], []
-    fitted = reconstruct.tune.voxdyn.node2node
-    truth = replace(reconstruct.tune.voxdyn, node2node=TRUTH_NODE2NODE.value or fitted)
-    judged_by = replace(reconstruct.tune, voxdyn=truth)
-    for evaluated in evaluate_events(reconstruct, events, judged_by):
-        rows.append(evaluated.row)
-        if SUBMISSION_DIR.value:
-            name = f"event{evaluated.event.event_id:09d}-submission.csv"
-            path = Path(SUBMISSION_DIR.value) / name
-            write_submission(path, evaluated.event, evaluated.tracks.hit_label)
-        if FIGURES.value and evaluated.event.has_truth and len(shown) < MAX_SHOWN:
-            shown.append(evaluated)
-    print(
-        event_table(rows), summary_table(rows), topology_note(fitted, truth.node2node), sep="\n\n"
+    directory = command_line.workdir("figs", READ_TAG.value)
+    wanted = Wanted(
+        TRUTH_NODE2NODE.value,
+        Path(SUBMISSION_DIR.value) if SUBMISSION_DIR.value else None,
+        directory if FIGURES.value else None,
     )
-    files = write_figures(directory, shown, judged_by) if shown else []
-    print(write_rows(directory / "report.json", rows), *files, sep="\n")
-
-
-def graphs_only(source: EventSource) -> None:
-    """The same for the candidate graphs."""
-    tune = load_tune(PARAM.value or "tune-5").voxdyn
-    tune = command_line.changed(tune, NODE2NODE, NCELL, MIN_COUNT)
-    judged_by = TRUTH_NODE2NODE.value or tune.node2node
-    rows = graphs_of(command_line.workdir("models"), tune, source, judged_by)
-    directory = command_line.workdir("figs", f"graphs_{tune.node2node}_{tune.ncell}")
-    print(write_rows(directory / "report.json", rows))
+    events = tqdm(fixed_events(source), total=len(source.event_ids), unit="event")
+    report = report_events(reconstruct, events, reconstruct.tune, wanted)
+    print(report.text)
+    print(write_rows(directory / "report.json", report.rows), *report.figures, sep="\n")
 
 
 def model(tag: str) -> Reconstructor:
@@ -121,7 +94,7 @@ def model(tag: str) -> Reconstructor:
         voxdyn=command_line.changed(loaded.tune.voxdyn, NODE2NODE, NCELL),
     )
     require_same_tune(loaded.tune, asked, ("network", "voxdyn"), models / tag)
-    cluster = command_line.changed(loaded.tune.cluster, EDGE_THRESHOLD)
+    cluster = command_line.changed(loaded.tune.cluster, EDGE_THRESHOLD, CLUSTER)
     return loaded._replace(tune=replace(loaded.tune, cluster=cluster))
 
 

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.store import replace_file
 from hypertrack_jax.graph.event_graph import hit_graph
-from hypertrack_jax.reconstruct import edge_probability
+from hypertrack_jax.reconstruct import scored_graph
 from hypertrack_jax.training.batches import graph_batch
+from hypertrack_jax.training.event_loss import EDGE
 from hypertrack_jax.training.step import init_state, make_train_step
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
@@ -113,7 +114,8 @@ def _graph_work(event: Event, voxdyn: VoxelDynamics, tune: Tune) -> Callable[[],
 def _gnn_work(event: Event, voxdyn: VoxelDynamics, tune: Tune) -> Callable[[], object]:
     graph = jax.device_put(_graph_work(event, voxdyn, tune)())
     state = init_state(tune, jax.random.key(0))
-    return lambda: edge_probability(tune.network, state.params, state.batch_stats, graph)
+    params = state.params[EDGE]
+    return lambda: scored_graph(tune.network, params, state.batch_stats, graph)
 
 
 def _train_step_work(event: Event, voxdyn: VoxelDynamics, tune: Tune) -> Callable[[], object]:

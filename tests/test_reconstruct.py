@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import helix_event
@@ -12,8 +13,10 @@ from hypertrack_jax.evaluation.evaluate import evaluate_events
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
+from hypertrack_jax.training import weights as training_weights
 from hypertrack_jax.training.checkpoint import Checkpoints
 from hypertrack_jax.training.step import init_state
+from hypertrack_jax.training.weights import Weights, count_pairs, save_weights
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.model import predict_edges
@@ -23,7 +26,15 @@ EVENT = helix_event(0, num_particles=6)
 TUNE = Tune(
     "small",
     voxdyn=VoxdynTune(ncell=64),
-    network=replace(SMALL_NETWORK, node_features="cylindrical", edge_features="helix"),
+    # Tokens of 11, which one head alone can take.
+    network=replace(
+        SMALL_NETWORK,
+        node_features="cylindrical",
+        edge_features="helix",
+        num_heads=1,
+        num_attention_blocks=1,
+    ),
+    cluster=ClusterTune(cluster="cut"),
 )
 SCORES = ("VD TPR", "GNN AUC", "DMS", "efficiency", "purity", "TrackML")
 
@@ -45,7 +56,7 @@ def model(state, voxdyn):
 
 
 def with_threshold(model, threshold, min_hits=4):
-    cluster = ClusterTune(edge_threshold=threshold, min_hits=min_hits)
+    cluster = ClusterTune(cluster="cut", edge_threshold=threshold, min_hits=min_hits)
     return model._replace(tune=replace(model.tune, cluster=cluster))
 
 
@@ -58,7 +69,8 @@ def test_every_hit_has_a_label_and_every_edge_a_probability(model):
     edges = predict_edges(model.voxdyn, EVENT.position)
     np.testing.assert_array_equal(tracks.senders, edges.senders)
     np.testing.assert_array_equal(tracks.receivers, edges.receivers)
-    assert set(tracks.seconds) == {"VD", "GNN", "CC"}
+    assert tracks.membership.shape == tracks.hit_label.shape
+    assert set(tracks.seconds) == {"VD", "GNN", "CC", "cluster"}
     assert all(seconds > 0 for seconds in tracks.seconds.values())
 
 
@@ -122,6 +134,34 @@ def test_a_loaded_model_is_the_saved_one(model, state, voxdyn, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"other: no checkpoint here"):
         load_reconstructor(tmp_path, "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_transformer_that_was_not_trained_is_not_used(state, voxdyn, tmp_path, caplog):
+    tune = replace(TUNE, cluster=ClusterTune())
+    save_voxdyn(voxdyn_path(tmp_path, "hyper", TUNE.voxdyn.ncell), voxdyn)
+    for phase, expected in ((1, "cut"), (2, "transformer")):
+        tag = f"phase{phase}"
+        with Checkpoints(tmp_path / tag, is_writer=True) as checkpoints:
+            checkpoints.save(1, state._replace(phase=jnp.int32(phase)), tune, auc=0.5)
+        assert load_reconstructor(tmp_path, tag).tune.cluster.cluster == expected
+        assert ("has not been trained" in caplog.text) == (phase == 1)
+        caplog.clear()
+
+
+def test_a_model_that_comes_with_the_package_is_found_by_name(model, tmp_path, monkeypatch):
+    """Unless the user has one of that name; with the Voxel-Dynamics that it was trained with."""
+    weights = Weights(TUNE, model.params, model.batch_stats, count_pairs(model.voxdyn))
+    monkeypatch.setattr(training_weights, "SHIPPED", tmp_path / "shipped")
+    save_weights(tmp_path / "shipped" / "good.npz", weights)
+    save_weights(tmp_path / "shipped" / "other.npz", weights._replace(num_pairs=7))
+    save_voxdyn(voxdyn_path(tmp_path, "hyper", TUNE.voxdyn.ncell), model.voxdyn)
+    found = load_reconstructor(tmp_path, "good")(EVENT.position)
+    np.testing.assert_array_equal(found.probability, model(EVENT.position).probability)
+    with pytest.raises(ValueError, match="the weights were trained with one that counted 7"):
+        load_reconstructor(tmp_path, "other")
+    (tmp_path / "good").mkdir()
+    with pytest.raises(FileNotFoundError, match="good: no checkpoint here"):
+        load_reconstructor(tmp_path, "good")
 
 
 def test_evaluation_scores_events_in_their_order(model):

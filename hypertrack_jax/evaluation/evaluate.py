@@ -76,15 +76,20 @@ def evaluate_graphs(
 
 
 def score_event(event: Event, tracks: Tracks, tune: Tune) -> Evaluated:
-    """Compares reconstructed tracks with the truth: the graph (VD), the edges (GNN), the tracks."""
-    node2node, num_hits = tune.voxdyn.node2node, len(event.position)
-    size = {EVENT: event.event_id, "hits": num_hits, "edges": len(tracks.senders)}
+    """Compares reconstructed tracks with the truth: the graph (VD), the edges (GNN), the tracks.
+
+    The graph is judged by the topology that C counts, the edges by that of their labels.
+    """
+    size = {EVENT: event.event_id, "hits": len(event.position), "edges": len(tracks.senders)}
     milliseconds = {f"{name} ms": 1e3 * value for name, value in tracks.seconds.items()}
     if event.has_truth:
-        label = edge_labels(event, tracks.senders, tracks.receivers, node2node)
+        node2node = tune.voxdyn.node2node
+        ends = tracks.senders, tracks.receivers
+        label = edge_labels(event, *ends, tune.voxdyn.label_topology)
+        counted = edge_labels(event, *ends, node2node)
         num_truth_edges = len(truth_edges(event, node2node)[0])
         scores = _score_columns(
-            graph_scores(num_hits, num_truth_edges, label),
+            graph_scores(len(event.position), num_truth_edges, counted),
             edge_scores(label, tracks.probability, tune.cluster.edge_threshold),
             track_scores(event, tracks.hit_label, tune.cluster.min_hits),
         )

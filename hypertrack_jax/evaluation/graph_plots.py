@@ -1,10 +1,13 @@
 """Host side: figures of the candidate graph's quality; needs the extra `plots`.
 
-Every figure takes points of single events and shows the mean over the events of each setting.
+Every figure is given the file to write and points of single events, in any mixture of settings and
+events, and shows the mean over the events of each setting. It raises an `ImportError` where
+matplotlib or mplhep is missing, and an `OSError` where the file cannot be written.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -41,105 +44,43 @@ class Curve(NamedTuple):
 
 
 def plot_pileup(path: Path, points: Sequence[GraphPoint]) -> None:
-    """Draws TPR, FPR and purity against pile-up: the first two should be flat, the last falls.
-
-    Args:
-      path: the file to write.
-      points: any mixture of topologies, numbers of cells, `min_count`s, pile-ups and events.
-
-    Raises:
-      ImportError: matplotlib or mplhep is missing.
-      OSError: the file cannot be written.
-    """
-    colours = _assign(LINE_COLOURS, sorted({point.num_cells for point in points}))
-    styles = _assign(LINE_STYLES, _grouped(points, _topology))
-    markers = _assign(MARKERS, sorted({point.quality.min_count for point in points}))
-    lines = _grouped(
-        points, lambda point: (_topology(point), point.num_cells, point.quality.min_count)
-    )
-    with saved_figure(path, width=16.0, height=5.5 + 0.4 * ((len(lines) + 2) // 3)) as figure:
-        panels = figure.subplots(1, 3)
-        for axes, (name, label) in zip(panels, _SCORES.items(), strict=True):
-            for (topology, num_cells, min_count), group in lines.items():
-                curve = _curve(group, lambda point: point.pileup, _score(name))
-                axes.errorbar(
-                    *curve,
-                    color=colours[num_cells],
-                    ls=styles[topology],
-                    marker=markers[min_count],
-                    ms=5,
-                    capsize=3,
-                    label=f"{topology}, $V$ = {num_cells}, min_count {min_count}",
-                )
-            axes.set(xlabel="Pile-up (collisions per event)", ylabel=label)
-            _log_x(axes, [point.pileup for point in points])
-            _only_ticks(axes, sorted({point.pileup for point in points}))
+    """Draws TPR, FPR and purity against pile-up: the first two should be flat, the last falls."""
+    rates = {label: _score(name) for name, label in _SCORES.items()}
+    pileups = sorted({point.pileup for point in points})
+    with _figure_of_lines(
+        path, 16.0, points, lambda point: point, lambda point: point.pileup, rates
+    ) as panels:
+        for axes in panels:
+            axes.set_xlabel("Pile-up (collisions per event)")
+            _only_ticks(axes, pileups)
         panels[0].set_ylim(*_rate_limits(points, _score("tpr")))
         panels[1].set_yscale("log")
         panels[2].set_yscale("log")
         panels[2].set_ylim(top=1.3)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def plot_centroid_hits(path: Path, points: Sequence[CentroidPoint]) -> None:
-    """Draws how soon the Voronoi division saturates with the number of hits that it is fitted to.
-
-    Args:
-      path: the file to write.
-      points: any mixture of topologies, numbers of cells, numbers of hits and events.
-
-    Raises:
-      ImportError: matplotlib or mplhep is missing.
-      OSError: the file cannot be written.
-    """
-    colours = _assign(LINE_COLOURS, sorted({point.graph.num_cells for point in points}))
-    styles = _assign(LINE_STYLES, _grouped(points, lambda point: _topology(point.graph)))
+    """Draws how soon the Voronoi division saturates with the number of hits it is fitted to."""
     quantities: dict[str, Callable[[CentroidPoint], float | None]] = {
         "Squared distance to centroid [mm$^2$]": lambda point: point.distance2,
         _SCORES["tpr"]: lambda point: point.graph.quality.tpr,
     }
-    markers = _assign(MARKERS, sorted({point.graph.quality.min_count for point in points}))
-    lines = _grouped(
+    with _figure_of_lines(
+        path,
+        14.0,
         points,
-        lambda point: (
-            _topology(point.graph),
-            point.graph.num_cells,
-            point.graph.quality.min_count,
-        ),
-    )
-    with saved_figure(path, width=14.0, height=5.5 + 0.4 * ((len(lines) + 2) // 3)) as figure:
-        panels = figure.subplots(1, 2)
-        for axes, (label, y) in zip(panels, quantities.items(), strict=True):
-            for (topology, num_cells, min_count), group in lines.items():
-                axes.errorbar(
-                    *_curve(group, lambda point: point.num_centroid_hits, y),
-                    color=colours[num_cells],
-                    ls=styles[topology],
-                    marker=markers[min_count],
-                    ms=5,
-                    capsize=3,
-                    label=f"{topology}, $V$ = {num_cells}, min_count {min_count}",
-                )
-            axes.set(xlabel="Hits the centroids are fitted to", ylabel=label)
-            _log_x(axes, [point.num_centroid_hits for point in points])
+        lambda point: point.graph,
+        lambda point: point.num_centroid_hits,
+        quantities,
+    ) as panels:
+        for axes in panels:
+            axes.set_xlabel("Hits the centroids are fitted to")
         panels[0].set_yscale("log")
         panels[1].set_ylim(*_rate_limits(points, quantities[_SCORES["tpr"]]))
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def plot_training_events(path: Path, points: Sequence[GraphPoint]) -> None:
-    """Draws how many events C needs: TPR against the events counted, one panel per topology.
-
-    Args:
-      path: the file to write.
-      points: any mixture of topologies, numbers of cells, `min_count`s, counted events and events.
-
-    Raises:
-      ImportError: matplotlib or mplhep is missing.
-      OSError: the file cannot be written.
-    """
+    """Draws how many events C needs: TPR against the events counted, one panel per topology."""
     colours = _assign(LINE_COLOURS, sorted({point.num_cells for point in points}))
     styles = _assign(LINE_STYLES, sorted({point.quality.min_count for point in points}))
     topologies = _grouped(points, _topology)
@@ -169,16 +110,7 @@ def plot_training_events(path: Path, points: Sequence[GraphPoint]) -> None:
 
 
 def plot_trade(path: Path, points: Sequence[GraphPoint]) -> None:
-    """Draws what edges buy as `min_count` moves: TPR, and how much of the particles is connected.
-
-    Args:
-      path: the file to write.
-      points: any mixture of topologies, numbers of cells, `min_count`s, pile-ups and events.
-
-    Raises:
-      ImportError: matplotlib or mplhep is missing.
-      OSError: the file cannot be written.
-    """
+    """Draws what edges buy as `min_count` moves: TPR, and how far particles are connected."""
     colours = _assign(LINE_COLOURS, sorted({point.num_cells for point in points}))
     styles = _assign(LINE_STYLES, sorted({point.pileup for point in points}))
     topologies = _grouped(points, _topology)
@@ -219,6 +151,59 @@ _SCORES = {
 """Fields of `GraphQuality` and what the axes call them."""
 _HELD_TOGETHER = {"tpr": _SCORES["tpr"], "connected_share": "Connected share of a particle"}
 """The same, of what should stay high while the edges become fewer."""
+
+
+@contextlib.contextmanager
+def _figure_of_lines(
+    path: Path,
+    width: float,
+    points: Sequence[Point],
+    graph: Callable[[Point], GraphPoint],
+    x: Callable[[Point], float],
+    quantities: Mapping[str, Callable[[Point], float | None]],
+) -> Iterator[Sequence[Axes]]:
+    """A panel for each quantity, with a line for each topology, number of cells and `min_count`.
+
+    Args:
+      path: the file, written when the caller has done what else there is to do to the panels.
+      width: of the figure, in inches.
+      points: what to draw.
+      graph: the graph of a point.
+      x: place of a point along the axis that all panels share.
+      quantities: what to draw of a point, by the label of its axis.
+
+    Yields:
+      The panels.
+    """
+    lines = _grouped(
+        points,
+        lambda point: (
+            _topology(graph(point)),
+            graph(point).num_cells,
+            graph(point).quality.min_count,
+        ),
+    )
+    styles = _assign(LINE_STYLES, dict.fromkeys(topology for topology, _, _ in lines))
+    colours = _assign(LINE_COLOURS, sorted({num_cells for _, num_cells, _ in lines}))
+    markers = _assign(MARKERS, sorted({min_count for _, _, min_count in lines}))
+    with saved_figure(path, width=width, height=5.5 + 0.4 * ((len(lines) + 2) // 3)) as figure:
+        panels = figure.subplots(1, len(quantities))
+        for axes, (label, y) in zip(panels, quantities.items(), strict=True):
+            for (topology, num_cells, min_count), group in lines.items():
+                axes.errorbar(
+                    *_curve(group, x, y),
+                    color=colours[num_cells],
+                    ls=styles[topology],
+                    marker=markers[min_count],
+                    ms=5,
+                    capsize=3,
+                    label=f"{topology}, $V$ = {num_cells}, min_count {min_count}",
+                )
+            axes.set_ylabel(label)
+            _log_x(axes, [*map(x, points)])
+        yield panels
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
 
 def _score(name: str) -> Callable[[GraphPoint], float | None]:

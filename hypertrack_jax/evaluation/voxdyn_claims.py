@@ -41,9 +41,7 @@ from hypertrack_jax.voxdyn.voronoi import build_index
 FULL_PILEUP = 200.0
 """Mean number of collisions in a full TrackML event."""
 
-Snapshots: TypeAlias = Iterator[tuple[int, VoxelDynamics]]
-"""Numbers of events counted so far, ascending, and the estimator of each."""
-CountC: TypeAlias = Callable[[Centroids, str, Sequence[int]], Snapshots]
+CountC: TypeAlias = Callable[[Centroids, str, Sequence[int]], Iterator[VoxelDynamics]]
 """From centroids, a topology and numbers of events to the estimators after so many events."""
 
 
@@ -114,19 +112,18 @@ def measure_claims(
         wanted = {"pileup": shown, "trade": scanned}
         min_counts = sorted({count for claim in claims for count in wanted.get(claim, ())})
         both = study.held_out._replace(min_counts=min_counts)
-        points = [*pileup_points(_stored_estimators(study, min_counts[0]), both, study.rfactors)]
+        points = [*graph_points(_stored_estimators(study, min_counts[0]), both, study.rfactors)]
         if "pileup" in claims:
             yield "pileup", [point for point in points if point.quality.min_count in shown]
         if "trade" in claims:
             yield "trade", [point for point in points if point.quality.min_count in scanned]
     if "events" in claims:
-        snapshots = _recounted(study, count_c)
-        yield "events", [*training_points(snapshots, held_out, study.rfactor)]
+        yield "events", [*graph_points(_recounted(study, count_c), held_out, [study.rfactor])]
     if "centroids" in claims:
         yield "centroids", [*_measure_centroids(study, held_out, count_c, progress)]
 
 
-def pileup_points(
+def graph_points(
     estimators: Iterable[VoxelDynamics], held_out: HeldOut, rfactors: Sequence[float]
 ) -> Iterator[GraphPoint]:
     """Measures every estimator on the held-out events at every pile-up.
@@ -147,49 +144,25 @@ def pileup_points(
         del vd
 
 
-def training_points(
-    snapshots: Snapshots, held_out: HeldOut, rfactor: float
-) -> Iterator[GraphPoint]:
-    """Measures estimators whose C has been counted from more and more events.
-
-    Args:
-      snapshots: numbers of events counted, and the estimators.
-      held_out: events and `min_count`s.
-      rfactor: fraction of particles kept.
-
-    Yields:
-      A point for each estimator, event and `min_count`.
-    """
-    for num_events, vd in snapshots:
-        for event in held_out.events(rfactor):
-            for point in event_points(vd, event, held_out, rfactor):
-                yield point._replace(num_events=num_events)
-        del vd
-
-
 def centroid_points(
-    num_centroid_hits: int, snapshots: Snapshots, held_out: HeldOut, rfactor: float
+    num_centroid_hits: int, vd: VoxelDynamics, held_out: HeldOut, rfactor: float
 ) -> Iterator[CentroidPoint]:
-    """Measures a division of space: its distances, and the graph of a C that was counted with it.
+    """Measures a division of space, by its distances and by the graphs of a C counted with it.
 
     Args:
       num_centroid_hits: hits that the centroids were fitted to.
-      snapshots: numbers of events counted, and the estimators.
+      vd: the division and its C.
       held_out: events and `min_count`s.
       rfactor: fraction of particles kept.
 
     Yields:
-      A point for each estimator, event and `min_count`.
+      A point for each event and `min_count`.
     """
-    for num_events, vd in snapshots:
-        centroids = np.asarray(vd.centroids)
-        for event in held_out.events(rfactor):
-            distance2 = mean_distance2(centroids, event)
-            for point in event_points(vd, event, held_out, rfactor):
-                yield CentroidPoint(
-                    num_centroid_hits, distance2, point._replace(num_events=num_events)
-                )
-        del vd
+    centroids = np.asarray(vd.centroids)
+    for event in held_out.events(rfactor):
+        distance2 = mean_distance2(centroids, event)
+        for point in event_points(vd, event, held_out, rfactor):
+            yield CentroidPoint(num_centroid_hits, distance2, point)
 
 
 def event_points(
@@ -229,7 +202,7 @@ def count_snapshots(
     training: Training,
     directory: Path,
     progress: Progress,
-) -> Snapshots:
+) -> Iterator[VoxelDynamics]:
     """Counts C and stops at every milestone; the counting goes on from there.
 
     Args:
@@ -241,7 +214,7 @@ def count_snapshots(
       progress: shows progress.
 
     Yields:
-      The milestones, ascending, and the estimator of each.
+      The estimator at each milestone, from the fewest events to the most.
 
     Raises:
       OSError: no space or no permission.
@@ -254,7 +227,7 @@ def count_snapshots(
             part = training._replace(event_ids=training.event_ids[:milestone])
             count_events(part, [index], counters, progress)
             (counter,) = counters.values()
-            yield milestone, estimator(node2node, centroids, counter)
+            yield estimator(node2node, centroids, counter)
 
 
 def _measure_centroids(
@@ -273,8 +246,9 @@ def _measure_centroids(
             # The hits come in random order: the first of them are a sample as good as all.
             fit = fit_centroids(hits[:size], ncell, training.num_iterations, training.seed)
             for node2node in study.node2nodes:
-                snapshots = count_c(Centroids(fit, space), node2node, [study.centroid_events])
-                yield from centroid_points(size, snapshots, held_out, study.rfactor)
+                for vd in count_c(Centroids(fit, space), node2node, [study.centroid_events]):
+                    yield from centroid_points(size, vd, held_out, study.rfactor)
+                    del vd
 
 
 def _stored_estimators(study: Study, min_count: int) -> Iterator[VoxelDynamics]:
@@ -287,7 +261,7 @@ def _stored_estimators(study: Study, min_count: int) -> Iterator[VoxelDynamics]:
         yield load_voxdyn(path, node2node, ncell, min_count)
 
 
-def _recounted(study: Study, count_c: CountC) -> Snapshots:
+def _recounted(study: Study, count_c: CountC) -> Iterator[VoxelDynamics]:
     """Counts C anew with the centroids of every fitted estimator, of which nothing else stays."""
     for centroids, node2node in map(_division_of, _stored_estimators(study, 1)):
         yield from count_c(centroids, node2node, study.milestones)

@@ -5,7 +5,6 @@ import json
 import re
 import weakref
 from functools import partial
-from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -16,9 +15,10 @@ from hypertrack_jax.evaluation.graph_quality import CentroidPoint, graph_row
 from hypertrack_jax.evaluation.voxdyn_claims import HeldOut, Study
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.events.pileup import thin
-from hypertrack_jax.voxdyn.fit import Training, fit_voxdyn
+from hypertrack_jax.voxdyn.centroids import fit_centroids
+from hypertrack_jax.voxdyn.fit import Training, fit_voxdyn, sample_particle_hits
 from hypertrack_jax.voxdyn.model import predict_edges
-from hypertrack_jax.voxdyn.storage import save_voxdyn, voxdyn_path
+from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
 
 TRAINING_IDS, EVAL_IDS = [*range(1, 7)], [11, 12]
 needs_plots = pytest.mark.skipif(
@@ -139,8 +139,17 @@ def test_centroids_are_fitted_to_few_and_many_hits_and_judged_on_other_events(me
     assert all(p.graph.num_events == 3 and p.graph.quality.min_count == 2 for p in points)
     few, many = points[0], points[2]
     assert few.distance2 > many.distance2
-    vd = fit_voxdyn(lambda: map(toy_event, TRAINING_IDS), 32, "eom", 2, max_centroid_hits=400)
-    assert many.distance2 == pytest.approx(distance2_by_hand(vd.centroids, toy_event(11)))
+    for point, size in ((few, 40), (many, 400)):
+        hits = sample_particle_hits(map(toy_event, TRAINING_IDS), size, seed=0)
+        centroids = fit_centroids(hits, 32, num_iterations=2, seed=0).centroids
+        assert point.distance2 == pytest.approx(distance2_by_hand(centroids, toy_event(11)))
+
+
+def test_more_hits_than_there_are_count_as_all(models, tmp_path):
+    particle_hits = [np.sum(toy_event(k).hit_particle != NOISE) for k in TRAINING_IDS]
+    study = study_of(models, ncells=[32], centroid_hits=[10**6, 10**7])
+    points = measure(study, "centroids", directory=tmp_path)["centroids"]
+    assert [p.num_centroid_hits for p in points] == [sum(particle_hits)] * len(EVAL_IDS)
 
 
 def distance2_by_hand(centroids, event):
@@ -160,40 +169,63 @@ def test_snapshots_are_estimators_of_the_first_events(models, tmp_path):
     """A stop at a milestone leaves no trace in what is counted after it."""
     vd = fit_voxdyn(lambda: map(toy_event, TRAINING_IDS), 64, "eom", 2)
     centroids, _ = voxdyn_claims._division_of(vd)
-    snapshots = voxdyn_claims.count_snapshots(
-        centroids, "eom", [6, 2, 2], TRAINING, tmp_path, progress
-    )
-    found = {number: (vd.num_events, int(np.sum(vd.rows.counts))) for number, vd in snapshots}
-    alone = voxdyn_claims.count_snapshots(centroids, "eom", [6], TRAINING, tmp_path, progress)
-    assert [*found] == [2, 6]
-    assert found[6] == next((vd.num_events, int(np.sum(vd.rows.counts))) for _, vd in alone)
-    assert found[2][0] == 2 and found[2][1] < found[6][1]
+
+    def snapshots(milestones, num_events=6):
+        part = TRAINING._replace(event_ids=TRAINING_IDS[:num_events])
+        return [
+            (vd.num_events, np.asarray(vd.rows.counts).tolist())
+            for vd in voxdyn_claims.count_snapshots(
+                centroids, "eom", milestones, part, tmp_path, progress
+            )
+        ]
+
+    found = snapshots([6, 2, 2])
+    assert [num_events for num_events, _ in found] == [2, 6]
+    assert found == snapshots([2], num_events=2) + snapshots([6])
 
 
-def test_estimators_are_let_go_one_by_one():
-    """No more than one is alive when the next is made."""
-    alive, most = [], []
+def test_estimators_are_let_go_one_by_one(models, monkeypatch):
+    """No other is alive when one is made."""
+    made, alive = [], []
 
     class Estimator(str):
         pass
 
-    def estimators():
-        for _ in range(3):
-            most.append(sum(reference() is not None for reference in alive))
-            made = Estimator("eom")
-            alive.append(weakref.ref(made))
-            yield 1, made
-            del made
+    def estimators(number):
+        for _ in range(number):
+            alive.append(sum(reference() is not None for reference in made))
+            vd = Estimator("eom")
+            made.append(weakref.ref(vd))
+            yield vd
+            del vd
 
     nothing = HeldOut(lambda _: [], [], None, [1])
-    for take in (
-        lambda: voxdyn_claims.training_points.__wrapped__(estimators(), nothing, 1.0),
-        lambda: voxdyn_claims.pileup_points.__wrapped__(
-            map(itemgetter(1), estimators()), nothing, [1.0]
-        ),
-    ):
-        assert [*take()] == []
-    assert most == [0] * 6
+    assert [*voxdyn_claims.graph_points.__wrapped__(estimators(3), nothing, [1.0])] == []
+    monkeypatch.setattr(voxdyn_claims, "centroid_points", lambda *_: [])
+    study = study_of(models, node2nodes=["eom", "hyper"])
+    (_,) = voxdyn_claims.measure_claims(study, ["centroids"], lambda *_: estimators(2), progress)
+    # Three times three, and so many of two topologies.
+    # The latter: two estimators of three divisions of space and two topologies.
+    assert alive == [0] * (3 + 2 * 3 * 2)
+
+
+def test_estimators_are_loaded_at_the_counts_that_the_claims_ask_for(models, monkeypatch, tmp_path):
+    """Smaller counts stand for more edges, which may not fit into the memory."""
+    asked = []
+
+    def load(path, node2node, ncell, min_count):
+        asked.append(min_count)
+        return load_voxdyn(path, node2node, ncell, min_count)
+
+    monkeypatch.setattr(voxdyn_claims, "load_voxdyn", load)
+    scanned = HELD_OUT._replace(min_counts=[5, 3])
+    study = study_of(models, ncells=[32], shown_min_counts=[1], held_out=scanned)
+    measure(study, "trade", "events", directory=tmp_path)
+    # More events than there are is a mistake only where they are to be counted.
+    other = study._replace(shown_min_counts=[4], milestones=[77], centroid_events=77)
+    measure(other, "pileup", directory=tmp_path)
+    # For the events it is the centroids that matter, and C is counted anew.
+    assert asked == [3, 1, 4]
 
 
 def test_topologies_that_differ_are_said(models, tmp_path):

@@ -20,7 +20,7 @@ from hypertrack_jax.tunes.tune import NetworkTune, OptimizerTune, Tune, VoxdynTu
 TUNE = Tune(
     name="tiny",
     voxdyn=VoxdynTune(ncell=64),
-    network=NetworkTune("cylindrical", "helix", 2, 8, 8, (6,)),
+    network=NetworkTune("cylindrical", "helix", 2, 8, 9, (6,)),
     optimizer=OptimizerTune(learning_rate=5e-3),
 )
 """
@@ -142,6 +142,11 @@ MISTAKES = {
         "inference",
         ["--read_tag=tiny", "--ncell=128", "--event_start=11", "--event_end=12"],
         "voxdyn.ncell is 64, but 128",
+    ),
+    "no such device": (
+        "train",
+        ["--save_tag=x", "--device=tpu", *RANGE],
+        "--device=tpu: jax finds",
     ),
     "more cells than hits": ("pretrain_voxdyn", ["--ncell=1000000", *RANGE], "1000000"),
     "noise ratio in words": (

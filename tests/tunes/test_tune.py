@@ -117,7 +117,7 @@ def test_differences_are_named_within_the_parts_asked_for():
 
 def test_choices_are_those_of_the_library():
     assert choices(VoxdynTune, "node2node") == TOPOLOGIES
-    assert choices(OptimizerTune, "scheduler_type") == ("constant", "warm-cos")
+    assert choices(OptimizerTune, "scheduler_type") == ("constant", "warm-cos", "cos", "exp", "step")
 
 
 def test_tune_5_has_the_published_values():

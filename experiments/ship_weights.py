@@ -1,0 +1,30 @@
+"""Writes the weights of a trained model as one small file, without its optimiser.
+
+python experiments/ship_weights.py --read_tag=pu2 --output=hypertrack_jax/weights/pu2.npz
+"""
+
+from pathlib import Path
+
+import command_line
+from absl import flags
+
+from hypertrack_jax.reconstruct import load_reconstructor
+from hypertrack_jax.training.weights import Weights, count_pairs, save_weights
+
+flags.adopt_module_key_flags(command_line)
+
+READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.", required=True)
+EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
+OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz.", required=True)
+
+
+def main() -> None:
+    """Loads the model, which needs its Voxel-Dynamics file, and writes its weights."""
+    model = load_reconstructor(command_line.workdir("models"), READ_TAG.value, EPOCH.value)
+    weights = Weights(model.tune, model.params, model.batch_stats, count_pairs(model.voxdyn))
+    path = save_weights(Path(OUTPUT.value), weights)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,84 @@
+"""Host side: clusterers and edge thresholds compared on the same scored edges."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from hypertrack_jax.evaluation.metrics import track_scores
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.reconstruct import Reconstructor
+
+SCORES = ("dms", "efficiency", "purity", "trackml", "hit_efficiency", "hit_purity")
+"""Fields of `TrackScores` that are compared."""
+
+
+class ClusterScore(NamedTuple):
+    """How well one method did on one event."""
+
+    event_id: int
+    method: str
+    edge_threshold: float
+    scores: dict[str, float]
+    """By the names in `SCORES`; NaN where there is nothing to divide by."""
+    seconds: float
+    """Wall time of the clustering, components included, compiled before."""
+
+
+def compare_clusterers(
+    model: Reconstructor,
+    events: Iterable[Event],
+    methods: Sequence[str],
+    thresholds: Sequence[float],
+) -> Iterator[ClusterScore]:
+    """Clusters every event by every method at every edge threshold; the edges are scored once.
+
+    Args:
+      model: the trained model.
+      events: events with truth.
+      methods: choices of `ClusterTune.cluster`.
+      thresholds: edge thresholds.
+
+    Raises:
+      ImportError: a method needs scikit-learn, which is missing.
+    """
+    for event in events:
+        graph = jax.device_put(model.graph(event.position))
+        scores = jax.block_until_ready(model.score(graph))
+        for method in methods:
+            for threshold in thresholds:
+                cluster = replace(model.tune.cluster, cluster=method, edge_threshold=threshold)
+                chosen = model._replace(tune=replace(model.tune, cluster=cluster))
+                chosen.cluster(graph, scores, chosen.keep(graph, scores))
+                started = time.perf_counter()
+                clusters = chosen.cluster(graph, scores, chosen.keep(graph, scores))
+                seconds = time.perf_counter() - started
+                found = track_scores(event, clusters.label, cluster.min_hits)
+                values = {name: getattr(found, name) for name in SCORES}
+                values = {name: np.nan if v is None else v for name, v in values.items()}
+                yield ClusterScore(event.event_id, method, threshold, values, seconds)
+
+
+def comparison_table(results: Sequence[ClusterScore]) -> str:
+    """Mean and standard deviation over events, a row per method and threshold, in Markdown."""
+    keys = list(dict.fromkeys((one.method, one.edge_threshold) for one in results))
+    names = {"dms": "DMS", "trackml": "TrackML"}
+    titles = ["clusterer", "edge threshold", *(names.get(n, n.replace("_", " ")) for n in SCORES)]
+    lines = [[*titles, "ms"], ["---"] * (len(titles) + 1)]
+    for method, threshold in keys:
+        rows = [one for one in results if (one.method, one.edge_threshold) == (method, threshold)]
+        cells = [_spread([one.scores[name] for one in rows], 3) for name in SCORES]
+        milliseconds = _spread([1e3 * one.seconds for one in rows], 1)
+        lines.append([method, f"{threshold:g}", *cells, milliseconds])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation, what is not a number left out."""
+    kept = np.asarray(values)[~np.isnan(values)]
+    if not len(kept):
+        return "-"
+    return f"{kept.mean():.{digits}f} ± {kept.std():.{digits}f}"

@@ -1,0 +1,79 @@
+"""Host side: what is told and written about the events that a model has reconstructed."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.evaluation.evaluate import evaluate_events, write_figures
+from hypertrack_jax.evaluation.graph_quality import topology_note
+from hypertrack_jax.evaluation.report import Row, event_table, summary_table
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.trackml import write_submission
+from hypertrack_jax.tunes.tune import Tune
+
+MAX_SHOWN = 10
+"""Events whose edges enter the figures, which bounds memory."""
+
+
+class Wanted(NamedTuple):
+    """What is asked for; the defaults are the least."""
+
+    node2node: str | None = None
+    """Topology of the true edges to judge by; None: that of the model."""
+    submissions: Path | None = None
+    """Directory for the tracks as TrackML submissions, `event000001000-submission.csv`."""
+    figures: Path | None = None
+    """Directory for the figures."""
+
+
+class InferenceReport(NamedTuple):
+    """What is known afterwards; neither events nor tracks."""
+
+    rows: list[Row]
+    """Sizes, scores and milliseconds of each event."""
+    text: str
+    """The rows and their summary as tables, and a note where model and truth differ in topology."""
+    figures: list[Path]
+    """Those drawn: none where no event has truth."""
+
+
+def report_events(
+    reconstruct: Callable[[np.ndarray], Tracks], events: Iterable[Event], tune: Tune, wanted: Wanted
+) -> InferenceReport:
+    """Reconstructs and scores events one by one, and writes what is wanted.
+
+    Args:
+      reconstruct: from hit positions in mm to tracks.
+      events: the events; without truth their scores are None.
+      tune: that of the model.
+      wanted: what to judge by, and what to write.
+
+    Returns:
+      The report.
+
+    Raises:
+      ValueError: an unknown topology.
+      ImportError: matplotlib or mplhep is missing and figures are wanted.
+      OSError: a file cannot be written.
+    """
+    fitted = tune.voxdyn.node2node
+    judged = wanted.node2node or fitted
+    note = topology_note(fitted, judged)
+    judged_by = tune
+    if wanted.node2node:
+        by = replace(tune.voxdyn, node2node=judged, labels="node2node")
+        judged_by = replace(tune, voxdyn=by)
+    rows, shown = [], []
+    for evaluated in evaluate_events(reconstruct, events, judged_by):
+        rows.append(evaluated.row)
+        if wanted.submissions:
+            name = f"event{evaluated.event.event_id:09d}-submission.csv"
+            write_submission(wanted.submissions / name, evaluated.event, evaluated.tracks.hit_label)
+        if wanted.figures and evaluated.event.has_truth and len(shown) < MAX_SHOWN:
+            shown.append(evaluated)
+    files = write_figures(wanted.figures, shown, judged_by) if wanted.figures and shown else []
+    return InferenceReport(rows, "\n\n".join([event_table(rows), summary_table(rows), note]), files)
