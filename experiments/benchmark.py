@@ -11,9 +11,17 @@ import command_line
 import numpy as np
 from absl import flags
 
-from hypertrack_jax.benchmark import Timing, machine, markdown, measure, write_timings
+from hypertrack_jax.benchmark import (
+    Timing,
+    fresh_model,
+    machine,
+    markdown,
+    measure,
+    write_timings,
+)
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
+from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 from hypertrack_jax.voxdyn_benchmark import Setting, growth, measure_voxdyn, ratios
@@ -25,6 +33,9 @@ VOXDYN_PARTS = flags.DEFINE_list(
     "voxdyn_parts", ["assign", "centroids", "count", "graph"], "Parts of the suite voxdyn."
 )
 PARAM = flags.DEFINE_string("param", "helix", f"Tune: one of {', '.join(PACKAGED)}, or a file.")
+READ_TAG = flags.DEFINE_string(
+    "read_tag", None, "Trained model to time instead of fresh weights; cluster and phase2_step."
+)
 NODE2NODE = flags.DEFINE_list("node2node", ["hyper"], "voxdyn: topologies; C counts the first.")
 NCELL = flags.DEFINE_integer("ncell", None, "Voronoi cells; default: the tune's.", lower_bound=1)
 MIN_COUNT = flags.DEFINE_float("min_count", None, "Default: the tune's; voxdyn: 1.")
@@ -61,14 +72,21 @@ def voxdyn_timings() -> list[Timing]:
 
 def stage_timings() -> list[Timing]:
     """The stages of one event."""
-    tune = load_tune(PARAM.value)
-    tune = replace(tune, voxdyn=command_line.changed(tune.voxdyn, NCELL, MIN_COUNT))
-    wanted = tune.voxdyn
-    path = voxdyn_path(command_line.workdir("models"), wanted.node2node, wanted.ncell)
-    voxdyn = load_voxdyn(path, wanted.node2node, wanted.ncell)
     full_event = load_event(command_line.workdir("data"), EVENT.value)
     event = thin(full_event, RFACTOR.value, -1, np.random.default_rng(SEED.value))
-    return list(measure(SUITE.value, event, voxdyn, tune, RUNS.value))
+    return list(measure(SUITE.value, event, model(), RUNS.value))
+
+
+def model() -> Reconstructor:
+    """The trained model that is asked for, or one with fresh weights."""
+    models = command_line.workdir("models")
+    if READ_TAG.value:
+        return load_reconstructor(models, READ_TAG.value)
+    tune = load_tune(PARAM.value)
+    wanted = command_line.changed(tune.voxdyn, NCELL, MIN_COUNT)
+    path = voxdyn_path(models, wanted.node2node, wanted.ncell)
+    voxdyn = load_voxdyn(path, wanted.node2node, wanted.ncell)
+    return fresh_model(voxdyn, replace(tune, voxdyn=wanted))
 
 
 if __name__ == "__main__":

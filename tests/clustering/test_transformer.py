@@ -22,6 +22,7 @@ from hypertrack_jax.clustering.transformer import (
     kept_edges,
     logits_of,
     members_of,
+    without_hits,
 )
 from hypertrack_jax.graph.event_graph import Bucket
 from hypertrack_jax.networks.set_transformer import membership_logit
@@ -171,3 +172,50 @@ def test_labels_are_in_the_order_of_first_hits():
     np.testing.assert_array_equal(names, np.arange(len(names)))
     assert np.all(np.diff(first) > 0)
     np.testing.assert_array_equal(found.membership > 0, found.label >= 0)
+
+
+def yes_sayer():
+    """Parameters by which every hit of a micrograph belongs to it."""
+    certain = jax.tree.map(lambda leaf: leaf, params())
+    last = certain[TRANSFORMER]["membership_2"]
+    certain[TRANSFORMER]["membership_2"] = {**last, "bias": last["bias"] + 30}
+    return certain
+
+
+@pytest.mark.parametrize("second_threshold", [None, 0.2])
+def test_what_is_left_over_is_searched_again_along_weaker_edges(second_threshold):
+    """One particle has edges of 0.3, and so have pairs of the others, which are gone by then."""
+    graph, embedding, probability, _ = scored_event()
+    particle = np.asarray(graph.nodes.particle)
+    weak = (particle[np.asarray(graph.senders)] == 2) | ~np.asarray(graph.edges.label)
+    probability = jnp.where(weak, 0.3, 0.9)
+    tune = replace(TUNE, cluster=ClusterTune(second_threshold=second_threshold))
+    kept = kept_edges(graph, probability, 0.55)
+    found = find_clusters(tune, yes_sayer(), graph, embedding, probability, kept, jax.random.key(0))
+    label = found.label
+    for number in range(6):
+        own = label[particle[: len(label)] == number]
+        if number == 2 and second_threshold is None:
+            assert np.all(own == -1)
+        else:
+            assert len(np.unique(own)) == 1
+            assert own[0] >= 0
+    assert label.max() == (4 if second_threshold is None else 5)
+    np.testing.assert_array_equal(found.membership > 0.99, label >= 0)
+
+
+def test_a_cluster_must_be_sure_enough():
+    graph, *scores = scored_event()
+    for least, number in ((0.0, 6), (1.1, 0)):
+        tune = replace(TUNE, cluster=ClusterTune(min_membership=least))
+        found = find_clusters(tune, yes_sayer(), graph, *scores, jax.random.key(0))
+        assert found.label.max() + 1 == number
+
+
+def test_masked_hits_take_their_edges_along():
+    graph, *_ = scored_event()
+    taken = jnp.zeros(128, bool).at[jnp.array([3, 5])].set(True)
+    left = without_hits(graph, taken)
+    np.testing.assert_array_equal(left.nodes.mask, graph.nodes.mask & ~taken)
+    touches = np.isin(graph.senders, [3, 5]) | np.isin(graph.receivers, [3, 5])
+    np.testing.assert_array_equal(left.edges.mask, np.asarray(graph.edges.mask) & ~touches)

@@ -215,7 +215,8 @@ def mean_auc(state, tune, validation, voxdyn):
     for event in fixed_events(validation):
         edges = predict_edges(voxdyn, event.position)
         graph = event_graph(event, *edges, node2node="hyper")
-        prediction = predict(tune.network, state.params[EDGE], state.batch_stats, graph)
+        on_device = jax.device_put(graph)
+        prediction = predict(tune.network, state.params[EDGE], state.batch_stats, on_device)
         mask = graph.edges.mask
         areas.append(auc(graph.edges.label[mask], np.asarray(prediction.logit)[mask]))
     return np.mean(areas)

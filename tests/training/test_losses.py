@@ -16,6 +16,7 @@ from hypertrack_jax.training.losses import (
     edge_loss,
     focal_edge_loss,
     hinge_edge_loss,
+    particle_shares,
 )
 from hypertrack_jax.tunes.tune import LossTune
 
@@ -273,3 +274,28 @@ def test_half_precision_logits_are_summed_in_float32():
     label, mask = graph.edges.label, graph.edges.mask
     assert focal_edge_loss(half, label, mask, 1.0) == focal_edge_loss(full, label, mask, 1.0)
     assert hinge_edge_loss(half, label, mask) == hinge_edge_loss(full, label, mask)
+
+
+def test_shares_give_every_particle_the_same_sum():
+    """By hand: particle 0 has two true edges, particle 1 one; 3 edges, so 1.5 for each particle."""
+    label = jnp.array([True, True, True, False, True])
+    mask = jnp.array([True, True, True, True, False])
+    senders = jnp.array([0, 0, 1, 2, 2])
+    share = particle_shares(label, mask, senders, jnp.array([0, 1, -1]))
+    np.testing.assert_allclose(share[:3], [0.75, 0.75, 1.5])
+    assert np.all(np.isfinite(share))
+
+
+def test_shares_weigh_the_true_edges_alone():
+    """Of two true edges with losses a and b at shares 0.5 and 1.5, and two false ones."""
+    logit = jnp.array([0.3, -1.0, 0.7, -0.2])
+    label, mask = jnp.array([True, True, False, False]), jnp.ones(4, bool)
+    share = jnp.array([0.5, 1.5, 9.0, 9.0])
+    a, b, c, d = -np.asarray(jax.nn.log_sigmoid(jnp.where(label, logit, -logit)), np.float64)
+    found = focal_edge_loss(logit, label, mask, 0.0, share)
+    assert float(found) == pytest.approx((0.5 * a + 1.5 * b + c + d) / 4, rel=1e-6)
+    # The tune passes them on.
+    for kind in ("focal", "BCE", "BCE+hinge"):
+        tune = LossTune(edge_loss=kind)
+        weighed, plain = (edge_loss(tune, logit, label, mask, s) for s in (share, None))
+        assert abs(float(weighed) - float(plain)) > 0.01

@@ -117,7 +117,8 @@ def test_differences_are_named_within_the_parts_asked_for():
 
 def test_choices_are_those_of_the_library():
     assert choices(VoxdynTune, "node2node") == TOPOLOGIES
-    assert choices(OptimizerTune, "scheduler_type") == ("constant", "warm-cos", "cos", "exp", "step")
+    schedules = ("constant", "warm-cos", "cos", "exp", "step")
+    assert choices(OptimizerTune, "scheduler_type") == schedules
 
 
 def test_tune_5_has_the_published_values():

@@ -136,6 +136,12 @@ def test_descent_finds_the_cells_that_it_can_lead_to(num_cells):
     np.testing.assert_array_equal(voronoi.approximate_cells(index, centroids[entries]), entries)
 
 
+def test_a_hit_on_a_split_goes_up():
+    index = to_device(voronoi.build_index(np.array([[0, 0, 0], [2, 0, 0]], np.float32)))
+    position = np.array([[1 - 2**-20, 0, 0], [1, 0, 0]], np.float32)
+    assert voronoi.approximate_cells(index, position).tolist() == [0, 1]
+
+
 def test_lists_settle_nearly_all_hits():
     """The tree is exact without the lists, but slow: without a guard their loss would not show."""
     rng = np.random.default_rng(4)

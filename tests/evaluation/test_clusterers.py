@@ -1,0 +1,72 @@
+"""The comparison of clusterers: the same edges for all, and means that are means."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from toy import helix_event
+
+from hypertrack_jax.benchmark import fresh_model
+from hypertrack_jax.evaluation.clusterers import (
+    SCORES,
+    ClusterScore,
+    compare_clusterers,
+    comparison_table,
+)
+from hypertrack_jax.evaluation.metrics import track_scores
+from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small model with fresh weights."""
+    network = NetworkTune("cylindrical", "none", 1, 8, 5, (4,), num_attention_blocks=1)
+    tune = Tune("small", voxdyn=VoxdynTune(ncell=64), network=network)
+    events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
+    voxdyn = fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2)
+    return fresh_model(voxdyn, tune)
+
+
+def test_every_method_at_every_threshold_as_the_model_alone_would(model):
+    events = [helix_event(0, 6, event_id=number) for number in (3, 8)]
+    probability = model._replace(tune=replace(model.tune, cluster=ClusterTune(cluster="none")))(
+        events[0].position
+    ).probability
+    thresholds = [float(np.quantile(probability, q)) for q in (0.5, 0.9)]
+    results = list(compare_clusterers(model, events, ["cut", "none"], thresholds))
+    expected = [
+        (event, method, threshold)
+        for event in events
+        for method in ("cut", "none")
+        for threshold in thresholds
+    ]
+    assert len(results) == len(expected) == 8
+    for one, (event, method, threshold) in zip(results, expected, strict=True):
+        assert (one.event_id, one.method, one.edge_threshold) == (
+            event.event_id,
+            method,
+            threshold,
+        )
+        cluster = ClusterTune(cluster=method, edge_threshold=threshold)
+        alone = model._replace(tune=replace(model.tune, cluster=cluster))(event.position)
+        scores = track_scores(event, alone.hit_label)
+        for name in SCORES:
+            value = getattr(scores, name)
+            np.testing.assert_equal(one.scores[name], np.nan if value is None else value)
+        assert one.seconds > 0
+    # Without clusters there is no purity.
+    assert np.isnan(results[2].scores["purity"])
+
+
+def test_the_table_has_mean_and_spread():
+    def score(method, value):
+        return ClusterScore(1, method, 0.5, dict.fromkeys(SCORES, value), 0.002)
+
+    table = comparison_table([score("cut", 0.5), score("cut", 0.7), score("none", float("nan"))])
+    lines = table.splitlines()
+    assert lines[0].startswith("| clusterer | edge threshold | DMS | efficiency | purity |")
+    assert lines[2].startswith("| cut | 0.5 | 0.600 ± 0.100 |")
+    assert lines[2].endswith("| 2.0 ± 0.0 |")
+    assert lines[3].startswith("| none | 0.5 | - |")
+    assert len(lines) == 4
