@@ -38,12 +38,9 @@ CLUSTER = flags.DEFINE_enum(
     "cluster",
     None,
     choices(ClusterTune, "cluster"),
-    "What makes tracks of the edges; default: the tune's, or cut where its transformer has not "
-    "been trained.",
+    "What makes tracks; default: the tune's, or cut where its transformer is not trained.",
 )
-EDGE_THRESHOLD = flags.DEFINE_float(
-    "edge_threshold", None, "Edge cut; default: the tune's.", 0.0, 1.0
-)
+EDGE_THRESHOLD = flags.DEFINE_float("edge_threshold", None, "Default: the tune's.", 0.0, 1.0)
 RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")
 NOISE_RATIO = flags.DEFINE_string(
     "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise."

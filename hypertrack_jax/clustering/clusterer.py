@@ -11,12 +11,7 @@ from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 from hypertrack_jax.clustering.baselines import large_components, no_clusters
 from hypertrack_jax.clustering.density import dbscan, hdbscan
 from hypertrack_jax.clustering.search import Clusters, SearchSizes
-from hypertrack_jax.clustering.transformer import (
-    KeptEdges,
-    kept_edges,
-    transformer_clusters,
-    without_hits,
-)
+from hypertrack_jax.clustering.transformer import KeptEdges, transformer_clusters
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.tunes.tune import Tune
 
@@ -66,10 +61,9 @@ def find_clusters(
     num_hits, num_edges = int(graph.n_node[0]), int(graph.n_edge[0])
     method, min_hits = tune.cluster.cluster, tune.cluster.min_hits
     if method == "transformer":
-        label, membership = searched_clusters(
-            tune, params, graph, embedding, probability, kept, key
-        )
-        return HitClusters(_by_first_hit(label[:num_hits]), membership[:num_hits])
+        clusters = complete_search(tune, params, graph, embedding, probability, kept, key)
+        label, membership = (np.asarray(array)[:num_hits] for array in clusters[:2])
+        return HitClusters(_by_first_hit(label), membership)
     if method == "cut":
         label = np.asarray(large_components(kept.component, min_hits))[:num_hits]
     elif method == "none":
@@ -82,36 +76,6 @@ def find_clusters(
     return HitClusters(label, (label >= 0).astype(np.float32))
 
 
-def searched_clusters(
-    tune: Tune,
-    params: Any,
-    graph: EventGraph,
-    embedding: Float[Array, "hit feat"],
-    probability: Float[Array, " edge"],
-    kept: KeptEdges,
-    key: PRNGKeyArray,
-) -> HitClusters:
-    """Clusters by the transformer, in one search or, with `second_threshold`, in two.
-
-    Returns:
-      Clusters of all hits of the graph, padding included, in the order in which they were found.
-    """
-    cluster, scores = tune.cluster, (embedding, probability)
-    first = complete_search(tune, params, graph, *scores, kept, key, cluster.edge_threshold)
-    label, membership = np.asarray(first.label), np.asarray(first.membership)
-    if cluster.second_threshold is None:
-        return HitClusters(label, membership)
-    left = without_hits(graph, first.label >= 0)
-    kept = kept_edges(left, probability, cluster.second_threshold)
-    key = jax.random.fold_in(key, 1)
-    second = complete_search(tune, params, left, *scores, kept, key, cluster.second_threshold)
-    more = np.asarray(second.label)
-    return HitClusters(
-        np.where(more >= 0, more + int(first.num_clusters), label),
-        np.where(more >= 0, np.asarray(second.membership), membership),
-    )
-
-
 def complete_search(
     tune: Tune,
     params: Any,
@@ -120,7 +84,6 @@ def complete_search(
     probability: Float[Array, " edge"],
     kept: KeptEdges,
     key: PRNGKeyArray,
-    edge_threshold: float,
 ) -> Clusters:
     """`transformer_clusters` with capacities that suffice: larger ones are tried until they do.
 
@@ -132,10 +95,9 @@ def complete_search(
       probability: probability of every edge.
       kept: components and largest degree of the edges above the threshold.
       key: decides all random choices.
-      edge_threshold: edges with a smaller probability are cut.
     """
     # What the program does not depend on would only have it compiled again.
-    cluster = replace(tune.cluster, edge_threshold=0.0, second_threshold=None)
+    cluster = replace(tune.cluster, edge_threshold=0.0, training_threshold=None)
     sizes = FIRST_SIZES._replace(
         num_neighbors=_grown(FIRST_SIZES.num_neighbors, int(kept.max_degree)),
         num_seeds=max(16, len(graph.nodes.mask) // HITS_PER_SEED),
@@ -151,7 +113,7 @@ def complete_search(
             kept.component,
             sizes,
             key,
-            edge_threshold,
+            tune.cluster.edge_threshold,
         )
         enough = enough_sizes(sizes, clusters)
         if enough == sizes:

@@ -177,9 +177,7 @@ def _one_round(
     micrographs = _micrographs(walked, is_asked, state.active, hits, neighbors, tune, sizes)
     members = membership(micrographs)
     num_chosen = members.is_chosen.sum(axis=1)
-    total = jnp.where(members.is_chosen, members.probability, 0).sum(axis=1)
-    is_sure = total >= tune.min_membership * num_chosen.astype(total.dtype)
-    is_candidate = is_asked & is_sure & (num_chosen >= tune.min_hits)
+    is_candidate = is_asked & (num_chosen >= tune.min_hits)
     is_kept = settle(micrographs, members, is_candidate, num_hits)
     # What lost a hit is asked again without it. The best of all loses none: each round goes on.
     is_taken = is_candidate & (is_kept.sum(axis=1) == num_chosen)

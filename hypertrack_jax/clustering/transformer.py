@@ -138,16 +138,6 @@ def _num_filled(hit: Int32[Array, "row slot"], num_hits: int) -> Int32[Array, " 
     return (hit < num_hits).sum(axis=1, dtype=jnp.int32)
 
 
-@jax.jit
-def without_hits(graph: EventGraph, is_taken: Bool[Array, " hit"]) -> EventGraph:
-    """The graph in which some hits, and the edges that meet them, are masked like padding."""
-    edge_mask = graph.edges.mask & ~(is_taken[graph.senders] | is_taken[graph.receivers])
-    return graph._replace(
-        nodes=graph.nodes._replace(mask=graph.nodes.mask & ~is_taken),
-        edges=graph.edges._replace(mask=edge_mask),
-    )
-
-
 class KeptEdges(NamedTuple):
     """What the edges above a threshold make of an event."""
 

@@ -61,12 +61,11 @@ def report_events(
       OSError: a file cannot be written.
     """
     fitted = tune.voxdyn.node2node
-    judged = wanted.node2node or fitted
-    note = topology_note(fitted, judged)
+    note = topology_note(fitted, wanted.node2node or fitted)
     judged_by = tune
     if wanted.node2node:
-        by = replace(tune.voxdyn, node2node=judged, labels="node2node")
-        judged_by = replace(tune, voxdyn=by)
+        truth = replace(tune.voxdyn, node2node=wanted.node2node, labels="node2node")
+        judged_by = replace(tune, voxdyn=truth)
     rows, shown = [], []
     for evaluated in evaluate_events(reconstruct, events, judged_by):
         rows.append(evaluated.row)

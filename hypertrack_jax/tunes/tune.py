@@ -50,7 +50,7 @@ class NetworkTune:
     embedding_dim: int = 61
     """Width of the fused hit embedding z; with x, y, z it makes the transformer's 64."""
     edge_mlp_dims: tuple[int, ...] = (30, 30)
-    """Hidden widths of the edge MLP on z_i * z_j."""
+    """Hidden widths of the edge MLP."""
     num_heads: int = 4
     """Attention heads of the set transformer; they share its width, so they have to divide it."""
     num_attention_blocks: int = 4
@@ -84,17 +84,11 @@ class ClusterTune:
     of scikit-learn, or nothing; training with another than `transformer` trains the GNN alone."""
     edge_threshold: float = 0.55
     """Edges with a smaller probability are cut."""
-    second_threshold: float | None = None
-    """With `transformer`: hits that are left over are searched once more, along all edges above
-    this lower threshold. Displaced particles have improbable edges, which join tracks while all
-    hits are there, but not when the sure tracks are gone. None as published: no second search."""
     training_threshold: float | None = None
     """In training each event draws its edge threshold between this and `edge_threshold`, so that
     the transformer knows sparse and crowded micrographs; None as published: no draw."""
     min_hits: int = 4
     """Smallest cluster that counts as a track."""
-    min_membership: float = 0.0
-    """With `transformer`: least mean membership of the hits of a cluster; 0 as published."""
     seed_strategy: Literal[
         "random", "largest_3d", "smallest_3d", "largest_transverse", "smallest_transverse"
     ] = "random"

@@ -159,14 +159,16 @@ def test_the_edge_mlp_looks_at_both_orders_of_the_hits():
     both, one = (Case(replace(SMALL, edge_type=kind)) for kind in ("symmetrized", "asymmetric"))
     graph = both.graph
     back = np.lexsort((np.asarray(graph.receivers), np.asarray(graph.senders)))
-    mean, of_one = (jax.jit(case.infer)(graph).logit for case in (both, one))
+    mean, of_one = (
+        jax.jit(case.infer, compiler_options=QUICK)(graph).logit for case in (both, one)
+    )
     assert np.abs(of_one - of_one[back]).max() > 1e-4
     np.testing.assert_allclose(mean, (of_one + of_one[back]) / 2, rtol=1e-10, atol=1e-12)
 
 
 def test_an_asymmetric_edge_mlp_sees_the_receiver_first():
     case = Case(replace(SMALL, edge_type="asymmetric", edge_mlp_dims=()))
-    found = jax.jit(case.infer)(case.graph)
+    found = jax.jit(case.infer, compiler_options=QUICK)(case.graph)
     edge_mlp, z = case.variables["params"]["edge_mlp"], found.embedding
     pairs = jnp.concatenate([z[case.graph.receivers], z[case.graph.senders]], axis=1)
     expected = pairs @ edge_mlp["kernel"][:, 0] + edge_mlp["bias"]
@@ -180,7 +182,7 @@ def test_bfloat16_is_near_float32(name):
     with jax.enable_x64(False):
         variables, graph = jax.tree.map(jnp.asarray, jax.device_get((variables, toy_graph())))
 
-        @partial(jax.jit, static_argnums=0)
+        @partial(jax.jit, static_argnums=0, compiler_options=QUICK)
         def infer(dtype):
             return network.apply(variables, graph, False, dtype)
 

@@ -49,7 +49,7 @@ def compiled_once():
 
 @pytest.fixture(scope="session")
 def small_tune() -> Tune:
-    """Of four particles of an event two enter the contrastive loss.
+    """Of the particles of an event two enter the contrastive loss.
 
     Seeds and clusters are found with the edges of an untrained network, too, and seeds do not
     depend on padding, as random ones do.
@@ -74,10 +74,10 @@ def small_tune() -> Tune:
 
 @pytest.fixture(scope="session")
 def event_directory(tmp_path_factory) -> Path:
-    """A directory of `NUM_EVENTS` events, numbered from 1; all fit into the smallest bucket."""
+    """A directory of `NUM_EVENTS` events, numbered from 1; two at a time fit into one bucket."""
     directory = tmp_path_factory.mktemp("events")
     for number in range(1, NUM_EVENTS + 1):
-        save_event(directory, helix_event(0, num_particles=4, event_id=number))
+        save_event(directory, helix_event(0, num_particles=8, event_id=number))
     return directory
 
 

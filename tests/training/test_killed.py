@@ -40,7 +40,7 @@ class Training:
             *(sys.executable, str(TRAIN), "--device=cpu", f"--workdir={workdir}"),
             *(f"--param={workdir / 'tiny.py'}", f"--save_tag={tag}", f"--num_steps={NUM_STEPS}"),
             *("--event_start=1", "--event_end=4", "--rfactor_start=0.5", "--rfactor_end=1"),
-            *("--auc_threshold=0.1", "--save_period=0.003"),
+            *("--batch_size=2", "--seed=3", "--auc_threshold=0.1", "--save_period=0.003"),
         ]
 
     def start(self) -> subprocess.Popen:
