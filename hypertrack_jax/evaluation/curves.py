@@ -4,11 +4,11 @@ import struct
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from tensorboardX.proto.event_pb2 import Event as LoggedEvent
+from tensorboardX.proto import event_pb2
 
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
 
@@ -83,8 +83,10 @@ def plot_curves(path: Path, trainings: Mapping[str, Mapping[str, Curve]]) -> Non
             panel.set_ylim(bottom=0)
 
 
-def _logged_events(path: Path) -> Iterator[LoggedEvent]:
+def _logged_events(path: Path) -> Iterator[Any]:
     """The records of a file: length, its checksum, the event, its checksum."""
+    # Made at run time from the message's description, so no type checker knows it.
+    event_type: Any = event_pb2.__dict__["Event"]
     data = path.read_bytes()
     place = 0
     while place + _LENGTH.size <= len(data):
@@ -93,7 +95,7 @@ def _logged_events(path: Path) -> Iterator[LoggedEvent]:
         place = begin + length + _CHECKSUM
         if place > len(data):
             return
-        yield LoggedEvent.FromString(data[begin : begin + length])
+        yield event_type.FromString(data[begin : begin + length])
 
 
 def _smoothed(curve: Curve) -> Curve:

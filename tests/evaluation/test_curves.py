@@ -8,7 +8,9 @@ from hypertrack_jax.evaluation.curves import PANELS, plot_curves, read_curves
 
 
 def write(directory, steps, value, name="train/auc"):
-    with SummaryWriter(str(directory), filename_suffix=f".{steps[0]}") as writer:
+    # Files of one second are told apart by the suffix.
+    suffix = f".{steps[0]}.{name.replace('/', '-')}"
+    with SummaryWriter(str(directory), filename_suffix=suffix) as writer:
         for step in steps:
             writer.add_scalar(name, value(step), step)
 
