@@ -207,12 +207,10 @@ def _raised(
     """
     is_next = jnp.pad(receivers[1:] != receivers[:-1], (1, 0))
     rank = jnp.cumsum(is_next.astype(jnp.int32))
+    # A rank that nobody has is given the lowest integer, which is out of bounds, and so dropped.
     place = segment_max(receivers, rank, len(receivers))
-    # Ranks that nobody has; a negative index would count from the end.
-    place = jnp.where(place < 0, len(highest), place)
-    return put_rows(
-        highest, jnp.maximum(highest[place], segment_max(value, rank, len(value))), place
-    )
+    largest = segment_max(value, rank, len(value))
+    return put_rows(highest, jnp.maximum(highest[place], largest), place)
 
 
 def _attend(
