@@ -48,8 +48,8 @@ def make_layer(aggregation="mean", residual=True) -> Layer:
     rng = np.random.default_rng(0)
     receivers, senders = np.nonzero(rng.random((NUM_HITS - 1, NUM_HITS - 1)) < 0.5)
     real = receivers != ISOLATED
-    padding = np.full(3, NUM_HITS - 1)
-    receivers, senders = (np.concatenate([side[real], padding]) for side in (receivers, senders))
+    receivers = np.concatenate([receivers[real], np.full(3, NUM_HITS - 1)])
+    senders = np.concatenate([senders[real], [0, 1, 2]])
     num_edges = len(receivers)
     assert num_edges % 8
     mask = np.arange(num_edges) < num_edges - 3

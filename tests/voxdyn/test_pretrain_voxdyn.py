@@ -66,7 +66,7 @@ def test_files_are_those_of_the_library_and_are_judged(workdir):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_was_stopped_is_taken_up_by_the_same_command(workdir, how):
-    arguments = ("--ncell=40", "--max_centroid_hits=200", "--num_copies=4", "--rfactors=1")
+    arguments = ("--ncell=40", "--max_centroid_hits=200", "--num_copies=64", "--rfactors=1")
     fresh = run(pretrain_command(workdir, *arguments))
     assert fresh.returncode == 0, fresh.stderr
     path = voxdyn_path(workdir / "models", "hyper", 40)
@@ -80,7 +80,7 @@ def test_a_run_that_was_stopped_is_taken_up_by_the_same_command(workdir, how):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    # Once the centroids are there, compiling the count takes a second or more.
+    # Once the centroids are there, so many copies take a second or more to count.
     deadline = time.monotonic() + 120
     unfinished = workdir / "models" / "voxdyn.unfinished"
     while not (unfinished / "centroids_40.npz").exists():
