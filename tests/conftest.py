@@ -1,11 +1,18 @@
 """Strict modes for every test, and the shapes in annotations checked by beartype."""
 
 import os
+import tempfile
 
 # Before jax starts: two CPU devices, so that code for several devices is tested on one machine.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )
+
+# Many tests start scripts, which compile the same programs: all processes share what was compiled.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="compiled", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 from jaxtyping import install_import_hook
 

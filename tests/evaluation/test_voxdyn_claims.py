@@ -145,11 +145,11 @@ def test_centroids_are_fitted_to_few_and_many_hits_and_judged_on_other_events(me
         assert point.distance2 == pytest.approx(distance2_by_hand(centroids, toy_event(11)))
 
 
-def test_more_hits_than_there_are_count_as_all(models, tmp_path):
+def test_as_few_hits_as_cells_will_do_and_more_than_there_are_count_as_all(models, tmp_path):
     particle_hits = [np.sum(toy_event(k).hit_particle != NOISE) for k in TRAINING_IDS]
-    study = study_of(models, ncells=[32], centroid_hits=[10**6, 10**7])
+    study = study_of(models, ncells=[32], centroid_hits=[31, 32, 10**6, 10**7])
     points = measure(study, "centroids", directory=tmp_path)["centroids"]
-    assert [p.num_centroid_hits for p in points] == [sum(particle_hits)] * len(EVAL_IDS)
+    assert [p.num_centroid_hits for p in points] == [32, 32, sum(particle_hits), sum(particle_hits)]
 
 
 def distance2_by_hand(centroids, event):

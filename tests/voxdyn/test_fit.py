@@ -151,6 +151,14 @@ def test_finished_counts_are_not_counted_again(tmp_path):
     assert_same(first, again)
 
 
+def test_a_topology_can_be_added_to_an_unfinished_fit(tmp_path):
+    """What one counter has counted, the other one has not."""
+    list(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
+    eom, hyper = fit_voxdyns(training(), [64], ["eom", "hyper"], tmp_path)
+    assert_same(eom, fit_one(node2node="eom"))
+    assert_same(hyper, fit_one())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
