@@ -31,10 +31,8 @@ class Training:
     def __init__(self, workdir: Path, tag: str):
         self.directory = workdir / "models" / tag
         self._log = workdir / f"{tag}.log"
-        # Compiled once for all the processes, and quickly rather than well.
+        # Compiled once for all the processes.
         self._environment = os.environ | {
-            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true",
             "JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
