@@ -11,7 +11,6 @@ from typing import Any
 import absl.logging
 from absl import app, flags
 from hardware import choose_device
-from hardware import map_in_processes as map_in_processes
 
 from hypertrack_jax.events.store import event_ids, parse_int_list, require_events
 
@@ -21,8 +20,10 @@ DEVICE = flags.DEFINE_enum(
 )
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], before_devices: Callable[[], None] | None = None) -> None:
     """Runs `main` under absl; a user's mistake becomes one sentence and exit status 2.
+
+    `before_devices` is what has to be done before jax looks for devices.
 
     The library raises `ValueError`, `ImportError` and `OSError` with a full sentence for what the
     user can mend; everything else is a defect and keeps its traceback. Ctrl-C exits with 130.
@@ -36,6 +37,8 @@ def run(main: Callable[[], None]) -> None:
             absl.logging.set_verbosity(absl.logging.WARNING)
         logging.getLogger("hypertrack_jax").setLevel(logging.INFO)
         try:
+            if before_devices is not None:
+                before_devices()
             choose_device(DEVICE.value)
             main()
         except KeyboardInterrupt:

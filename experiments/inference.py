@@ -5,6 +5,7 @@ python experiments/inference.py --pre_only --node2node=eom --ncell=65536 --truth
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import command_line
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.events.topology import TOPOLOGIES
-from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
+from hypertrack_jax.reconstruct import Reconstructor
 from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.training.checkpoint import require_same_tune
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
@@ -31,9 +32,7 @@ PARAM = flags.DEFINE_string(
 NODE2NODE = flags.DEFINE_enum("node2node", None, TOPOLOGIES, "Topology that the model must have.")
 NCELL = flags.DEFINE_integer("ncell", None, "Cells that the model must have.", lower_bound=1)
 MIN_COUNT = flags.DEFINE_float("min_count", None, "With --pre_only: default the tune's.")
-TRUTH_NODE2NODE = flags.DEFINE_enum(
-    "truth_node2node", None, TOPOLOGIES, "Topology to judge by; default: that of the fit."
-)
+TRUTH_NODE2NODE = flags.DEFINE_enum("truth_node2node", None, TOPOLOGIES, "Default: that of C.")
 CLUSTER = flags.DEFINE_enum(
     "cluster",
     None,
@@ -42,14 +41,13 @@ CLUSTER = flags.DEFINE_enum(
 )
 EDGE_THRESHOLD = flags.DEFINE_float("edge_threshold", None, "Default: the tune's.", 0.0, 1.0)
 RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")
-NOISE_RATIO = flags.DEFINE_string(
-    "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise."
-)
+NOISE_RATIO = flags.DEFINE_string("noise_ratio", "-1", "-1: as in the event; none: no noise hits.")
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["9999"], "Last events of the ranges.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
 SUBMISSION_DIR = flags.DEFINE_string("submission_dir", None, "Where TrackML submissions go.")
 FIGURES = flags.DEFINE_boolean("figures", False, "Draw an event, the edge scores and the ROC.")
+CACHE = flags.DEFINE_string("compilation_cache", None, "Directory to keep compiled programs in.")
 
 
 def main() -> None:
@@ -76,7 +74,8 @@ def main() -> None:
         directory if FIGURES.value else None,
     )
     events = tqdm(fixed_events(source), total=len(source.event_ids), unit="event")
-    report = report_events(reconstruct, events, reconstruct.tune, wanted)
+    tracks_of = partial(reconstruct, with_edges=True, with_timings=True)
+    report = report_events(tracks_of, events, reconstruct.tune, wanted)
     print(report.text)
     print(write_rows(directory / "report.json", report.rows), *report.figures, sep="\n")
 
@@ -84,7 +83,7 @@ def main() -> None:
 def model(tag: str) -> Reconstructor:
     """The model of a tag, which must be what the other flags ask for."""
     models = command_line.workdir("models")
-    loaded = load_reconstructor(models, tag, EPOCH.value)
+    loaded = Reconstructor.load(tag, models, EPOCH.value, CACHE.value)
     asked = replace(
         loaded.tune,
         network=load_tune(PARAM.value).network if PARAM.value else loaded.tune.network,
@@ -92,7 +91,7 @@ def model(tag: str) -> Reconstructor:
     )
     require_same_tune(loaded.tune, asked, ("network", "voxdyn"), models / tag)
     cluster = command_line.changed(loaded.tune.cluster, EDGE_THRESHOLD, CLUSTER)
-    return loaded._replace(tune=replace(loaded.tune, cluster=cluster))
+    return loaded.with_cluster(cluster)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import command_line
 from absl import flags
+from hardware import map_in_processes
 from tqdm import tqdm
 
 from hypertrack_jax.events.store import event_ids, parse_int_list, save_event
@@ -28,9 +29,7 @@ def main() -> None:
     source = Path(INPUT.value).expanduser()
     directory = command_line.workdir("data")
     ids = choose_events(source, EVENT_START.value, EVENT_END.value)
-    with command_line.map_in_processes(
-        functools.partial(convert, source, directory), ids
-    ) as converted:
+    with map_in_processes(functools.partial(convert, source, directory), ids) as converted:
         for _ in tqdm(converted, total=len(ids), unit="event"):
             pass
     print(f"{len(ids)} events written to {directory}")

@@ -23,20 +23,14 @@ flags.adopt_module_key_flags(command_line)
 
 PARAM = flags.DEFINE_enum("param", "helix", list(PACKAGED), "Tune to train.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 1000, "Training steps.", lower_bound=1)
-NUM_EVENTS = flags.DEFINE_integer(
-    "num_events", 100, "Full events to fit Voxel-Dynamics to and to train on.", lower_bound=1
-)
-NUM_HELD_OUT = flags.DEFINE_integer(
-    "num_held_out", 40, "Full events kept for the scores.", lower_bound=1
-)
+NUM_EVENTS = flags.DEFINE_integer("num_events", 100, "Full events to fit to and to train on.", 1)
+NUM_HELD_OUT = flags.DEFINE_integer("num_held_out", 40, "Full events kept for the scores.", 1)
 FIRST_EVENT, FIRST_HELD_OUT = 1000, 8750
-PRETRAINED = flags.DEFINE_boolean(
-    "pretrained", False, "Take the weights that come with the package; nothing is trained."
-)
+PRETRAINED = flags.DEFINE_boolean("pretrained", False, "Take the shipped model; train nothing.")
 RFACTOR = 0.01
 NCELL = 16384
 NUM_COPIES = 16
-MIN_COUNT = 24
+MIN_COUNT = 12
 CUT_THRESHOLD = 0.7
 SHIPPED = "pu2"
 

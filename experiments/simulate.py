@@ -8,6 +8,7 @@ from pathlib import Path
 
 import command_line
 from absl import flags
+from hardware import map_in_processes
 from tqdm import tqdm
 
 from hypertrack_jax.events.simulation import simulate_event
@@ -31,7 +32,7 @@ def main() -> None:
     simulate = functools.partial(
         simulate_to_file, directory, FORMAT.value, PILEUP.value, SEED.value
     )
-    with command_line.map_in_processes(simulate, ids, NUM_PROCESSES.value) as done:
+    with map_in_processes(simulate, ids, NUM_PROCESSES.value) as done:
         for _ in tqdm(done, total=len(ids), unit="event"):
             pass
     print(f"{len(ids)} events written to {directory}")

@@ -5,6 +5,7 @@ python experiments/train.py --param=helix --save_tag=pu20 --transfer_tag=pu2 --r
 """
 
 import command_line
+import processes
 import tune_flags
 from absl import flags
 
@@ -14,14 +15,15 @@ from hypertrack_jax.training.run import DTYPES, TrainingRun
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 flags.adopt_module_key_flags(command_line)
+flags.adopt_module_key_flags(processes)
 flags.adopt_module_key_flags(tune_flags)
 
 SAVE_TAG = flags.DEFINE_string("save_tag", None, "Name of the model.", required=True)
 TRANSFER_TAG = flags.DEFINE_string(
     "transfer_tag",
     None,
-    "Begin with the latest weights of this model, as far as they fit; of no effect once --save_tag "
-    "has checkpoints of its own.",
+    "Begin with the latest weights of this model, or of one that comes with the package, as far as "
+    "they fit; of no effect once --save_tag has checkpoints of its own.",
 )
 EPOCH = flags.DEFINE_integer(
     "epoch", -1, "-1: go on from the latest checkpoint if any; 0: anew; else from that step.", -1
@@ -35,11 +37,7 @@ SOFT_RESET = flags.DEFINE_integer(
     1,
 )
 PHASE = flags.DEFINE_enum(
-    "phase",
-    "auto",
-    ["auto", "1", "2"],
-    "1: the edge predictor alone; 2: both, from the first step; auto: 1, then 2 above "
-    "--auc_threshold.",
+    "phase", "auto", ["auto", "1", "2"], "1: the GNN alone; 2: both; auto: 2 above --auc_threshold."
 )
 RFACTOR_START = flags.DEFINE_float(
     "rfactor_start", 0.01, "Smallest fraction of particles kept; each event draws its own."
@@ -96,4 +94,4 @@ def event_source(start, end) -> EventSource:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, processes.join)

@@ -1,47 +1,33 @@
 """Host side: how long the stages take on one event, measured on the machine at hand."""
 
-import json
-import os
-import platform
-import resource
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+import importlib.util
+import logging
+from collections.abc import Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from hypertrack_jax.clustering.density import dbscan, hdbscan
+from hypertrack_jax.compiled import scored_graph
 from hypertrack_jax.events.event import Event
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.peers.torch_gnn import backward_pass, torch_gnn
+from hypertrack_jax.program_cost import ProgramCost, program_cost
 from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.training.batches import graph_batch
-from hypertrack_jax.training.event_loss import FULL_PHASE, GNN_PHASE
+from hypertrack_jax.training.event_loss import EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.training.step import begin_phase, init_state, make_train_step
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 
+_LOG = logging.getLogger(__name__)
 GOOD_EDGE, BAD_EDGE = 0.95, 0.02
 """Probabilities of true and false edges in the suite `cluster`."""
-
-
-class Timing(NamedTuple):
-    """Wall time of one piece of work."""
-
-    suite: str
-    hits: int
-    edges: int
-    runs: int
-    """Counted runs, after one that compiles and one that warms up."""
-    median: float
-    """Seconds, as are the next two."""
-    min: float
-    max: float
-    peak_memory: float
-    """Largest resident memory of the process up to the end of this suite, in GB."""
+PEERS = {"acts": "acts", "torch": "torch_geometric", "sklearn": "sklearn"}
+"""Peers by name, and the module that each of them needs."""
 
 
 def fresh_model(voxdyn: VoxelDynamics, tune: Tune) -> Reconstructor:
@@ -50,24 +36,48 @@ def fresh_model(voxdyn: VoxelDynamics, tune: Tune) -> Reconstructor:
     return Reconstructor(tune, voxdyn, state.params, state.batch_stats)
 
 
-def measure(suites: list[str], event: Event, model: Reconstructor, runs: int) -> Iterator[Timing]:
-    """Times stages on one event.
+def installed_peers() -> list[str]:
+    """Names of the peers whose packages are there."""
+    return [name for name, module in PEERS.items() if importlib.util.find_spec(module)]
+
+
+def require_peers(peers: Sequence[str]) -> None:
+    """Raises a `ValueError` where a name is none of `PEERS`."""
+    for peer in peers:
+        if peer not in PEERS:
+            raise ValueError(f"--peers={peer}: expected some of {', '.join(PEERS)}.")
+
+
+def measure(
+    suites: Sequence[str],
+    event: Event,
+    model: Reconstructor,
+    runs: int,
+    peers: Sequence[str] = (),
+    with_cost: bool = False,
+) -> Iterator[Timing]:
+    """Times stages on one event, ours and the peers' in turn.
 
     Args:
       suites: of `graph` (hits to padded graph), `gnn` (forward pass of the edge predictor in
-        inference), `train_step` (gradient of all losses of phase 1, and update), `phase2_step`
-        (the same in phase 2, the search for clusters included) and `cluster` (components and
-        clusters from good edges: true ones at 0.95, false ones at 0.02). The last two do as much
-        work as the weights have learnt to find clusters.
+        inference; peer: torch), `train_step` (gradient of all losses of phase 1, and update; torch
+        makes the gradient of a binary cross entropy alone), `phase2_step` (the same in phase 2, the
+        search for clusters included) and `cluster` (components and clusters from good edges: true
+        ones at 0.95, false ones at 0.02; sklearn: DBSCAN and HDBSCAN on the same). The last two do
+        as much work as the weights have learnt to find clusters.
       event: the event, thinned to the pile-up wanted.
       model: weights, graph constructor and tune.
       runs: counted runs of each.
+      peers: of `PEERS`.
+      with_cost: read off the compiled edge predictor what it has to do; compiles it once more.
 
     Yields:
-      One timing per suite.
+      Timings suite by suite; one for which the device has not the memory is left out, with a
+      warning in the log. Peak memory is the high-water mark of this process, peers included.
 
     Raises:
-      ValueError: there is no such suite.
+      ValueError: there is no such suite or peer, or the tune is not one that torch has.
+      ImportError: a peer is not installed.
     """
     makers = {
         "graph": _graph_work,
@@ -79,66 +89,63 @@ def measure(suites: list[str], event: Event, model: Reconstructor, runs: int) ->
     for suite in suites:
         if suite not in makers:
             raise ValueError(f"--suite={suite}: expected some of {', '.join(makers)}.")
+    require_peers(peers)
     edges = predict_edges(model.voxdyn, event.position, model.tune.voxdyn.min_count)
+    sizes = len(event.position), len(edges.senders)
     for suite in suites:
-        seconds = _timed(makers[suite](event, model), runs)
-        yield Timing(
-            suite,
-            len(event.position),
-            len(edges.senders),
-            runs,
-            statistics.median(seconds),
-            min(seconds),
-            max(seconds),
-            # Linux counts in units of 1024 bytes.
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-        )
+        try:
+            seconds_of = in_turn(makers[suite](event, model, peers), runs)
+        except jax.errors.JaxRuntimeError as error:
+            _LOG.warning("%s is left out: %s", suite, error)
+            continue
+        for who, seconds in seconds_of.items():
+            timing = timing_of(f"{suite} / {who}", *sizes, seconds)
+            if with_cost and (suite, who) == ("gnn", "ours"):
+                timing = timing._replace(cost=gnn_cost(event, model))
+            yield timing
 
 
-def markdown(timings: Sequence[Timing]) -> str:
-    """The timings as a Markdown table, in milliseconds."""
-    lines = ["| suite | hits | edges | runs | median ms | min ms | max ms | peak GB |"]
-    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
-    for timing in timings:
-        times = " | ".join(f"{1e3 * value:.1f}" for value in timing[4:7])
-        sizes = " | ".join(str(value) for value in timing[:4])
-        lines.append(f"| {sizes} | {times} | {timing.peak_memory:.2f} |")
-    return "\n".join(lines)
+def gnn_cost(event: Event, model: Reconstructor) -> ProgramCost:
+    """Operations and bytes of the edge predictor on an event."""
+    graph = model.graph(event.position)
+    return program_cost(
+        scored_graph, model.tune.network, model.params[EDGE], model.batch_stats, graph
+    )
 
 
-def write_timings(path: Path, timings: Sequence[Timing]) -> Path:
-    """Writes the timings and the machine as JSON, whole or not at all."""
-    report = {"machine": machine(), "timings": [timing._asdict() for timing in timings]}
-    with replace_file(path) as file:
-        file.write(json.dumps(report, indent=2).encode())
-    return path
+def _graph_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
+    return {"ours": lambda: model.graph(event.position)}
 
 
-def machine() -> str:
-    """Processor, devices and versions, for the line beside a number."""
-    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax", "numpy"))
-    return f"{platform.machine()}, {os.cpu_count()} cores; {devices}; {packages}"
-
-
-def _graph_work(event: Event, model: Reconstructor) -> Callable[[], object]:
-    return lambda: model.graph(event.position)
-
-
-def _gnn_work(event: Event, model: Reconstructor) -> Callable[[], object]:
+def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
     graph = jax.device_put(model.graph(event.position))
-    return lambda: model.score(graph)
+    works: Works = {"ours": lambda: model.score(graph)}
+    if "torch" in peers:
+        peer = torch_gnn(model.tune.network, model.params[EDGE], model.batch_stats, graph)
+        logit = peer()
+        ours = np.asarray(model.score(graph).probability)[: len(logit)]
+        difference = np.abs(1 / (1 + np.exp(-logit.astype(np.float64))) - ours).max()
+        works[f"PyTorch Geometric (probabilities differ by {difference:.0e} at most)"] = peer
+    return works
 
 
-def _cluster_work(event: Event, model: Reconstructor) -> Callable[[], object]:
-    batch = graph_batch([event], model.voxdyn, model.tune.voxdyn).graphs
-    graph = jax.device_put(jax.tree.map(lambda array: array[0], batch))
+def _cluster_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
+    graph = _labelled_graph(event, model)
     probability = jnp.where(graph.edges.label, GOOD_EDGE, BAD_EDGE)
     scores = model.score(graph)._replace(probability=probability)
-    return lambda: model.cluster(graph, scores, model.keep(graph, scores))
+    works: Works = {"ours": lambda: model.cluster(graph, scores, model.keep(graph, scores))}
+    if "sklearn" in peers:
+        num_edges = int(graph.n_edge[0])
+        edges = (
+            np.asarray(array)[:num_edges] for array in (probability, graph.senders, graph.receivers)
+        )
+        arguments = *edges, len(event.position)
+        for name, peer in {"DBSCAN": dbscan, "HDBSCAN": hdbscan}.items():
+            works[f"scikit-learn {name}"] = partial(peer, *arguments)
+    return works
 
 
-def _train_step_work(event: Event, model: Reconstructor, phase: int) -> Callable[[], object]:
+def _train_step_work(event: Event, model: Reconstructor, peers: Sequence[str], phase: int) -> Works:
     tune = model.tune
     graphs = jax.device_put(graph_batch([event], model.voxdyn, tune.voxdyn).graphs)
     key = jax.random.key(0)
@@ -153,15 +160,15 @@ def _train_step_work(event: Event, model: Reconstructor, phase: int) -> Callable
         state, metrics = train_step(state, graphs, key)
         return state, metrics
 
-    return work
+    works: Works = {"ours": work}
+    if "torch" in peers and phase == GNN_PHASE:
+        graph = jax.tree.map(lambda array: array[0], graphs)
+        peer = torch_gnn(tune.network, model.params[EDGE], model.batch_stats, graph)
+        label = np.asarray(graph.edges.label)[: int(graph.n_edge[0])]
+        works["PyTorch Geometric, gradient of one loss"] = lambda: backward_pass(peer, label)
+    return works
 
 
-def _timed(work: Callable[[], object], runs: int) -> list[float]:
-    for _ in range(2):
-        jax.block_until_ready(work())
-    seconds = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        jax.block_until_ready(work())
-        seconds.append(time.perf_counter() - started)
-    return seconds
+def _labelled_graph(event: Event, model: Reconstructor) -> Any:
+    batch = graph_batch([event], model.voxdyn, model.tune.voxdyn).graphs
+    return jax.device_put(jax.tree.map(lambda array: array[0], batch))

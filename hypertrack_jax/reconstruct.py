@@ -2,21 +2,43 @@
 
 import logging
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32
+from jax.experimental.compilation_cache import compilation_cache
+from jaxtyping import Float32
 
-from hypertrack_jax.clustering.clusterer import HitClusters, find_clusters
+from hypertrack_jax.clustering.clusterer import (
+    DENSITY,
+    HitClusters,
+    density_clusters,
+    find_clusters,
+)
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.clustering.transformer import KeptEdges, kept_edges
-from hypertrack_jax.graph.event_graph import EventGraph, hit_graph
-from hypertrack_jax.networks.edge_predictor import predict
+from hypertrack_jax.compiled import (
+    Found,
+    Model,
+    PaddedHits,
+    Scores,
+    Settings,
+    Sizes,
+    candidates,
+    enough_sizes,
+    method_of,
+    needed_of,
+    reconstruct,
+    scored_graph,
+    sizes_for,
+)
+from hypertrack_jax.events.event import NOISE
+from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.memory import require_memory
 from hypertrack_jax.training.checkpoint import Checkpoints
 from hypertrack_jax.training.event_loss import CLUSTER, EDGE, GNN_PHASE
 from hypertrack_jax.training.step import init_state
@@ -26,24 +48,23 @@ from hypertrack_jax.training.weights import (
     shipped_names,
     shipped_path,
 )
-from hypertrack_jax.tunes.tune import NetworkTune, Tune
-from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+from hypertrack_jax.tunes.tune import ClusterTune, Tune
+from hypertrack_jax.voxdyn.model import VoxelDynamics, required_count, warn_of_outside
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 _LOG = logging.getLogger(__name__)
-
-
-class Scores(NamedTuple):
-    """What the edge predictor says of an event."""
-
-    embedding: Float[Array, "hit feat"]
-    """z of every hit."""
-    probability: Float32[Array, " edge"]
-    """Probability of every edge to join hits of one particle."""
+LARGEST_HITS = 2**17
+"""The largest capacity for hits that is made without a word: enough for a full TrackML event."""
+BYTES_PER_EDGE = 160
+"""Memory that the program takes for each edge of its capacity, about."""
 
 
 class Reconstructor(NamedTuple):
-    """A trained model; call it with hits to get tracks. Holds no state, so threads may share it."""
+    """A trained model; call it with hits to get tracks.
+
+    It holds no state, so threads may share it, and the tracks of an event do not depend on what was
+    reconstructed before. The same hits with the same seed give the same tracks.
+    """
 
     tune: Tune
     voxdyn: VoxelDynamics
@@ -52,44 +73,133 @@ class Reconstructor(NamedTuple):
     batch_stats: Any
     """Running BatchNorm statistics of the edge predictor."""
     seed: int = 0
-    """Decides the random choices of the clusterer: same seed, same tracks."""
+    """Decides the random choices of the clusterer."""
 
-    def __call__(self, position: Float32[np.ndarray, "hit 3"]) -> Tracks:
-        """Reconstructs one event.
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        models: str | Path | None = None,
+        step: int = -1,
+        cache: str | Path | None = None,
+    ) -> "Reconstructor":
+        """Loads a model and the Voxel-Dynamics file that its Tune names.
 
         Args:
-          position: hit positions in mm.
+          model: the model: a directory of checkpoints, a file of weights, or else the name of one
+            that comes with the package, see `training.weights.shipped_names`.
+          models: directory of the Voxel-Dynamics files, and of the model where it has no other
+            path; by default the one that the model lies in, and `models` for one by name.
+          step: the checkpoint; -1 for the latest.
+          cache: directory in which this process, and others after it, keep compiled programs: the
+            second start is fast. It holds for all that jax compiles from here on.
 
         Returns:
-          The tracks. No hits, or hits that Voxel-Dynamics joins to no other, give no tracks.
+          A callable from hits to tracks. Where phase 2 has not begun, its tune says `cut` for
+          `transformer`, and a warning tells so.
 
         Raises:
-          ValueError: a coordinate is not finite.
+          FileNotFoundError: no such model, step or file.
+          ValueError: a file is damaged, or does not belong to the model.
         """
+        if cache is not None:
+            use_compilation_cache(Path(cache))
+        path = Path(models or ".") / model
+        if not path.exists() and str(model) in shipped_names():
+            return _from_weights(shipped_path(str(model)), Path(models or "models"))
+        if path.is_file():
+            return _from_weights(path, Path(models or path.parent))
+        return _from_checkpoint(path, Path(models or path.parent), step)
+
+    def __call__(
+        self, position: np.ndarray, *, with_edges: bool = False, with_timings: bool = False
+    ) -> Tracks:
+        """Reconstructs one event, by one compiled program.
+
+        The program is made for capacities that follow from the number of hits. Where the event
+        exceeds one of them it is run again in larger ones, and the log says so.
+
+        Args:
+          position: hit positions in mm, [hit, 3], float32 or float64, which is rounded.
+          with_edges: give the scored edges, too.
+          with_timings: measure this call, and then the stages one by one, which takes as long
+            again. The first call for a set of capacities measures the compilation, too.
+
+        Returns:
+          The tracks, with empty edges and timings unless they are asked for. No hits, or hits that
+          Voxel-Dynamics joins to no other, give no tracks. Hits outside the space of its training
+          hits belong to none, and a warning tells of them.
+
+        Raises:
+          ValueError: the positions are not of that shape and type, one of them is not finite, all
+            hits are outside the detector, or the event is too large for the memory.
+          ImportError: the tune asks for scikit-learn, which is missing.
+        """
+        started = time.perf_counter()
+        hits = _checked(position)
+        if len(hits) == 0:
+            return _no_tracks()
+        found = self._found(hits)
+        num_edges = int(found.needed.num_edges)
+        edges = tuple(
+            np.asarray(a)[:num_edges] for a in (found.senders, found.receivers, found.probability)
+        )
+        clusters = HitClusters(*(np.asarray(a)[: len(hits)] for a in found[:2]))
+        if self.tune.cluster.cluster in DENSITY:
+            senders, receivers, probability = edges
+            clusters = density_clusters(
+                self.tune.cluster, probability, senders, receivers, len(hits)
+            )
+        seconds = {"total": time.perf_counter() - started}
+        if with_timings:
+            seconds |= self.stage_seconds(hits)
+        tracks = Tracks(*clusters, *edges, seconds=seconds if with_timings else {})
+        return tracks if with_edges else tracks._replace(**_no_edges())
+
+    def with_cluster(self, cluster: ClusterTune) -> "Reconstructor":
+        """The same model with other settings of the clusterer."""
+        return self._replace(tune=replace(self.tune, cluster=cluster))
+
+    def warm_up(self, num_hits: Iterable[int]) -> list[Sizes]:
+        """Compiles ahead what events with so many hits need; returns the capacities, for the log.
+
+        An event that is denser than others of its size still has a program compiled for it.
+        """
+        all_sizes = sorted({self.sizes(number) for number in num_hits})
+        for sizes in all_sizes:
+            none = np.zeros((0, 3), np.float32)
+            jax.block_until_ready(self._run(none, sizes))
+        return all_sizes
+
+    def stage_seconds(self, position: np.ndarray) -> dict[str, float]:
+        """Wall time of each stage, one by one: `VD`, `GNN`, `CC`, `cluster`; see `Tracks`."""
         seconds, started = {}, time.perf_counter()
-        graph = jax.device_put(self.graph(position))
+        graph = jax.block_until_ready(self.graph(position))
         seconds["VD"], started = time.perf_counter() - started, time.perf_counter()
         scores = jax.block_until_ready(self.score(graph))
         seconds["GNN"], started = time.perf_counter() - started, time.perf_counter()
         kept = jax.block_until_ready(self.keep(graph, scores))
         seconds["CC"], started = time.perf_counter() - started, time.perf_counter()
-        clusters = self.cluster(graph, scores, kept)
+        self.cluster(graph, scores, kept)
         seconds["cluster"] = time.perf_counter() - started
-        num_edges = int(graph.n_edge[0])
-        senders, receivers, probability = (
-            np.asarray(array)[:num_edges]
-            for array in (graph.senders, graph.receivers, scores.probability)
-        )
-        return Tracks(*clusters, senders, receivers, probability, seconds)
+        return seconds
 
-    def graph(self, position: Float32[np.ndarray, "hit 3"]) -> EventGraph:
-        """The padded candidate graph of some hits; NumPy arrays."""
-        if not np.isfinite(position).all():
-            raise ValueError(
-                "a hit position is not finite; remove such hits before reconstruction."
+    def graph(self, position: np.ndarray) -> EventGraph:
+        """The padded candidate graph of some hits, on the device; raises as a call does."""
+        hits = _checked(position)
+        sizes = self.sizes(len(hits))
+        while True:
+            found = candidates(
+                sizes.num_blocks,
+                sizes.num_edges,
+                self.arrays(),
+                _padded(hits, sizes),
+                self.settings().min_count,
             )
-        edges = predict_edges(self.voxdyn, position, self.tune.voxdyn.min_count)
-        return hit_graph(position, *edges)
+            enough = enough_sizes(sizes, needed_of(found))
+            if enough == sizes:
+                return found.graph
+            sizes = enough
 
     def score(self, graph: EventGraph) -> Scores:
         """What the edge predictor says of a graph on the device."""
@@ -104,37 +214,109 @@ class Reconstructor(NamedTuple):
         key = jax.random.key(self.seed)
         return find_clusters(self.tune, self.params[CLUSTER], graph, *scores, kept, key)
 
+    def _found(self, hits: Float32[np.ndarray, "hit 3"]) -> Found:
+        """What the program finds in the first capacities that suffice."""
+        sizes = self.sizes(len(hits))
+        if sizes.num_hits > LARGEST_HITS:
+            _LOG.info("an event of %d hits is more than usual: %s", len(hits), sizes)
+        while True:
+            require_memory(
+                BYTES_PER_EDGE * sizes.num_edges,
+                f"an event of {len(hits)} hits and up to {sizes.num_edges} edges",
+                "a larger min_count, more cells or fewer hits",
+            )
+            found = self._run(hits, sizes)
+            warn_of_outside(self.voxdyn, int(found.num_outside), len(hits))
+            enough = enough_sizes(sizes, jax.device_get(found.needed))
+            if enough == sizes:
+                return found
+            _LOG.info("an event of %d hits needs larger capacities: %s", len(hits), enough)
+            sizes = enough
+
+    def _run(self, hits: Float32[np.ndarray, "hit 3"], sizes: Sizes) -> Found:
+        method = method_of(self.tune)
+        return reconstruct(method, sizes, self.arrays(), _padded(hits, sizes), self.settings())
+
+    def sizes(self, num_hits: int) -> Sizes:
+        """The capacities that an event of so many hits is tried in first."""
+        return sizes_for(num_hits, self.voxdyn, int(self.settings().min_count))
+
+    def settings(self) -> Settings:
+        """The numbers that the program takes beside the hits."""
+        return Settings(
+            np.array(required_count(self.voxdyn, self.tune.voxdyn.min_count), np.int32),
+            np.array(self.tune.cluster.edge_threshold, np.float32),
+            jax.random.key(self.seed),
+        )
+
+    def arrays(self) -> Model:
+        """The arrays that the program takes beside the hits."""
+        voxdyn = self.voxdyn
+        return Model(voxdyn.rows, voxdyn.index, voxdyn.space, self.params, self.batch_stats)
+
 
 def load_reconstructor(models: Path, tag: str, step: int = -1) -> Reconstructor:
-    """Loads a model and the Voxel-Dynamics file that its Tune names.
+    """`Reconstructor.load` of a model that lies in `models`, or of one of the package."""
+    return Reconstructor.load(tag, models, step)
 
-    Args:
-      models: directory of the Voxel-Dynamics files and of one directory of checkpoints per tag.
-      tag: the model: a directory of checkpoints or else the name of one that comes with the
-        package, see `training.weights.shipped_names`.
-      step: the checkpoint; -1 for the latest.
 
-    Returns:
-      A callable from hits to tracks. Where phase 2 has not begun, its tune says `cut` for
-      `transformer`, and a warning tells so.
+def use_compilation_cache(directory: Path) -> None:
+    """Has jax keep what it compiles in a directory, where the next process finds it."""
+    jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))
+    # Programs that are compiled faster than this would only fill the directory.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # What was compiled before had settled that there is no directory, or which.
+    compilation_cache.reset_cache()
 
-    Raises:
-      FileNotFoundError: no such tag, step or file.
-      ValueError: a file is damaged, or does not belong to the model.
-    """
-    if tag in shipped_names() and not (models / tag).is_dir():
-        weights = load_weights(shipped_path(tag))
-        voxdyn, path = _load_voxdyn(models, weights.tune)
-        require_same_counts(weights, voxdyn, path)
-        return Reconstructor(weights.tune, voxdyn, weights.params, weights.batch_stats)
-    with Checkpoints(models / tag) as checkpoints:
+
+def _checked(position: np.ndarray) -> Float32[np.ndarray, "hit 3"]:
+    """The positions in float32; raises what `Reconstructor` says."""
+    given = np.asarray(position)
+    if given.ndim != 2 or given.shape[1] != 3 or given.dtype not in (np.float32, np.float64):
+        raise ValueError(
+            f"hit positions are an array of shape {given.shape} and type {given.dtype}; expected "
+            "x, y and z in mm of each hit, shape (hits, 3), float32 or float64."
+        )
+    if not np.isfinite(given).all():
+        raise ValueError("a hit position is not finite; remove such hits before reconstruction.")
+    # What overflows lies outside the detector in either type.
+    limit = np.finfo(np.float32).max
+    return np.clip(given, -limit, limit).astype(np.float32)
+
+
+def _padded(hits: Float32[np.ndarray, "hit 3"], sizes: Sizes) -> PaddedHits:
+    padding = ((0, sizes.num_hits - len(hits)), (0, 0))
+    return PaddedHits(np.pad(hits, padding), np.array(len(hits), np.int32))
+
+
+def _no_edges() -> dict[str, np.ndarray]:
+    none = np.zeros(0, np.int32)
+    return {"senders": none, "receivers": none, "probability": np.zeros(0, np.float32)}
+
+
+def _no_tracks() -> Tracks:
+    label = np.full(0, NOISE, np.int32)
+    return Tracks(label, np.zeros(0, np.float32), **_no_edges(), seconds={})
+
+
+def _from_weights(path: Path, models: Path) -> Reconstructor:
+    weights = load_weights(path)
+    voxdyn, voxdyn_file = _load_voxdyn(models, weights.tune)
+    require_same_counts(weights, voxdyn, voxdyn_file)
+    return Reconstructor(weights.tune, voxdyn, weights.params, weights.batch_stats)
+
+
+def _from_checkpoint(path: Path, models: Path, step: int) -> Reconstructor:
+    with Checkpoints(path.absolute()) as checkpoints:
         saved = checkpoints.describe(step)
         like = jax.eval_shape(partial(init_state, saved.tune), jax.random.key(0))
         state = checkpoints.restore(saved.step, like)
-    voxdyn, _ = _load_voxdyn(models, saved.tune)
     tune = saved.tune
+    voxdyn, _ = _load_voxdyn(models, tune)
     if tune.cluster.cluster == "transformer" and int(state.phase) == GNN_PHASE:
-        _LOG.warning("the transformer of %s has not been trained; tracks are made by cut", tag)
+        _LOG.warning(
+            "the transformer of %s has not been trained; tracks are made by cut", path.name
+        )
         tune = replace(tune, cluster=replace(tune.cluster, cluster="cut"))
     return Reconstructor(tune, voxdyn, state.params, state.batch_stats)
 
@@ -143,10 +325,3 @@ def _load_voxdyn(models: Path, tune: Tune) -> tuple[VoxelDynamics, Path]:
     wanted = tune.voxdyn
     path = voxdyn_path(models, wanted.node2node, wanted.ncell)
     return load_voxdyn(path, wanted.node2node, wanted.ncell, wanted.min_count), path
-
-
-@partial(jax.jit, static_argnums=0)
-def scored_graph(tune: NetworkTune, params: Any, batch_stats: Any, graph: EventGraph) -> Scores:
-    """Embeddings and edge probabilities by running BatchNorm statistics."""
-    prediction = predict(tune, params, batch_stats, graph)
-    return Scores(prediction.embedding, jax.nn.sigmoid(prediction.logit.astype(jnp.float32)))

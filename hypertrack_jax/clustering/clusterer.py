@@ -11,15 +11,19 @@ from jaxtyping import Array, Float, Float32, Int32, PRNGKeyArray
 from hypertrack_jax.clustering.baselines import large_components, no_clusters
 from hypertrack_jax.clustering.density import dbscan, hdbscan
 from hypertrack_jax.clustering.search import Clusters, SearchSizes
-from hypertrack_jax.clustering.transformer import KeptEdges, transformer_clusters
+from hypertrack_jax.clustering.transformer import KeptEdges, by_first_hit, transformer_clusters
 from hypertrack_jax.graph.event_graph import EventGraph
-from hypertrack_jax.tunes.tune import Tune
+from hypertrack_jax.tunes.tune import ClusterTune, Tune
 
 _LOG = logging.getLogger(__name__)
-FIRST_SIZES = SearchSizes(num_neighbors=8, num_slots=64, num_rounds=200)
-"""The least capacities of the search, all but the number of seeds."""
+DENSITY = {"dbscan": dbscan, "hdbscan": hdbscan}
+"""Clusterers that run on the host."""
 HITS_PER_SEED = 16
 """Node capacity per micrograph of a round: about a track of ten hits each, and padding."""
+FIRST_NEIGHBORS = {4096: 32, 32768: 64}
+"""Kept edges of a hit that are tried first, by node capacity: more hits lie nearer together."""
+MOST_NEIGHBORS = 128
+"""The same of events with still more hits."""
 
 
 class HitClusters(NamedTuple):
@@ -62,17 +66,16 @@ def find_clusters(
     method, min_hits = tune.cluster.cluster, tune.cluster.min_hits
     if method == "transformer":
         clusters = complete_search(tune, params, graph, embedding, probability, kept, key)
-        label, membership = (np.asarray(array)[:num_hits] for array in clusters[:2])
-        return HitClusters(_by_first_hit(label), membership)
+        label = by_first_hit(clusters.label)
+        label, membership = (np.asarray(a)[:num_hits] for a in (label, clusters.membership))
+        return HitClusters(label, membership)
+    if method in DENSITY:
+        edges = (np.asarray(a)[:num_edges] for a in (probability, graph.senders, graph.receivers))
+        return density_clusters(tune.cluster, *edges, num_hits=num_hits)
     if method == "cut":
         label = np.asarray(large_components(kept.component, min_hits))[:num_hits]
-    elif method == "none":
-        label = np.asarray(no_clusters(num_hits))
     else:
-        density = {"dbscan": dbscan, "hdbscan": hdbscan}[method]
-        ends = (np.asarray(a)[:num_edges] for a in (probability, graph.senders, graph.receivers))
-        threshold = tune.cluster.edge_threshold
-        label = density(*ends, num_hits, min_hits=min_hits, edge_threshold=threshold)
+        label = np.asarray(no_clusters(num_hits))
     return HitClusters(label, (label >= 0).astype(np.float32))
 
 
@@ -98,10 +101,8 @@ def complete_search(
     """
     # What the program does not depend on would only have it compiled again.
     cluster = replace(tune.cluster, edge_threshold=0.0, training_threshold=None)
-    sizes = FIRST_SIZES._replace(
-        num_neighbors=_grown(FIRST_SIZES.num_neighbors, int(kept.max_degree)),
-        num_seeds=max(16, len(graph.nodes.mask) // HITS_PER_SEED),
-    )
+    sizes = first_sizes(len(graph.nodes.mask))
+    sizes = enough_sizes(sizes, int(kept.max_degree), 0, False)
     while True:
         clusters = transformer_clusters(
             tune.network,
@@ -115,21 +116,73 @@ def complete_search(
             key,
             tune.cluster.edge_threshold,
         )
-        enough = enough_sizes(sizes, clusters)
+        needed = jax.device_get(clusters)
+        enough = enough_sizes(
+            sizes,
+            int(needed.needed_neighbors),
+            int(needed.needed_slots),
+            bool(needed.is_unfinished),
+        )
         if enough == sizes:
             return clusters
         _LOG.info("the search for clusters needs %s", enough)
         sizes = enough
 
 
-def enough_sizes(sizes: SearchSizes, clusters: Clusters) -> SearchSizes:
-    """The sizes, those of them doubled that did not suffice, until they do."""
-    needed = jax.device_get(clusters)
-    return sizes._replace(
-        num_neighbors=_grown(sizes.num_neighbors, int(needed.needed_neighbors)),
-        num_slots=_grown(sizes.num_slots, int(needed.needed_slots)),
-        num_rounds=sizes.num_rounds * (2 if needed.is_unfinished else 1),
+def density_clusters(
+    tune: ClusterTune,
+    probability: Float32[np.ndarray, " edge"],
+    senders: Int32[np.ndarray, " edge"],
+    receivers: Int32[np.ndarray, " edge"],
+    num_hits: int,
+) -> HitClusters:
+    """Clusters by scikit-learn, on the host.
+
+    Args:
+      tune: `dbscan` or `hdbscan`, and its settings.
+      probability: probability of every edge.
+      senders: one end of each edge.
+      receivers: the other.
+      num_hits: number of hits.
+
+    Raises:
+      ImportError: scikit-learn is missing.
+    """
+    label = DENSITY[tune.cluster](
+        probability,
+        senders,
+        receivers,
+        num_hits,
+        min_hits=tune.min_hits,
+        edge_threshold=tune.edge_threshold,
     )
+    return HitClusters(label, (label >= 0).astype(np.float32))
+
+
+def first_sizes(num_nodes: int) -> SearchSizes:
+    """The capacities that a search among so many hits, padding included, is tried in first."""
+    fitting = [number for nodes, number in FIRST_NEIGHBORS.items() if num_nodes <= nodes]
+    return SearchSizes(
+        num_neighbors=(fitting or [MOST_NEIGHBORS])[0],
+        num_seeds=max(16, num_nodes // HITS_PER_SEED),
+        num_slots=64,
+        num_rounds=200,
+    )
+
+
+def enough_sizes(
+    sizes: SearchSizes, needed_neighbors: int, needed_slots: int, is_unfinished: bool
+) -> SearchSizes:
+    """The sizes, the first of them that did not suffice doubled until it does.
+
+    Only the first: a search among too few neighbours, or in micrographs that were cut, says little
+    of what it needs beside.
+    """
+    if needed_neighbors > sizes.num_neighbors:
+        return sizes._replace(num_neighbors=_grown(sizes.num_neighbors, needed_neighbors))
+    if needed_slots > sizes.num_slots:
+        return sizes._replace(num_slots=_grown(sizes.num_slots, needed_slots))
+    return sizes._replace(num_rounds=sizes.num_rounds * (2 if is_unfinished else 1))
 
 
 def _grown(capacity: int, needed: int) -> int:
@@ -137,12 +190,3 @@ def _grown(capacity: int, needed: int) -> int:
     while capacity < needed:
         capacity *= 2
     return capacity
-
-
-def _by_first_hit(label: Int32[np.ndarray, " hit"]) -> Int32[np.ndarray, " hit"]:
-    """The clusters numbered by their first hits."""
-    names, first, number = np.unique(label, return_index=True, return_inverse=True)
-    is_cluster = names >= 0
-    rank = np.full(len(names), -1, np.int32)
-    rank[is_cluster] = np.argsort(np.argsort(first[is_cluster]))
-    return rank[number]

@@ -22,7 +22,7 @@ from hypertrack_jax.clustering.search import (
 )
 from hypertrack_jax.clustering.thresholds import FIXED, fisher_threshold
 from hypertrack_jax.graph.event_graph import EventGraph
-from hypertrack_jax.graph.segment import segment_sum
+from hypertrack_jax.graph.segment import segment_min, segment_sum
 from hypertrack_jax.networks.features import LENGTH_SCALE
 from hypertrack_jax.networks.set_transformer import init_set_transformer, membership_logit
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune
@@ -161,6 +161,22 @@ def kept_edges(
     return KeptEdges(
         connected_components(graph.senders, graph.receivers, is_kept, num_hits), degree.max()
     )
+
+
+@jax.jit
+def by_first_hit(label: Int32[Array, " hit"]) -> Int32[Array, " hit"]:
+    """The clusters numbered by their first hits; -1 stays.
+
+    Args:
+      label: a number per hit, the same within a cluster, below the number of hits; -1 for none.
+    """
+    num_hits = len(label)
+    hit = jnp.arange(num_hits, dtype=jnp.int32)
+    first = segment_min(hit, label, num_hits, sorted_ids=False)
+    is_first = (label >= 0) & (at_hits(first, jnp.maximum(label, 0), num_hits) == hit)
+    number = jnp.cumsum(is_first, dtype=jnp.int32) - 1
+    of_cluster = at_hits(number, at_hits(first, jnp.maximum(label, 0), num_hits), -1)
+    return jnp.where(label >= 0, of_cluster, -1)
 
 
 @partial(jax.jit, static_argnames=("network", "cluster", "sizes", "dtype"))

@@ -46,12 +46,12 @@ def compare_clusterers(
       ImportError: a method needs scikit-learn, which is missing.
     """
     for event in events:
-        graph = jax.device_put(model.graph(event.position))
+        graph = model.graph(event.position)
         scores = jax.block_until_ready(model.score(graph))
         for method in methods:
             for threshold in thresholds:
                 cluster = replace(model.tune.cluster, cluster=method, edge_threshold=threshold)
-                chosen = model._replace(tune=replace(model.tune, cluster=cluster))
+                chosen = model.with_cluster(cluster)
                 chosen.cluster(graph, scores, chosen.keep(graph, scores))
                 started = time.perf_counter()
                 clusters = chosen.cluster(graph, scores, chosen.keep(graph, scores))

@@ -35,11 +35,12 @@ def evaluate_events(
 ) -> Iterator[Evaluated]:
     """Reconstructs and scores events one by one.
 
-    Each event is reconstructed twice and the second run is timed, so that no stage's time holds the
+    Each event is reconstructed twice and the second run is timed, so that no time holds the
     compilation of a program.
 
     Args:
-      reconstruct: from hit positions in mm to tracks.
+      reconstruct: from hit positions in mm to tracks with their edges, and timings if they are
+        wanted: a `Reconstructor` that is told so.
       events: the events; without truth their scores are None.
       tune: topology that edges are judged by, which need not be the model's; threshold, and
         smallest track.

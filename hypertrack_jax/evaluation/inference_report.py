@@ -47,7 +47,7 @@ def report_events(
     """Reconstructs and scores events one by one, and writes what is wanted.
 
     Args:
-      reconstruct: from hit positions in mm to tracks.
+      reconstruct: from hit positions in mm to tracks, as `evaluate_events` takes it.
       events: the events; without truth their scores are None.
       tune: that of the model.
       wanted: what to judge by, and what to write.

@@ -8,6 +8,7 @@ ladder, so that a compiled program serves many events.
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import jraph
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
@@ -69,14 +70,20 @@ def bucket_for(num_hits: int, num_edges: int) -> Bucket:
     one and a half edges, so a 16th of the edge capacity is cheap, and takes in all events with more
     than 16 edges per hit; steps of 8 below it keep dense graphs from padding without end.
     """
-    edge_capacity = EDGE_LADDER_START
-    while edge_capacity < num_edges:
-        grown = int(np.ceil(edge_capacity * EDGE_LADDER_RATIO / EDGE_LADDER_MULTIPLE))
-        edge_capacity = grown * EDGE_LADDER_MULTIPLE
+    edge_capacity = edge_capacity_for(num_edges)
     for edges_per_node in EDGES_PER_NODE:
         if num_hits < edge_capacity // edges_per_node:
             return Bucket(edge_capacity // edges_per_node, edge_capacity)
     return Bucket(max(edge_capacity, 2 ** (num_hits.bit_length())), edge_capacity)
+
+
+def edge_capacity_for(num_edges: int) -> int:
+    """The lowest step of the ladder that has room for the edges."""
+    capacity = EDGE_LADDER_START
+    while capacity < num_edges:
+        grown = int(np.ceil(capacity * EDGE_LADDER_RATIO / EDGE_LADDER_MULTIPLE))
+        capacity = grown * EDGE_LADDER_MULTIPLE
+    return capacity
 
 
 def hit_graph(
@@ -126,6 +133,47 @@ def hit_graph(
         globals=None,
         n_node=_padded(np.full(1, num_hits, np.int32), 2, bucket.num_nodes - num_hits),
         n_edge=_padded(np.full(1, num_edges, np.int32), 2, bucket.num_edges - num_edges),
+    )
+
+
+def padded_graph(
+    position: Float[Array, "hit 3"],
+    num_hits: Int[Array, ""],
+    senders: Int[Array, " edge"],
+    receivers: Int[Array, " edge"],
+    counts: Int[Array, " edge"],
+    num_edges: Int[Array, ""],
+) -> EventGraph:
+    """What `hit_graph` makes, of arrays that have the size of their bucket already; jitted.
+
+    Args:
+      position: hit positions in mm; what stands behind the hits is not looked at.
+      num_hits: how many hits there are, fewer than places.
+      senders: hit index at the start of each edge.
+      receivers: hit index at the end of each edge, in rising order.
+      counts: C-matrix entry of each edge.
+      num_edges: how many edges there are.
+    """
+    num_nodes, edge_capacity = len(position), len(senders)
+    hit_mask = jnp.arange(num_nodes, dtype=jnp.int32) < num_hits
+    edge_mask = jnp.arange(edge_capacity, dtype=jnp.int32) < num_edges
+    return EventGraph(
+        nodes=Nodes(
+            position=jnp.where(hit_mask[:, None], position, 0),
+            particle=jnp.full(num_nodes, NOISE, jnp.int32),
+            weight=jnp.zeros(num_nodes, jnp.float32),
+            mask=hit_mask,
+        ),
+        edges=Edges(
+            count=jnp.where(edge_mask, counts, 0),
+            label=jnp.zeros(edge_capacity, bool),
+            mask=edge_mask,
+        ),
+        senders=jnp.where(edge_mask, senders, num_nodes - 1),
+        receivers=jnp.where(edge_mask, receivers, num_nodes - 1),
+        globals=None,
+        n_node=jnp.stack([num_hits, num_nodes - num_hits]),
+        n_edge=jnp.stack([num_edges, edge_capacity - num_edges]),
     )
 
 

@@ -30,6 +30,24 @@ def add_to_segments(
     return total.at[segment_ids].add(data, indices_are_sorted=True, mode="drop")
 
 
+def raise_segments(
+    highest: Shaped[Array, "segment ..."],
+    data: Shaped[Array, "entry ..."],
+    segment_ids: Int[Array, " entry"],
+) -> Shaped[Array, "segment ..."]:
+    """`highest`, or the largest entry of a segment where that is larger, for data in blocks.
+
+    Of the segments only those with entries are touched: a pass over all for each block would cost
+    more than the block.
+    """
+    is_next = jnp.pad(segment_ids[1:] != segment_ids[:-1], (1, 0))
+    rank = jnp.cumsum(is_next.astype(jnp.int32))
+    # A rank that nobody has is given the lowest integer, which is out of bounds, and so dropped.
+    place = segment_max(segment_ids, rank, len(segment_ids))
+    largest = segment_max(data, rank, len(data))
+    return put_rows(highest, jnp.maximum(highest[place], largest), place)
+
+
 def segment_max(
     data: Shaped[Array, "entry ..."],
     segment_ids: Int[Array, " entry"],

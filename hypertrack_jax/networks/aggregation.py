@@ -11,9 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from hypertrack_jax.graph.segment import add_to_segments, put_rows, segment_max, segment_sum
+from hypertrack_jax.graph.segment import (
+    add_to_segments,
+    raise_segments,
+    segment_max,
+    segment_sum,
+)
 from hypertrack_jax.networks.attention import AttentionBlock, attention
 from hypertrack_jax.networks.edge_inputs import EdgeInputs, masked
 from hypertrack_jax.networks.mlp import Affine, Linear, wide_dtype
@@ -44,7 +49,7 @@ def with_messages(
         return add_to_segments(so_far, masked(hidden, edges), edges.receivers)
     message = norm(hidden).astype(so_far.dtype)
     real = jnp.where(edges.mask[:, None], message, -jnp.inf)
-    return _raised(so_far, real, edges.receivers)
+    return raise_segments(so_far, real, edges.receivers)
 
 
 def aggregate(
@@ -120,7 +125,9 @@ class SetTransformerAggregation(nn.Module):
     An induced block (eq. 9 and 10) lets the messages see each other, and a learnt seed pools them
     (eq. 11). Deviation: the published option has full self-attention in place of the first, which
     costs the square of the degree, and another block after the pooling of what is then one vector;
-    that is left to the layer's update MLP.
+    that is left to the layer's update MLP. Its blocks have LayerNorm, as eq. 6 says and as those of
+    the clusterer have, and not the BatchNorm of the layers around it: what the messages to one hit
+    become then depends on them alone, and not on how many hits an event has.
     """
 
     features: int
@@ -193,24 +200,6 @@ def five_aggregates(
 def _highest(message, edges: EdgeInputs, num_hits: int):
     real = jnp.where(edges.mask[:, None], message, -jnp.inf)
     return segment_max(real, edges.receivers, num_hits)
-
-
-def _raised(
-    highest: Float[Array, "hit feat"],
-    value: Float[Array, "edge feat"],
-    receivers: Int[Array, " edge"],
-) -> Float[Array, "hit feat"]:
-    """`highest`, or the largest value of a receiver's edges where that is larger.
-
-    Of the hits only those that receive are touched: a pass over all for each block of edges would
-    cost more than the block.
-    """
-    is_next = jnp.pad(receivers[1:] != receivers[:-1], (1, 0))
-    rank = jnp.cumsum(is_next.astype(jnp.int32))
-    # A rank that nobody has is given the lowest integer, which is out of bounds, and so dropped.
-    place = segment_max(receivers, rank, len(receivers))
-    largest = segment_max(value, rank, len(value))
-    return put_rows(highest, jnp.maximum(highest[place], largest), place)
 
 
 def _attend(

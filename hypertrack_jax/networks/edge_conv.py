@@ -13,7 +13,7 @@ from hypertrack_jax.networks.aggregation import (
     no_messages,
     with_messages,
 )
-from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks
+from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks, pair_product
 from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, silu, tall_matmul
 
 WIDE = 16
@@ -30,20 +30,22 @@ class PairLinear(NamedTuple):
     """What a hit contributes as sender."""
     product: Float[Array, "in_feat feat"]
     """Kernel of x_j x_i; that of x_j . x_i, their sum, is added to each of its rows."""
-    scalar: Float[Array, "scalar_plus_1 feat"]
-    """Kernel of |x_j - x_i| and the other scalars."""
+    distance: Float[Array, "1 feat"]
+    """Kernel of |x_j - x_i|."""
+    scalar: Float[Array, "scalar feat"]
+    """Kernel of the other scalars, which nothing learns."""
 
     def __call__(self, edges: EdgeInputs) -> Float[Array, "edge feat"]:
         """The Linear's value on some edges."""
-        x_i, x_j = self.x[edges.receivers], self.x[edges.senders]
-        pair_product = x_i * x_j
-        distance = _distance(self.x, x_i, x_j, pair_product, edges)
-        scalars = jnp.concatenate([distance[:, None], edges.scalars], axis=1)
+        product = pair_product(self.x, edges.senders, edges.receivers)
+        distance = _distance(self.x, product, edges)
         return (
             self.of_receiver[edges.receivers]
             + self.of_sender[edges.senders]
-            + tall_matmul(pair_product, self.product)
-            + tall_matmul(scalars, self.scalar)
+            + tall_matmul(product, self.product)
+            # Apart from the other scalars, which have no gradient that would have to be computed.
+            + tall_matmul(distance[:, None], self.distance)
+            + tall_matmul(edges.scalars, self.scalar)
         )
 
 
@@ -95,7 +97,8 @@ class SuperEdgeConv(nn.Module):
             of_receiver=x @ (own - difference) + self.edge_first.bias[None, :].astype(x.dtype),
             of_sender=x @ difference,
             product=product + dot_row[None, :],
-            scalar=jnp.concatenate([distance_row[None, :], scalar_rows]),
+            distance=distance_row[None, :],
+            scalar=scalar_rows,
         )
 
     def _collect_in_training(self, linear: PairLinear, edges: EdgeInputs, degree):
@@ -132,7 +135,7 @@ class SuperEdgeConv(nn.Module):
         return aggregate(kind, total, norm, degree, dtype)
 
 
-def _distance(x, x_i, x_j, pair_product, edges: EdgeInputs):
+def _distance(x, product, edges: EdgeInputs):
     """|x_j - x_i| per edge, with a finite gradient where it is 0.
 
     In a wide latent it is taken from |x_i|^2 + |x_j|^2 - 2 x_i . x_j, which spares passes over
@@ -140,12 +143,12 @@ def _distance(x, x_i, x_j, pair_product, edges: EdgeInputs):
     exactly 0. Positions in mm would lose too much to rounding, and have only a few columns.
     """
     if x.shape[1] < WIDE:
-        squared = jnp.square(x_j - x_i).sum(axis=1)
+        squared = jnp.square(x[edges.senders] - x[edges.receivers]).sum(axis=1)
         is_apart = squared > 0
     else:
         norm = jnp.square(x).sum(axis=1)
         both = norm[edges.receivers] + norm[edges.senders]
-        squared = jnp.maximum(both - 2 * pair_product.sum(axis=1), 1e-6 * both)
+        squared = jnp.maximum(both - 2 * product.sum(axis=1), 1e-6 * both)
         is_apart = (edges.senders != edges.receivers) & (squared > 0)
     # Double where: the square root of 0 has no finite gradient, even where it is not taken.
     return jnp.where(is_apart, jnp.sqrt(jnp.where(is_apart, squared, 1)), 0)

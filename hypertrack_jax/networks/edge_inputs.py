@@ -2,9 +2,11 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.networks.mlp import wide_dtype
 
 EDGE_BLOCK = 8192
@@ -45,3 +47,27 @@ def masked(value: Float[Array, "edge feat"], edges: EdgeInputs) -> Float[Array, 
     """The value where the edge is real, else 0, ready to be summed."""
     real = value * edges.mask[:, None].astype(value.dtype)
     return real.astype(wide_dtype(value.dtype))
+
+
+@jax.custom_vjp
+def pair_product(
+    x: Float[Array, "hit feat"], senders: Int[Array, " edge"], receivers: Int[Array, " edge"]
+) -> Float[Array, "edge feat"]:
+    """x_i x_j of every edge; keeps x alone for the gradient, and no array over edges."""
+    return x[receivers] * x[senders]
+
+
+def _product_forward(x, senders, receivers):
+    return pair_product(x, senders, receivers), (x, senders, receivers)
+
+
+def _product_backward(residuals, gradient):
+    x, senders, receivers = residuals
+    # Else XLA finds the same x_i and x_j in the forward pass, and keeps them in memory up to here.
+    x = jax.lax.optimization_barrier(x)
+    of_receiver = segment_sum(gradient * x[senders], receivers, len(x))
+    of_sender = segment_sum(gradient * x[receivers], senders, len(x), sorted_ids=False)
+    return of_receiver + of_sender, None, None
+
+
+pair_product.defvjp(_product_forward, _product_backward)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from hypertrack_jax.graph.event_graph import EventGraph, Nodes
 from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.networks.edge_conv import SuperEdgeConv
-from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks
+from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks, pair_product
 from hypertrack_jax.networks.features import (
     LENGTH_SCALE,
     NUM_COUNT,
@@ -19,7 +19,7 @@ from hypertrack_jax.networks.features import (
     NUM_HELIX,
     count_feature,
     cylindrical_features,
-    helix_features,
+    helix_features_of_edges,
 )
 from hypertrack_jax.networks.gauge_conv import GaugeEdgeConv
 from hypertrack_jax.networks.mlp import MLP, apply_frozen, wide_dtype
@@ -146,7 +146,7 @@ class EdgePredictor(nn.Module):
             nothing = jnp.zeros((len(graph.edges.mask), 0))
             return nothing, nothing
         position = graph.nodes.position
-        pair = helix_features(position[graph.receivers], position[graph.senders])
+        pair = helix_features_of_edges(position, graph.receivers, graph.senders)
         count = count_feature(graph.edges.count).astype(position.dtype)
         return (
             jnp.concatenate([pair.directed, count], axis=1),
@@ -188,14 +188,13 @@ def _edge_mlp_inputs(kind: str, embedding, edges: EdgeInputs):
 
     A row per edge, or with `symmetrized` two: first all edges, then all with their hits exchanged.
     """
-    z_i, z_j = embedding[edges.receivers], embedding[edges.senders]
-    rows = {
-        "symmetric-dot": [[z_i * z_j]],
-        "symmetrized": [[z_i, z_j], [z_j, z_i]],
-        "asymmetric": [[z_i, z_j]],
-    }
+    if kind == "symmetric-dot":
+        rows = [[pair_product(embedding, edges.senders, edges.receivers)]]
+    else:
+        z_i, z_j = embedding[edges.receivers], embedding[edges.senders]
+        rows = {"symmetrized": [[z_i, z_j], [z_j, z_i]], "asymmetric": [[z_i, z_j]]}[kind]
     return jnp.concatenate(
-        [jnp.concatenate([*hits, edges.scalars], axis=1) for hits in rows[kind]], axis=0
+        [jnp.concatenate([*hits, edges.scalars], axis=1) for hits in rows], axis=0
     )
 
 

@@ -40,12 +40,26 @@ def helix_features(first: Float[Array, "edge 3"], second: Float[Array, "edge 3"]
     line in (s, z), with slope cot theta and intercept z0. The straight-line z0 in (r, z) stands
     beside it, because for pairs on one layer neither is well defined and they fail differently.
     """
-    r1, phi1, z1 = _cylinder(first)
-    r2, phi2, z2 = _cylinder(second)
-    delta_phi = jnp.mod(phi2 - phi1 + jnp.pi, 2 * jnp.pi) - jnp.pi
-    delta_r, delta_z = r2 - r1, z2 - z1
-    delta_eta = jnp.arcsinh(z2 / r2) - jnp.arcsinh(z1 / r1)
-    squared = (second[:, 0] - first[:, 0]) ** 2 + (second[:, 1] - first[:, 1]) ** 2
+    return _of_pairs(_coordinates(first), _coordinates(second))
+
+
+def helix_features_of_edges(
+    position: Float[Array, "hit 3"],
+    first: Int[Array, " edge"],
+    second: Int[Array, " edge"],
+) -> HelixFeatures:
+    """The same of the hits `first` and `second`; angles are computed per hit and not per edge."""
+    coordinates = _coordinates(position)
+    return _of_pairs(coordinates[first], coordinates[second])
+
+
+def _of_pairs(first: Float[Array, "edge 6"], second: Float[Array, "edge 6"]) -> HelixFeatures:
+    x1, y1, z1, r1, phi1, eta1 = first.T
+    x2, y2, z2, r2, phi2, eta2 = second.T
+    turn = phi2 - phi1
+    delta_phi = turn - 2 * jnp.pi * jnp.round(turn / (2 * jnp.pi))
+    delta_r, delta_z, delta_eta = r2 - r1, z2 - z1, eta2 - eta1
+    squared = (x2 - x1) ** 2 + (y2 - y1) ** 2
     kappa = 2 * jnp.sin(delta_phi) / jnp.sqrt(squared + 1.0)
     arc1, arc2 = _arc_length(kappa, r1), _arc_length(kappa, r2)
     slope, intercept = _line(arc1, arc2, z1, z2)
@@ -71,9 +85,11 @@ def count_feature(count: Int[Array, " edge"]) -> Float[Array, "edge 1"]:
     return (jnp.log(jnp.maximum(count, 1).astype(jnp.float32)) / 3 - 1)[:, None]
 
 
-def _cylinder(position):
-    x, y = position[:, 0], position[:, 1]
-    return jnp.maximum(jnp.hypot(x, y), 1e-3), jnp.arctan2(y, x), position[:, 2]
+def _coordinates(position: Float[Array, "hit 3"]) -> Float[Array, "hit 6"]:
+    """x, y, z, r, phi and eta."""
+    x, y, z = position.T
+    r = jnp.maximum(jnp.hypot(x, y), 1e-3)
+    return jnp.stack([x, y, z, r, jnp.arctan2(y, x), jnp.arcsinh(z / r)], axis=1)
 
 
 def _arc_length(kappa, r):

@@ -4,6 +4,9 @@ A chain of masked autoregressive blocks (Papamakarios, Pavlakou and Murray, arXi
 a MADE (Germain et al., arXiv:1502.03509) that is told the condition: in a block, channel k is
 shifted and scaled by what a network makes of the channels before it. The Jacobian is triangular, so
 its determinant is a product; the order of the channels is turned round from block to block.
+
+Deviation: no BatchNorm between the blocks, which arXiv:1705.07057 has. The density of a hit would
+depend on the other hits of its batch, and z has been through a BatchNorm already.
 """
 
 import jax

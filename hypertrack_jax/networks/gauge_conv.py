@@ -61,7 +61,8 @@ class GaugeEdgeConv(nn.Module):
 
     Source: Satorras, Hoogeboom and Welling, arXiv:2102.09844, eq. 3 to 6. Deviations: shifts are
     always averaged, because the published `max` of vectors depends on the axes; the tanh keeps the
-    hits from flying apart.
+    hits from flying apart; positions are in metres, not in mm as published, because squared
+    distances of 1e6 would drown all other inputs of the first Linear.
     """
 
     in_features: int

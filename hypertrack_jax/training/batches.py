@@ -47,12 +47,17 @@ class Batch(NamedTuple):
     num_edges: int
 
 
-def step_events(source: EventSource, step: int, batch_size: int) -> list[Event]:
-    """The thinned events of a step; the same for the same (source, step), whatever came before."""
+def step_events(
+    source: EventSource, step: int, batch_size: int, places: Sequence[int] | None = None
+) -> list[Event]:
+    """The thinned events of a step; the same for the same (source, step), whatever came before.
+
+    Of them those at the given places in the batch; None for all. No other is read.
+    """
     ids = step_event_ids(source.event_ids, source.seed, step, batch_size)
     return [
-        _drawn(source, event_id, np.random.default_rng([source.seed, step, place]))
-        for place, event_id in enumerate(ids)
+        _drawn(source, ids[place], np.random.default_rng([source.seed, step, place]))
+        for place in (range(batch_size) if places is None else places)
     ]
 
 
@@ -83,10 +88,12 @@ def prefetched(
     tune: VoxdynTune,
     batch_size: int,
     first_step: int,
+    places: Sequence[int] | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Batches from `first_step` on, made by a thread while the device computes.
 
-    The queue is bounded. An error while making a batch is raised where that batch is taken.
+    They hold the events at the given places, as in `step_events`. The queue is bounded. An error
+    while making a batch is raised where that batch is taken.
     """
     ready: queue.Queue = queue.Queue(maxsize=_PREFETCHED)
     stop = threading.Event()
@@ -102,7 +109,7 @@ def prefetched(
         step = first_step
         try:
             while not stop.is_set():
-                put(graph_batch(step_events(source, step, batch_size), voxdyn, tune))
+                put(graph_batch(step_events(source, step, batch_size, places), voxdyn, tune))
                 step += 1
         except BaseException as error:
             put(error)

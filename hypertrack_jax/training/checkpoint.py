@@ -30,12 +30,13 @@ class Saved(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """Arrays in which those of a checkpoint stand where name and shape are the same."""
+    """Arrays in which saved ones stand where name and shape are the same."""
 
-    step: int
+    origin: str
+    """Where those come from, such as `step 7 of pu2`."""
     arrays: Any
     loaded: list[str]
-    """Names of the arrays from the checkpoint, such as `params/edge/fusion/layers_0/bias`."""
+    """Names of the saved arrays taken, such as `params/edge/fusion/layers_0/bias`."""
     skipped: list[str]
     """Names of saved ones that have no place, or one of another shape."""
     kept: list[str]
@@ -45,19 +46,23 @@ class Fitted(NamedTuple):
 class Checkpoints:
     """The checkpoints of one tag: the latest two, and the one with the best AUC."""
 
-    def __init__(self, directory: Path, is_writer: bool = False):
-        """Opens the directory.
+    def __init__(
+        self, directory: Path, is_writer: bool = False, place: jax.sharding.Sharding | None = None
+    ):
+        """Opens the directory; where several processes train, all of them have to.
 
         Args:
           directory: directory of the tag.
           is_writer: makes the directory, and removes what an interrupted save left there; a mere
             reader must not, since a save may be under way.
+          place: where restored arrays go, wherever they were saved; None for the first device.
 
         Raises:
           OSError: a writer cannot make the directory; better known before training than after.
         """
         self.directory = directory.absolute()
         self._is_writer = is_writer
+        self.place = place or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         if is_writer:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -124,13 +129,11 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> Any:
         """The state saved at `step`, with the structure, shapes and types of `like`.
 
-        It is placed on the first device, wherever it was saved.
-
         Raises:
           ValueError: what was saved has another structure or other shapes, or is damaged.
         """
         self._require_same_shapes(step, by_name(self._tree(step)), by_name(like))
-        return self._load(step, jax.tree.map(_abstract, like))
+        return self._load(step, jax.tree.map(self._abstract, like))
 
     def restore_fitting(self, into: dict[str, Any], step: int = -1) -> Fitted:
         """A state's parts `into`, with the saved arrays where name and shape are the same.
@@ -157,15 +160,10 @@ class Checkpoints:
             for name, leaf in wanted.items()
             if name in places and saved[places[name]].shape == leaf.shape
         }
-        abstract = nested({former: _abstract(wanted[name]) for name, former in loaded.items()})
+        abstract = nested({former: self._abstract(wanted[name]) for name, former in loaded.items()})
         found = by_name(self._load(step, abstract, is_partial=True)) if loaded else {}
-        return Fitted(
-            step,
-            nested(wanted | {name: found[former] for name, former in loaded.items()}),
-            loaded=sorted(loaded),
-            skipped=sorted(places.keys() - loaded.keys()),
-            kept=sorted(wanted.keys() - loaded.keys()),
-        )
+        present = {name: found[former] for name, former in loaded.items()}
+        return fitted(f"step {step} of {self.directory.name}", wanted, places, present)
 
     def _description(self, step: int, oldest: int) -> tuple[int, dict[str, Any]]:
         """Step and description of a checkpoint, whose version must not be before `oldest`."""
@@ -206,6 +204,9 @@ class Checkpoints:
         # Orbax puts a dump of its own state over several lines into the message.
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise self._damaged(step) from error
+
+    def _abstract(self, leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.place)
 
     def _require_same_shapes(self, step: int, saved: dict, wanted: dict) -> None:
         for name in sorted(saved.keys() | wanted.keys()):
@@ -276,6 +277,19 @@ def _present_names(saved: Iterable[str], version: int) -> dict[str, str]:
     }
 
 
+def fitted(
+    origin: str, wanted: dict[str, Any], saved: Iterable[str], found: dict[str, Any]
+) -> Fitted:
+    """The wanted arrays by name, with those in their place that were found among the saved."""
+    return Fitted(
+        origin,
+        nested(wanted | found),
+        loaded=sorted(found),
+        skipped=sorted(set(saved) - found.keys()),
+        kept=sorted(wanted.keys() - found.keys()),
+    )
+
+
 def nested(leaves: dict[str, Any]) -> dict[str, Any]:
     """The tree of dicts whose leaves have these names."""
     tree: dict[str, Any] = {}
@@ -286,9 +300,3 @@ def nested(leaves: dict[str, Any]) -> dict[str, Any]:
             branch = branch.setdefault(group, {})
         branch[last] = leaf
     return tree
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """Shape and type of an array that is to be placed on the first device."""
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)

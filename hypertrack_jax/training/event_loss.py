@@ -1,7 +1,7 @@
 """Device side: the loss of one event, in phase 1 and in phase 2 (algorithm sections 6 and 7)."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from hypertrack_jax.training.cluster_losses import (
     cluster_losses,
 )
 from hypertrack_jax.training.edge_auc import masked_auc
+from hypertrack_jax.training.flow_loss import flow_loss
 from hypertrack_jax.training.losses import contrastive_edge_loss, edge_loss, particle_shares
 from hypertrack_jax.tunes.tune import ClusterTune, LossTune, Tune
 
@@ -34,6 +35,8 @@ EDGE = "edge"
 """Name of the edge predictor among the parameters of a model."""
 CLUSTER = "cluster"
 """Name of the clusterer among them."""
+FLOW = "flow"
+"""Name of the experimental flow among them; it is there where its loss has a weight."""
 GNN_PHASE, FULL_PHASE = 1, 2
 """Phase 1 trains the edge predictor alone, phase 2 both."""
 MAX_ROUNDS = 24
@@ -60,6 +63,8 @@ class Losses(NamedTuple):
     """Micrographs that the clusterer was asked for."""
     is_cut: Float[Array, ""]
     """1 where a hit had too many neighbours, or a micrograph too many hits, for the capacities."""
+    flow: Float[Array, ""]
+    """Mean negative log-density of the embeddings of particle hits; 0 where it has no weight."""
 
 
 EventLoss = Callable[..., tuple[Array, tuple[Any, Losses]]]
@@ -69,7 +74,8 @@ def make_event_loss(tune: Tune, dtype: DTypeLike, phase: int) -> EventLoss:
     """`(params, batch_stats, graph, key) -> (loss, (batch_stats, Losses))`.
 
     In phase 2 the clusters are searched with the weights as they are, and the membership of their
-    micrographs is learnt; gradients reach the edge predictor through the embeddings.
+    micrographs is learnt; gradients reach the edge predictor through the embeddings. Where the
+    experimental flow has a weight, the `globals` of a graph have to be its `hit_conditions`.
     """
     network = EdgePredictor(tune.network)
 
@@ -79,6 +85,8 @@ def make_event_loss(tune: Tune, dtype: DTypeLike, phase: int) -> EventLoss:
             variables, graph, train=True, dtype=dtype, mutable=["batch_stats"]
         )
         losses = edge_losses(tune.loss, graph, prediction.logit, key)
+        if tune.loss.flow > 0:
+            losses = _with_flow(tune.loss, params[FLOW], graph, prediction, losses)
         if phase == FULL_PHASE:
             losses = _with_clusters(tune, params[CLUSTER], graph, prediction, losses, key, dtype)
         return losses.loss, (updates["batch_stats"], losses)
@@ -110,7 +118,7 @@ def edge_losses(
     loss = tune.edge_bce * single + tune.edge_contrastive * contrastive
     auc = masked_auc(jax.lax.stop_gradient(logit).astype(jnp.float32), edges.label, edges.mask)
     zero = jnp.zeros((), loss.dtype)
-    return Losses(loss, single, contrastive, zero, zero, auc, zero, zero, zero)
+    return Losses(loss, single, contrastive, zero, zero, auc, zero, zero, zero, zero)
 
 
 def _equal_weights(particle: Int[Array, " hit"]) -> Float[Array, " hit"]:
@@ -120,6 +128,25 @@ def _equal_weights(particle: Int[Array, " hit"]) -> Float[Array, " hit"]:
     one = jnp.ones(num_hits)
     size = segment_sum(one, of, num_hits, sorted_ids=False)
     return one / jnp.maximum(size, 1)[jnp.minimum(of, num_hits - 1)]
+
+
+def _with_flow(
+    tune: LossTune,
+    params: dict[str, Any],
+    graph: EventGraph,
+    prediction: EdgePrediction,
+    losses: Losses,
+) -> Losses:
+    """The losses with that of the flow added."""
+    if graph.globals is None:
+        raise ValueError(
+            f"the loss of the flow has the weight {tune.flow}, but the graphs know nothing of "
+            "particles; set their globals to hit_conditions(event, num_nodes), or the weight to 0."
+        )
+    conditions = cast(jax.Array, graph.globals)
+    loss = flow_loss(params, prediction.embedding, conditions, graph.nodes.particle)
+    total = losses.loss + tune.flow * loss.astype(losses.loss.dtype)
+    return losses._replace(loss=total, flow=loss)
 
 
 def training_sizes(num_nodes: int) -> SearchSizes:

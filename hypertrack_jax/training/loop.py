@@ -5,15 +5,23 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 
 import jax
-import numpy as np
 from jax.typing import DTypeLike
 
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.networks.edge_predictor import predict
 from hypertrack_jax.training.batches import fixed_events, graph_batch, prefetched
 from hypertrack_jax.training.checkpoint import Checkpoints
+from hypertrack_jax.training.devices import (
+    Devices,
+    any_process,
+    make_spread_step,
+    map_events,
+    mean_of_processes,
+    spread_over,
+)
 from hypertrack_jax.training.edge_auc import masked_auc
 from hypertrack_jax.training.event_loss import EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.training.progress import Progress
@@ -23,19 +31,21 @@ from hypertrack_jax.training.step import (
     TrainState,
     begin_phase,
     due_phase,
-    make_train_step,
 )
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 _LOG = logging.getLogger(__name__)
+AGREE_INTERVAL = 10
+"""Steps between two moments at which several processes agree to save or to stop, and wait."""
 
 
 def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
     """Trains until `run.num_steps`, Ctrl-C or SIGTERM; saves by time and at the end.
 
     However a run ends, the same call goes on from its latest checkpoint and arrives at the weights
-    of a run that never ended.
+    of a run that never ended. On other devices, or with more or fewer processes, it arrives at the
+    same up to rounding. All processes have to make the same call.
 
     Args:
       run: data, places, durations, and what to begin with.
@@ -47,19 +57,29 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
 
     Raises:
       ValueError: the run asks for what does not go together; the checkpoint belongs to another
-        tune; the tag is taken; the gradient stayed non-finite.
+        tune; the tag is taken; there are fewer events than processes; the gradient stayed
+        non-finite.
       OSError: a file cannot be read or written.
     """
     key = jax.random.key(run.source.seed)
-    with Checkpoints(run.checkpoint_directory, is_writer=True) as checkpoints:
-        state = _placed(first_state(run, tune, key, checkpoints))
+    devices = spread_over(run.batch_size)
+    place = devices.replicated()
+    with Checkpoints(run.checkpoint_directory, is_writer=True, place=place) as checkpoints:
+        state = devices.replicate(first_state(run, tune, key, checkpoints))
         step = int(state.step)
         if step >= run.num_steps:
             _LOG.warning("step %d is reached already; raise --num_steps to go on", step)
             return state
-        span, has_validation = (step, run.num_steps), run.validation is not None
-        with Progress(run.log_directory, tune.optimizer, *span, has_validation) as progress:
-            return _Trainer(run, tune, voxdyn, checkpoints, progress).updates(state, key)
+        with Progress(
+            run.log_directory,
+            tune.optimizer,
+            step,
+            run.num_steps,
+            has_validation=run.validation is not None,
+            batch_size=run.batch_size,
+            is_told=jax.process_index() == 0,
+        ) as progress:
+            return _Trainer(run, tune, voxdyn, devices, checkpoints, progress).updates(state, key)
 
 
 class _Trainer:
@@ -70,15 +90,17 @@ class _Trainer:
         run: TrainingRun,
         tune: Tune,
         voxdyn: VoxelDynamics,
+        devices: Devices,
         checkpoints: Checkpoints,
         progress: Progress,
     ):
-        self.run, self.tune, self.voxdyn = run, tune, voxdyn
+        self.run, self.tune, self.voxdyn, self.devices = run, tune, voxdyn, devices
         self.checkpoints, self.progress = checkpoints, progress
         dtype = DTYPES[run.fp_dtype]
         # Compiled when first called: a phase that does not come costs nothing.
         self.train_steps = {
-            phase: make_train_step(tune, dtype, phase) for phase in (GNN_PHASE, FULL_PHASE)
+            phase: make_spread_step(tune, dtype, phase, devices)
+            for phase in (GNN_PHASE, FULL_PHASE)
         }
         self.event_auc = _make_event_auc(tune, dtype)
         self.phase = GNN_PHASE
@@ -87,8 +109,10 @@ class _Trainer:
     def updates(self, state: TrainState, key: jax.Array) -> TrainState:
         """One update after another, until all are done or a signal comes."""
         run, first_step = self.run, int(state.step)
-        ahead = prefetched(run.source, self.voxdyn, self.tune.voxdyn, run.batch_size, first_step)
-        with ahead as batches, _stop_signals() as stopped:
+        places = self.devices.slots().place.tolist()
+        of_run = run.source, self.voxdyn, self.tune.voxdyn, run.batch_size
+        ahead = prefetched(*of_run, first_step, places)
+        with ahead as batches, _stop_signals() as signals:
             for step in range(first_step, run.num_steps):
                 if step == first_step or step % PHASE_INTERVAL == 0:
                     state = self.in_due_phase(state)
@@ -96,11 +120,12 @@ class _Trainer:
                 self.progress.announce_bucket(batch)
                 state, metrics = self.train_steps[self.phase](state, batch.graphs, key)
                 self.progress.record(step, metrics, batch)
-                is_last = bool(stopped) or step + 1 == run.num_steps
-                self.after_update(step + 1, state, is_last)
+                is_stopped, is_save_due = self.wishes(step + 1, bool(signals))
+                is_last = is_stopped or step + 1 == run.num_steps
+                self.after_update(step + 1, state, is_last, is_save_due)
                 if is_last:
                     break
-        if stopped:
+        if is_stopped:
             _LOG.warning("stopped at step %d; the same command goes on from there", step + 1)
         return state
 
@@ -110,11 +135,21 @@ class _Trainer:
         if self.phase != int(state.phase):
             numbers = int(state.step), self.phase, float(state.auc_mean)
             _LOG.info("step %d: phase %d begins (mean AUC before: %.4f)", *numbers)
-            state = _placed(begin_phase(self.tune, state, self.phase))
+            state = begin_phase(self.tune, jax.device_get(state), self.phase)
+            state = self.devices.replicate(state)
         self.progress.enter_phase(self.phase, int(state.phase_start))
         return state
 
-    def after_update(self, num_done: int, state: TrainState, is_last: bool) -> None:
+    def wishes(self, num_done: int, has_signal: bool) -> list[bool]:
+        """Whether to stop, and whether to save, as some process wishes; the same in all of them."""
+        if jax.process_count() > 1 and num_done % AGREE_INTERVAL:
+            return [False, False]
+        is_save_due = time.monotonic() - self.saved_at > 60 * self.run.save_period
+        return any_process(has_signal, is_save_due)
+
+    def after_update(
+        self, num_done: int, state: TrainState, is_last: bool, is_save_due: bool
+    ) -> None:
         """Validates and saves when it is time to."""
         run = self.run
         if is_last:
@@ -123,33 +158,31 @@ class _Trainer:
             num_done % run.validate_every == 0 or num_done == run.num_steps
         ):
             self.progress.record_validation(num_done, self.validation_auc(state))
-        if is_last or time.monotonic() - self.saved_at > 60 * run.save_period:
+        if is_last or is_save_due:
             self.checkpoints.save(num_done, state, self.tune, self.progress.auc)
             self.saved_at = time.monotonic()
 
     def validation_auc(self, state: TrainState) -> float:
         """Mean edge AUC over validation events, normalised by running statistics."""
-        assert self.run.validation is not None
-        areas = []
-        for event in fixed_events(self.run.validation):
-            graphs = graph_batch([event], self.voxdyn, self.tune.voxdyn).graphs
-            graph = jax.tree.map(lambda array: array[0], graphs)
-            areas.append(float(self.event_auc(state.params[EDGE], state.batch_stats, graph)))
-        return float(np.mean(areas))
-
-
-def _placed(state: TrainState) -> TrainState:
-    """The state bound to the first device.
-
-    Arrays that are bound and such that are not make programs of their own; a state of both, after a
-    resume or a change of phase, would be compiled for twice.
-    """
-    return jax.device_put(state, jax.devices()[0])
+        source = self.run.validation
+        assert source is not None, "there is no validation without"
+        own = source.event_ids[jax.process_index() :: jax.process_count()]
+        events, areas = fixed_events(source._replace(event_ids=own)), []
+        weights = self.devices.of_process((state.params[EDGE], state.batch_stats))
+        num_devices = self.devices.local.size
+        while group := list(islice(events, num_devices)):
+            # Each device has one; of a last group that is too small the last event is repeated.
+            filled = group + group[-1:] * (num_devices - len(group))
+            graphs = graph_batch(filled, self.voxdyn, self.tune.voxdyn).graphs
+            graphs = self.devices.spread(graphs)
+            found = map_events(self.event_auc, self.devices.local, weights, graphs)
+            areas += jax.device_get(found)[: len(group)].tolist()
+        return mean_of_processes(areas)
 
 
 def _make_event_auc(tune: Tune, dtype: DTypeLike) -> Callable[..., jax.Array]:
-    @jax.jit
-    def event_auc(params, batch_stats, graph: EventGraph):
+    def event_auc(weights, graph: EventGraph):
+        params, batch_stats = weights
         logit = predict(tune.network, params, batch_stats, graph, dtype).logit
         return masked_auc(logit, graph.edges.label, graph.edges.mask)
 

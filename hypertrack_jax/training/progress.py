@@ -33,6 +33,8 @@ class Progress:
         first_step: int,
         num_steps: int,
         has_validation: bool,
+        batch_size: int = 1,
+        is_told: bool = True,
     ):
         """Opens both.
 
@@ -42,18 +44,22 @@ class Progress:
           first_step: step that the run begins with; what a file says of later ones is void.
           num_steps: step at which it ends.
           has_validation: `auc` is that of validation and not of training.
+          batch_size: events per update, those of other processes included.
+          is_told: False shows and writes nothing, where another process does.
         """
         self.auc = 0.0
         """The latest AUC, by which the best checkpoint is chosen."""
-        self._tune, self._has_validation = tune, has_validation
+        self._tune, self._has_validation, self._batch_size = tune, has_validation, batch_size
         self._pending: list[StepMetrics] = []
         self._latest: tuple[int, Batch] | None = None
         self._phase = self._phase_start = -1
         self._buckets: set[tuple[int, ...]] = set()
         self._next_cut_warning = 0
         directory.mkdir(parents=True, exist_ok=True)
-        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", smoothing=0.1)
-        self._writer = SummaryWriter(str(directory), purge_step=first_step)
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, unit="step", smoothing=0.1, disable=not is_told
+        )
+        self._writer = SummaryWriter(str(directory), purge_step=first_step, write_to_disk=is_told)
 
     def __enter__(self) -> "Progress":
         """Closes both at the end of a `with` block."""
@@ -130,7 +136,7 @@ class Progress:
 
     def _summary(self, means: dict[str, float], batch: Batch) -> str:
         steps_per_second = self._bar.format_dict["rate"]
-        rate = f"{steps_per_second * len(batch.graphs.senders):.1f}" if steps_per_second else "-"
+        rate = f"{steps_per_second * self._batch_size:.1f}" if steps_per_second else "-"
         parts = [f"phase {self._phase} loss {means['loss']:.3f} auc {means['auc']:.4f}"]
         if self._phase == FULL_PHASE:
             parts.append(f"cluster {means['cluster_bce']:.3f} {means['cluster_contrastive']:.3f}")

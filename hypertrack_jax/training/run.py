@@ -4,15 +4,23 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jaxtyping import PRNGKeyArray
 
 from hypertrack_jax.training.batches import EventSource
-from hypertrack_jax.training.checkpoint import Checkpoints, require_same_tune
+from hypertrack_jax.training.checkpoint import Checkpoints, Fitted, require_same_tune
 from hypertrack_jax.training.event_loss import FULL_PHASE, GNN_PHASE
 from hypertrack_jax.training.step import TrainState, begin_phase, init_state
+from hypertrack_jax.training.weights import (
+    fit_weights,
+    load_weights,
+    shipped_names,
+    shipped_path,
+)
 from hypertrack_jax.tunes.tune import Tune
 
 _LOG = logging.getLogger(__name__)
@@ -51,7 +59,8 @@ class TrainingRun:
     """Go on with the weights of the checkpoint, but in phase 1 and with a fresh optimiser and
     schedule. Steps are counted on, so that no checkpoint is overwritten."""
     transfer_directory: Path | None = None
-    """Directory of another tag, whose latest weights a run begins with that would begin anew."""
+    """Directory of another tag, whose latest weights a run begins with that would begin anew. Where
+    there is none, the model that comes with the package under its name."""
 
 
 def require_consistent(run: TrainingRun, tune: Tune) -> None:
@@ -112,7 +121,9 @@ def first_state(
             "choose another --save_tag, or --epoch=-1 to go on."
         )
     if run.epoch <= 0 and not steps and not run.soft_reset:
-        return fresh if run.transfer_directory is None else _transferred(run, fresh)
+        if run.transfer_directory is None:
+            return fresh
+        return _transferred(run, fresh, checkpoints.place)
     saved = checkpoints.describe(run.epoch)
     require_same_tune(saved.tune, tune, ("voxdyn", "network"), tag)
     if run.transfer_directory is not None:
@@ -120,26 +131,24 @@ def first_state(
     state = checkpoints.restore(saved.step, fresh)
     if run.soft_reset:
         _LOG.info("step %d of %s with a fresh optimiser; num_steps counts on", saved.step, tag.name)
-        return begin_phase(tune, state, GNN_PHASE)
+        return begin_phase(tune, jax.device_get(state), GNN_PHASE)
     _LOG.info("resuming %s from step %d", tag.name, saved.step)
     return state
 
 
-def _transferred(run: TrainingRun, fresh: TrainState) -> TrainState:
-    """The fresh state with the weights of another tag, as far as they fit."""
+def _transferred(run: TrainingRun, fresh: TrainState, place: Sharding) -> TrainState:
+    """The fresh state with the weights of another model, as far as they fit."""
     assert run.transfer_directory is not None
-    with Checkpoints(run.transfer_directory) as other:
-        weights = {"params": fresh.params, "batch_stats": fresh.batch_stats}
-        fitted = other.restore_fitting(weights)
+    weights = {"params": fresh.params, "batch_stats": fresh.batch_stats}
+    fitted = _fitting(run.transfer_directory, weights, place)
     if not fitted.loaded:
         raise ValueError(
-            f"{run.transfer_directory}: step {fitted.step} has no array that fits this network; "
+            f"{run.transfer_directory}: {fitted.origin} has no array that fits this network; "
             "use the tune it was trained with, or leave --transfer_tag out."
         )
     _LOG.info(
-        "transfer from step %d of %s: %d arrays loaded, %d skipped, %d initialised",
-        fitted.step,
-        run.transfer_directory.name,
+        "transfer from %s: %d arrays loaded, %d skipped, %d initialised",
+        fitted.origin,
         len(fitted.loaded),
         len(fitted.skipped),
         len(fitted.kept),
@@ -148,6 +157,15 @@ def _transferred(run: TrainingRun, fresh: TrainState) -> TrainState:
         if names:
             _LOG.info("%s: %s", what, ", ".join(_groups(names)))
     return fresh._replace(**fitted.arrays)
+
+
+def _fitting(directory: Path, weights: dict[str, Any], place: Sharding) -> Fitted:
+    """The weights with those of a tag or, where it has no directory, of a shipped model."""
+    name = directory.name
+    if name in shipped_names() and not directory.is_dir():
+        return fit_weights(load_weights(shipped_path(name)), weights, name)
+    with Checkpoints(directory, place=place) as other:
+        return other.restore_fitting(weights)
 
 
 def _groups(names: Sequence[str]) -> list[str]:

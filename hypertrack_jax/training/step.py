@@ -14,14 +14,17 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from hypertrack_jax.clustering.transformer import init_clusterer
 from hypertrack_jax.graph.event_graph import EventGraph, hit_graph
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
+from hypertrack_jax.networks.flow import init_flow
 from hypertrack_jax.training.event_loss import (
     CLUSTER,
     EDGE,
+    FLOW,
     FULL_PHASE,
     GNN_PHASE,
     Losses,
     make_event_loss,
 )
+from hypertrack_jax.training.flow_loss import NUM_CONDITIONS
 from hypertrack_jax.training.optimizer import make_optimizer
 from hypertrack_jax.tunes.tune import OptimizerTune, Tune
 
@@ -41,7 +44,8 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     """Number of updates tried."""
     params: dict[str, Any]
-    """Weights of the edge predictor (`edge`) and of the clusterer (`cluster`), always float32."""
+    """Weights of the edge predictor (`edge`), of the clusterer (`cluster`) and, where its loss has
+    a weight, of the experimental flow (`flow`), always float32."""
     batch_stats: Any
     """Running statistics of the BatchNorms."""
     opt_state: optax.OptState
@@ -79,6 +83,10 @@ def init_state(tune: Tune, key: PRNGKeyArray) -> TrainState:
     edge_key, cluster_key = jax.random.split(key)
     variables = EdgePredictor(tune.network).init(edge_key, graph, train=False)
     params = {EDGE: variables["params"], CLUSTER: init_clusterer(tune.network, cluster_key)}
+    if tune.loss.flow > 0:
+        # Not by a split in three, which would change the other weights.
+        flow_key = jax.random.fold_in(key, 2)
+        params[FLOW] = init_flow(tune.network, NUM_CONDITIONS, flow_key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

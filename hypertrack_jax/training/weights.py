@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from hypertrack_jax.events.store import replace_file
-from hypertrack_jax.training.checkpoint import by_name, nested
+from hypertrack_jax.training.checkpoint import Fitted, by_name, fitted, nested
 from hypertrack_jax.tunes.tune import Tune, tune_from_json, tune_to_json
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
@@ -50,9 +50,8 @@ def save_weights(path: Path, weights: Weights) -> Path:
     Raises:
       OSError: no space or no permission.
     """
-    tree = {"params": weights.params, "batch_stats": weights.batch_stats}
     arrays: dict[str, Any] = {
-        name: np.asarray(leaf, np.float32) for name, leaf in by_name(tree).items()
+        name: np.asarray(leaf, np.float32) for name, leaf in by_name(_tree(weights)).items()
     }
     arrays[_TUNE] = np.frombuffer(tune_to_json(weights.tune).encode(), np.uint8)
     arrays[_VERSION], arrays[_PAIRS] = FORMAT_VERSION, weights.num_pairs
@@ -87,6 +86,23 @@ def load_weights(path: Path) -> Weights:
         raise ValueError(f"{path}: not a whole file of weights; get it anew.") from error
 
 
+def fit_weights(weights: Weights, into: dict[str, Any], name: str) -> Fitted:
+    """A state's parts `into`, with the trained arrays where name and shape are the same.
+
+    Args:
+      weights: the trained model.
+      into: nested dicts, in which `params` and `batch_stats` of a state stand by these names.
+      name: what the model is called.
+    """
+    saved, wanted = by_name(_tree(weights)), by_name(into)
+    found = {
+        place: leaf
+        for place, leaf in saved.items()
+        if place in wanted and wanted[place].shape == leaf.shape
+    }
+    return fitted(f"the weights {name}", wanted, saved, found)
+
+
 def count_pairs(voxdyn: VoxelDynamics) -> int:
     """Pairs that an estimator has counted, by its histogram."""
     return int((np.arange(len(voxdyn.histogram)) * voxdyn.histogram).sum())
@@ -104,3 +120,7 @@ def require_same_counts(weights: Weights, voxdyn: VoxelDynamics, path: Path) -> 
             f"{path}: this estimator counted {found} pairs, but the weights were trained with one "
             f"that counted {weights.num_pairs}; fit it with the events and copies of the training."
         )
+
+
+def _tree(weights: Weights) -> dict[str, Any]:
+    return {"params": weights.params, "batch_stats": weights.batch_stats}

@@ -15,7 +15,7 @@ from hypertrack_jax.tunes.tune import (
 
 TUNE = Tune(
     name="helix",
-    voxdyn=VoxdynTune(ncell=16384, min_count=24),
+    voxdyn=VoxdynTune(ncell=16384, min_count=12),
     network=NetworkTune(
         node_features="cylindrical",
         edge_features="helix",

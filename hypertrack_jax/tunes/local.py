@@ -3,7 +3,7 @@
 At the same true edge efficiency (0.97 of their own links) the `eom` graph of a full event has a
 fiftieth of the edges; experiments/README.md has the measurement. TPR does not depend on pile-up, so
 one setting of Voxel-Dynamics is the best for all: fit it with
-experiments/pretrain_voxdyn.py --node2node=eom --num_copies=16.
+experiments/pretrain_voxdyn.py --node2node=eom --ncell=262144 --num_copies=32 with 1000 events.
 
 An edge is true when its hits are of one particle, and the transformer gathers a whole track in a
 few steps from its pivots.
@@ -17,6 +17,6 @@ from hypertrack_jax.tunes.tune import ClusterTune, VoxdynTune
 TUNE = replace(
     helix.TUNE,
     name="local",
-    voxdyn=VoxdynTune(node2node="eom", ncell=65536, min_count=8, labels="hyper"),
+    voxdyn=VoxdynTune(node2node="eom", ncell=262144, min_count=8, labels="hyper"),
     cluster=ClusterTune(edge_threshold=0.5, seed_hops=2, micrograph_hops=4),
 )

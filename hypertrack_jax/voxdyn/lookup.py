@@ -10,6 +10,8 @@ Three programs, each with fixed capacities that the one before it has measured:
    hits, so that a large event passes through it in pieces.
 
 Receivers ascend, so nothing is sorted; the senders of a receiver follow the order of their cells.
+`edges_of_cells` runs all three at once, in capacities that are guessed and not measured, and tells
+what would have been needed.
 """
 
 from functools import partial
@@ -19,24 +21,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float32, Int, Int32, UInt32
+from jaxtyping import Array, Bool, Int, Int32, UInt32
 
 from hypertrack_jax.voxdyn.connectivity import Rows
 
 BLOCK = 32
 """Entries of a row that one block covers: the bits of its mask."""
+TOO_MANY = 2**31 - 1
+"""Stands for every number that 32-bit indices do not reach."""
 
 
 class EventCells(NamedTuple):
-    """The hits of an event grouped by cell; slots are its occupied cells, ascending."""
+    """The hits of an event grouped by cell; slots are its occupied cells, ascending.
 
-    cell: Int32[Array | np.ndarray, " slot"]
-    """The cell of each slot; V for hits without a cell, and for padding."""
-    hit_start: Int32[Array | np.ndarray, " slot_plus_1"]
+    There are as many slots as hits, the last of them empty where hits share a cell. Hits without a
+    cell, padding among them, share the slot of cell V, which is connected with nothing.
+    """
+
+    cell: Int32[Array, " hit"]
+    """The cell of each slot; V for the slot of hits without a cell, and for empty ones."""
+    hit_start: Int32[Array, " hit_plus_1"]
     """Slot s holds the hits from `hit_start[s]` to `hit_start[s + 1]` of the order."""
-    order: Int32[Array | np.ndarray, " hit"]
+    order: Int32[Array, " hit"]
     """Hits in the order of their cells."""
-    hit_slot: Int32[Array | np.ndarray, " hit"]
+    hit_slot: Int32[Array, " hit"]
     """The slot of each hit."""
 
 
@@ -51,8 +59,8 @@ class Connected(NamedTuple):
     """Bit k is set where entry + k makes edges."""
     list_length: Int32[Array, " slot"]
     """Sending hits of each slot's receivers."""
-    num_senders: Float32[Array, ""]
-    """Sum of `list_length`; rounded, but never wrapped around."""
+    num_blocks: Int32[Array, ""]
+    """The capacity that is needed."""
     is_overflow: Bool[Array, ""]
     """True where the capacity was too small: the rest is not complete."""
 
@@ -76,32 +84,77 @@ class HitEdges(NamedTuple):
     senders: Int32[Array, " edge"]
     receivers: Int32[Array, " edge"]
     counts: Int32[Array, " edge"]
+    num_edges: Int32[Array, ""]
+    """How many edges there are, also where the places do not suffice; or `TOO_MANY`."""
     is_overflow: Bool[Array, ""]
     """True where a capacity was too small: the edges are not complete."""
 
 
-def group_hits(cell: Int32[np.ndarray, " hit"]) -> EventCells:
-    """Groups hits by cell, on the host."""
-    order = np.argsort(cell, kind="stable").astype(np.int32)
-    is_first = np.diff(cell[order], prepend=-1) != 0
-    hit_slot = np.empty(len(cell), np.int32)
-    hit_slot[order] = np.cumsum(is_first) - 1
-    hit_start = np.append(np.flatnonzero(is_first), len(cell)).astype(np.int32)
-    return EventCells(cell[order[is_first]], hit_start, order, hit_slot)
+class EdgesOfCells(NamedTuple):
+    """The edges of a whole event."""
+
+    edges: HitEdges
+    num_blocks: Int32[Array, ""]
+    """The capacity for blocks that was needed; where it was exceeded, the edges have not been
+    counted to the end."""
 
 
-def pad_cells(cells: EventCells, size: int, num_cells: int) -> EventCells:
-    """Pads slots and hits to `size`, which must be more than the number of slots.
+@jax.jit
+def group_hits(
+    cell: Int32[Array | np.ndarray, " hit"], num_cells: int | Int32[Array, ""]
+) -> EventCells:
+    """Groups hits by cell.
 
-    Padding hits belong to the last slot, which is empty, so that they make no edges.
+    Args:
+      cell: the cell of each hit; V for hits without one, and for padding.
+      num_cells: V.
     """
-    more_slots, more_hits = size - len(cells.cell), size - len(cells.order)
+    num_hits = len(cell)
+    hit = jnp.arange(num_hits, dtype=jnp.int32)
+    order = jnp.argsort(cell, stable=True).astype(jnp.int32)
+    ordered = _take(cell, order)
+    is_first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    slot = jnp.cumsum(is_first, dtype=jnp.int32) - 1
+    first_slot = jnp.where(is_first, slot, num_hits + 1)
     return EventCells(
-        np.pad(cells.cell, (0, more_slots), constant_values=num_cells),
-        np.pad(cells.hit_start, (0, more_slots), mode="edge"),
-        np.pad(cells.order, (0, more_hits)),
-        np.pad(cells.hit_slot, (0, more_hits), constant_values=size - 1),
+        cell=jnp.full(num_hits, num_cells, jnp.int32).at[first_slot].set(ordered, mode="drop"),
+        hit_start=jnp.full(num_hits + 1, num_hits, jnp.int32).at[first_slot].set(hit, mode="drop"),
+        order=order,
+        hit_slot=jnp.zeros(num_hits, jnp.int32).at[order].set(slot, unique_indices=True),
     )
+
+
+@partial(jax.jit, static_argnames=("block_capacity", "edge_capacity"))
+def edges_of_cells(
+    rows: Rows,
+    cell: Int32[Array | np.ndarray, " hit"],
+    min_count: Int32[Array | np.ndarray, ""],
+    *,
+    block_capacity: int,
+    edge_capacity: int,
+) -> EdgesOfCells:
+    """The edges of a whole event.
+
+    Args:
+      rows: C.
+      cell: the cell of each hit; V for hits without one, and for padding.
+      min_count: smallest count of an entry that makes edges.
+      block_capacity: room for the blocks of the rows of all occupied cells, see `count_blocks`.
+      edge_capacity: room for the edges.
+
+    Returns:
+      The edges.
+    """
+    if len(rows.columns) == 0:
+        # No row is as long as this entry; it is there because an empty array cannot be read.
+        rows = rows._replace(columns=jnp.zeros(1, jnp.int32), counts=jnp.zeros(1, jnp.uint16))
+    cells = group_hits(cell, len(rows.row_offsets) - 1)
+    connected = find_connected(rows, cells, min_count, capacity=block_capacity)
+    # A list has at least one receiver, so the edges' capacity is enough for all lists.
+    lists = list_senders(rows, cells, connected, capacity=edge_capacity)
+    all_hits = jnp.array([0, len(cell)], jnp.int32)
+    edges = connect_hits(cells, lists, connected.list_length, all_hits, capacity=edge_capacity)
+    return EdgesOfCells(edges, connected.num_blocks)
 
 
 def count_blocks(row_length: Int[np.ndarray, " slot"]) -> int:
@@ -128,7 +181,8 @@ def find_connected(
     row_offsets = jnp.asarray(rows.row_offsets)
     row_start = row_offsets.at[cells.cell].get(mode="clip")
     row_end = row_offsets.at[cells.cell + 1].get(mode="clip")
-    slot, place, is_block, is_overflow = _expand(-((row_start - row_end) // BLOCK), capacity)
+    num_blocks = -((row_start - row_end) // BLOCK)
+    slot, place, is_block, is_overflow = _expand(num_blocks, capacity)
     entry = jnp.where(is_block, _take(row_start, slot) + BLOCK * place, 0)
     end = jnp.where(is_block, _take(row_end, slot), 0)
 
@@ -146,8 +200,7 @@ def find_connected(
     mask = (is_kept.astype(jnp.uint32) << lane.astype(jnp.uint32)).sum(axis=1, dtype=jnp.uint32)
     block_senders = jnp.where(is_kept, senders, 0).sum(axis=1, dtype=jnp.int32)
     list_length = jax.ops.segment_sum(block_senders, slot, num_slots, indices_are_sorted=True)
-    total = block_senders.astype(jnp.float32).sum()
-    return Connected(slot, entry, mask, list_length, total, is_overflow)
+    return Connected(slot, entry, mask, list_length, _sum(num_blocks), is_overflow)
 
 
 @partial(jax.jit, static_argnames="capacity")
@@ -218,6 +271,7 @@ def connect_hits(
         senders=_take(lists.sender, at),
         receivers=receiver,
         counts=_take(lists.count, at),
+        num_edges=_sum(degree),
         is_overflow=lists.is_overflow | is_overflow,
     )
 
@@ -235,10 +289,15 @@ def _expand(
     start = jnp.cumsum(lengths) - lengths
     item = jnp.repeat(items, lengths, total_repeat_length=size)
     places = jnp.arange(size, dtype=jnp.int32)
-    total = start[-1] + lengths[-1]
+    total = _sum(lengths)
+    return item, places - _take(start, item), places < total, total > size
+
+
+def _sum(lengths: Int32[Array, " item"]) -> Int32[Array, ""]:
+    """Their sum, or `TOO_MANY`."""
     # The sum in floating point sees totals that wrap around in 32 bits; the exact one all others.
-    is_overflow = (total > size) | (lengths.astype(jnp.float32).sum() > 2**30)
-    return item, places - _take(start, item), places < total, is_overflow
+    is_too_large = lengths.astype(jnp.float32).sum() > 2**30
+    return jnp.where(is_too_large, TOO_MANY, lengths.sum(dtype=jnp.int32))
 
 
 def _select_bit(mask: UInt32[Array, " n"], rank: Int32[Array, " n"]) -> Int32[Array, " n"]:

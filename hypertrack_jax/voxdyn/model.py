@@ -4,12 +4,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Float64, Int32, Int64
+from jaxtyping import Array, Bool, Float32, Float64, Int32, Int64
 
 from hypertrack_jax.memory import require_memory
 from hypertrack_jax.voxdyn.connectivity import MAX_COUNT, Rows, bucket_size
@@ -19,7 +19,6 @@ from hypertrack_jax.voxdyn.lookup import (
     find_connected,
     group_hits,
     list_senders,
-    pad_cells,
 )
 from hypertrack_jax.voxdyn.voronoi import VoronoiIndex, assign_cells, build_index
 
@@ -144,6 +143,21 @@ def require_min_count(min_count: float | int) -> None:
         )
 
 
+def required_count(vd: VoxelDynamics, min_count: float | int | None) -> int:
+    """`count_threshold` of an estimator; None gives the smallest count that it holds.
+
+    Raises:
+      ValueError: the estimator does not hold counts that small.
+    """
+    threshold = vd.min_count if min_count is None else count_threshold(vd.histogram, min_count)
+    if threshold < vd.min_count:
+        raise ValueError(
+            f"min_count={min_count} is asked for, but this estimator was loaded without counts "
+            f"below {vd.min_count}; load it with the smaller min_count."
+        )
+    return threshold
+
+
 def predict_edges(
     vd: VoxelDynamics, position: Float32[np.ndarray, "hit 3"], min_count: float | int | None = None
 ) -> CandidateEdges:
@@ -165,36 +179,32 @@ def predict_edges(
       ValueError: the estimator does not hold counts as small as `min_count`; all hits are outside
         the training space; the graph is too large for the memory.
     """
-    threshold = vd.min_count if min_count is None else count_threshold(vd.histogram, min_count)
-    if threshold < vd.min_count:
-        raise ValueError(
-            f"min_count={min_count} is asked for, but this estimator was loaded without counts "
-            f"below {vd.min_count}; load it with the smaller min_count."
-        )
+    threshold = required_count(vd, min_count)
     if len(position) == 0 or len(vd.rows.columns) == 0:
         return CandidateEdges(*(np.zeros(0, np.int32) for _ in range(3)))
-    cells = group_hits(hit_cells(vd, position))
-    padded = pad_cells(cells, bucket_size(len(position) + 1), vd.num_cells)
+    cell = hit_cells(vd, position)
+    padding = bucket_size(len(cell) + 1) - len(cell)
+    cells = group_hits(np.pad(cell, (0, padding), constant_values=vd.num_cells), vd.num_cells)
     connected = find_connected(
         vd.rows,
-        padded,
+        cells,
         np.int32(threshold),
-        capacity=bucket_size(count_blocks(_row_lengths(vd.rows, cells.cell))),
+        capacity=bucket_size(count_blocks(_row_lengths(vd.rows, np.asarray(cells.cell)))),
     )
     list_length = np.asarray(connected.list_length)
-    degree = list_length[cells.hit_slot].astype(np.int64)
+    degree = list_length[np.asarray(cells.hit_slot)[: len(cell)]].astype(np.int64)
     num_senders, num_edges = int(list_length.sum(dtype=np.int64)), int(degree.sum())
     what = f"a graph of {num_edges} edges between {len(position)} hits"
     remedy = "a larger min_count, more cells or fewer hits"
     require_memory(_BYTES_PER_EDGE * num_edges, what, remedy)
     if num_senders > np.iinfo(np.int32).max // 2:
         raise ValueError(f"{what} is more than 32-bit indices reach; choose {remedy}.")
-    lists = list_senders(vd.rows, padded, connected, capacity=bucket_size(num_senders))
+    lists = list_senders(vd.rows, cells, connected, capacity=bucket_size(num_senders))
     edges = CandidateEdges(*(np.empty(num_edges, np.int32) for _ in range(3)))
     done = 0
     for first, last, size in _hit_ranges(degree):
         made = connect_hits(
-            padded,
+            cells,
             lists,
             connected.list_length,
             np.array([first, last], np.int32),
@@ -218,22 +228,40 @@ def hit_cells(
     Raises:
       ValueError: all hits lie outside.
     """
-    slack = SPACE_SLACK * (vd.space[1] - vd.space[0])
-    is_inside = ((position >= vd.space[0] - slack) & (position <= vd.space[1] + slack)).all(axis=1)
-    num_outside = len(position) - np.count_nonzero(is_inside)
+    inside = is_inside(vd.space, position)
     cell = assign_hits(vd.index, position)
+    warn_of_outside(vd, len(position) - int(np.count_nonzero(inside)), len(position))
+    return np.where(inside, cell, np.int32(vd.num_cells))
+
+
+def is_inside(
+    space: Float32[Array | np.ndarray, "2 3"], position: Float32[Array | np.ndarray, "hit 3"]
+) -> Bool[Array | np.ndarray, " hit"]:
+    """Whether each hit lies in the space of the training hits, or not far outside."""
+    slack = SPACE_SLACK * (space[1] - space[0])
+    lower, upper = (space[0] - slack)[None, :], (space[1] + slack)[None, :]
+    is_within: Any = (position >= lower) & (position <= upper)
+    return is_within.all(axis=1)
+
+
+def warn_of_outside(vd: VoxelDynamics, num_outside: int, num_hits: int) -> None:
+    """Warns of hits outside the training space.
+
+    Raises:
+      ValueError: all hits lie outside.
+    """
     if not num_outside:
-        return cell
+        return
     message = (
-        f"{num_outside} of {len(position)} hits lie outside the space of the training hits, "
+        f"{num_outside} of {num_hits} hits lie outside the space of the training hits, "
         f"{vd.space[0].tolist()} to {vd.space[1].tolist()} mm"
     )
-    if num_outside == len(position):
+    if num_outside == num_hits:
         raise ValueError(
             f"{message}; give positions in mm, or fit Voxel-Dynamics to this detector."
         )
-    warnings.warn(f"{message}, and get no edges.", stacklevel=3)
-    return np.where(is_inside, cell, np.int32(vd.num_cells))
+    # The caller of what the user called, by way of `hit_cells` or the reconstructor.
+    warnings.warn(f"{message}, and get no edges.", stacklevel=4)
 
 
 def assign_hits(

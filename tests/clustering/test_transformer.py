@@ -10,13 +10,19 @@ import pytest
 from toy import helix_event
 from toy_graph import SMALL_NETWORK, toy_graph
 
-from hypertrack_jax.clustering.clusterer import complete_search, enough_sizes, find_clusters
+from hypertrack_jax.clustering.clusterer import (
+    complete_search,
+    enough_sizes,
+    find_clusters,
+    first_sizes,
+)
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.clustering.search import SearchSizes, open_hits
 from hypertrack_jax.clustering.transformer import (
     CHUNK,
     TRANSFORMER,
     WIDTHS,
+    by_first_hit,
     hit_tokens,
     init_clusterer,
     kept_edges,
@@ -156,14 +162,26 @@ def test_the_search_goes_on_until_its_capacities_suffice():
     clusters = complete_search(TUNE, params(), graph, *scores, jax.random.key(0))
     assert not clusters.is_unfinished
     assert int(clusters.num_micrographs) > 0
+
+
+def test_the_first_size_that_did_not_suffice_is_doubled_until_it_does():
     sizes = SearchSizes(num_neighbors=2, num_seeds=4, num_slots=2, num_rounds=3)
-    short = clusters._replace(is_unfinished=jnp.array(True))
-    enough = enough_sizes(sizes, short)
-    neighbors, slots = int(clusters.needed_neighbors), int(clusters.needed_slots)
-    assert enough.num_neighbors / 2 < neighbors <= enough.num_neighbors
-    assert enough.num_slots / 2 < slots <= enough.num_slots
-    assert enough.num_rounds == 6
-    assert enough_sizes(enough, clusters) == enough
+    assert enough_sizes(sizes, 2, 2, False) == sizes
+    assert enough_sizes(sizes, 9, 5, True) == sizes._replace(num_neighbors=16)
+    assert enough_sizes(sizes, 2, 5, True) == sizes._replace(num_slots=8)
+    assert enough_sizes(sizes, 2, 1, True) == sizes._replace(num_rounds=6)
+
+
+def test_searches_begin_with_capacities_that_their_hits_decide():
+    for num_nodes, num_neighbors in ((128, 32), (4096, 32), (4097, 64), (10**6, 128)):
+        sizes = first_sizes(num_nodes)
+        assert sizes.num_neighbors == num_neighbors
+        assert sizes.num_seeds == max(16, num_nodes // 16)
+
+
+def test_clusters_are_numbered_by_their_first_hits():
+    label = jnp.array([-1, 5, 2, 5, -1, 0, 2, 2], jnp.int32)
+    np.testing.assert_array_equal(by_first_hit(label), [-1, 0, 1, 0, -1, 2, 1, 1])
 
 
 def test_labels_are_in_the_order_of_first_hits():

@@ -31,7 +31,7 @@ def model():
 def test_every_method_at_every_threshold_as_the_model_alone_would(model):
     events = [helix_event(0, 6, event_id=number) for number in (3, 8)]
     probability = model._replace(tune=replace(model.tune, cluster=ClusterTune(cluster="none")))(
-        events[0].position
+        events[0].position, with_edges=True
     ).probability
     thresholds = [float(np.quantile(probability, q)) for q in (0.5, 0.9)]
     results = list(compare_clusterers(model, events, ["cut", "none"], thresholds))

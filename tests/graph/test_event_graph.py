@@ -9,7 +9,13 @@ from toy import helix_event
 from toy_graph import candidate_edges
 
 from hypertrack_jax.events.event import NOISE
-from hypertrack_jax.graph.event_graph import Bucket, bucket_for, event_graph, hit_graph
+from hypertrack_jax.graph.event_graph import (
+    Bucket,
+    bucket_for,
+    event_graph,
+    hit_graph,
+    padded_graph,
+)
 from hypertrack_jax.graph.segment import segment_sum
 
 EVENT = helix_event(0, 8)
@@ -92,6 +98,18 @@ def test_jraph_unpads_to_the_event(graph):
     np.testing.assert_array_equal(event.senders, EDGES[0])
     assert event.nodes.mask.all()
     assert event.edges.mask.all()
+
+
+def test_on_the_device_the_same_graph_is_made():
+    """Whatever stands behind the hits and the edges."""
+    bucket = Bucket(NUM_HITS + 9, NUM_EDGES + 30)
+    expected = hit_graph(EVENT.position, *EDGES[:3], bucket=bucket)
+    position = np.pad(EVENT.position, ((0, 9), (0, 0)), constant_values=7)
+    edges = [np.pad(part, (0, 30), constant_values=3).astype(np.int32) for part in EDGES[:3]]
+    found = jax.jit(padded_graph)(position, NUM_HITS, *edges, NUM_EDGES)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert jax.tree.map(lambda a: a.dtype, found) == jax.tree.map(lambda a: a.dtype, expected)
 
 
 @pytest.mark.parametrize("bucket", [None, Bucket(NUM_HITS + 1, NUM_EDGES + 10)])

@@ -7,6 +7,7 @@ import pytest
 
 from hypertrack_jax.graph.segment import (
     add_to_segments,
+    raise_segments,
     segment_max,
     segment_mean,
     segment_min,
@@ -68,6 +69,18 @@ def test_blocks_added_one_after_another_make_the_whole_sum():
         total = add_to_segments(total, jnp.asarray(data[block]), jnp.asarray(ids[block]))
     whole = segment_sum(*on_device(data, ids), NUM_SEGMENTS)
     np.testing.assert_allclose(total, whole, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_columns", [None, 3])
+def test_blocks_taken_in_one_after_another_give_the_largest_of_all(num_columns):
+    data, ids, _ = entries(num_columns=num_columns)
+    highest = jnp.full((NUM_SEGMENTS, *data.shape[1:]), -1.0).at[EMPTY].set(0.25)
+    for block in (slice(0, 25), slice(25, 60)):
+        highest = raise_segments(highest, jnp.asarray(data[block]), jnp.asarray(ids[block]))
+    whole = segment_max(*on_device(data, ids), NUM_SEGMENTS)
+    lowest = np.where(np.arange(NUM_SEGMENTS) == EMPTY, 0.25, -1.0)
+    columns = (1,) * (data.ndim - 1)
+    np.testing.assert_array_equal(highest, np.maximum(whole, lowest.reshape(-1, *columns)))
 
 
 @pytest.mark.parametrize("is_sorted", [True, False])

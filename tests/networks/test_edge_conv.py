@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from formulas import normed_linear, softmax
 
-from hypertrack_jax.networks import edge_conv, edge_inputs
+from hypertrack_jax.networks import edge_conv, edge_inputs, mlp
 from hypertrack_jax.networks.edge_conv import SuperEdgeConv
 from hypertrack_jax.networks.edge_inputs import EdgeInputs
 
@@ -29,8 +29,9 @@ class Layer(NamedTuple):
     variables: dict
     x: jax.Array
     edges: EdgeInputs
-    apply: Callable[[jax.Array, bool], jax.Array]
-    """From hits, and whether to normalise by batch statistics, to the next latent."""
+    apply: Callable[..., jax.Array]
+    """From hits, whether to normalise by batch statistics, and perhaps other parameters, to the
+    next latent."""
 
 
 def make_layer(in_features, aggregation="mean") -> Layer:
@@ -56,8 +57,9 @@ def make_layer(in_features, aggregation="mean") -> Layer:
     scale = variables["params"]["edge_second"]["norm"]["scale"]
     variables["params"]["edge_second"]["norm"]["scale"] = scale.at[0].multiply(-1)
 
-    def apply(x, train):
-        return layer.apply(variables, x, mask, edges, degree, train, mutable=["batch_stats"])[0]
+    def apply(x, train, params=variables["params"]):
+        given = (variables | {"params": params}, x, mask, edges, degree, train)
+        return layer.apply(*given, mutable=["batch_stats"])[0]
 
     return Layer(variables, x, edges, apply)
 
@@ -132,6 +134,30 @@ def test_distances_from_products_have_the_gradient_of_those_from_differences(mon
     from_differences = gradient()
     assert np.any(from_products != from_differences)
     np.testing.assert_allclose(from_products, from_differences, rtol=1e-8, atol=1e-10)
+
+
+def test_hand_written_gradients_are_those_of_plain_differentiation(monkeypatch):
+    layer = make_layer(edge_conv.WIDE)
+    channel = jnp.arange(1.0, 1 + WIDTH)[None, :]
+
+    def gradient():
+        def value(params, x):
+            return (jnp.sin(layer.apply(x, True, params)) * channel).sum()
+
+        return jax.jit(jax.grad(value, argnums=(0, 1)))(layer.variables["params"], layer.x)
+
+    by_hand = gradient()
+    for module, names in (
+        (edge_conv, ("pair_product", "silu", "tall_matmul")),
+        (mlp, ("masked_moments", "silu", "tall_matmul")),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(module, name).fun)
+    plain = gradient()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), by_hand, plain
+    )
+    assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(plain))
 
 
 @pytest.mark.parametrize("train", [True, False])

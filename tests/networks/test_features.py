@@ -12,6 +12,7 @@ from hypertrack_jax.networks.features import (
     count_feature,
     cylindrical_features,
     helix_features,
+    helix_features_of_edges,
 )
 
 CURVATURE = 1 / 700.0  # per mm
@@ -89,6 +90,15 @@ def test_features_are_finite_clipped_and_as_many_as_said(same_radius):
     for part in features:
         assert part.shape == (200, NUM_HELIX)
         assert np.all(np.abs(part) <= CLIP)
+
+
+def test_features_of_edges_are_those_of_the_pairs_of_hits():
+    position = jnp.asarray(np.random.default_rng(1).normal(0, 300, (40, 3)), jnp.float32)
+    first, second = np.random.default_rng(2).integers(0, 40, (2, 150))
+    found = helix_features_of_edges(position, jnp.asarray(first), jnp.asarray(second))
+    expected = helix_features(position[first], position[second])
+    for ours, of_pairs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, of_pairs, rtol=1e-6, atol=1e-6)
 
 
 def test_self_loops_have_finite_features_and_gradients():

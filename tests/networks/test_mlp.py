@@ -119,6 +119,26 @@ def test_moments_of_half_precision_rows_are_accumulated_in_float32():
     assert (mean[0], var[0], count) == (1, 0, 3000)
 
 
+@pytest.mark.parametrize("num_real", [NUM_REAL, 1, 0])
+def test_moments_have_the_gradient_of_plain_differentiation(rows, num_real):
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.asarray(rows[0], np.float64))
+        mask = rows[1] & (jnp.cumsum(rows[1]) <= num_real)
+        assert int(mask.sum()) == num_real
+
+        def gradient(moments):
+            def value(x):
+                mean, var, _ = moments(x, mask)
+                return jnp.sin(mean).sum() + jnp.cos(var).sum()
+
+            return jax.jit(jax.grad(value))(x)
+
+        found = gradient(masked_moments)
+        np.testing.assert_allclose(found, gradient(masked_moments.fun), rtol=1e-9, atol=1e-12)
+        assert np.all(found[~mask] == 0)
+        assert np.all(found[mask] != 0)
+
+
 @pytest.mark.parametrize("num_real", [0, 1])
 def test_too_few_rows_for_a_variance_give_finite_numbers(norm_variables, num_real):
     x = jnp.full((4, NUM_FEATURES), 3.0)

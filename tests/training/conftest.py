@@ -13,9 +13,17 @@ from hypertrack_jax.events.store import save_event
 from hypertrack_jax.training import step
 from hypertrack_jax.training.batches import EventSource
 from hypertrack_jax.training.event_loss import GNN_PHASE
-from hypertrack_jax.tunes.tune import ClusterTune, LossTune, OptimizerTune, Tune, VoxdynTune
+from hypertrack_jax.tunes.tune import (
+    ClusterTune,
+    LossTune,
+    OptimizerTune,
+    Tune,
+    VoxdynTune,
+    tune_to_json,
+)
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.model import VoxelDynamics
+from hypertrack_jax.voxdyn.storage import save_voxdyn, voxdyn_path
 
 NUM_EVENTS = 4
 
@@ -92,3 +100,15 @@ def voxdyn(small_tune) -> VoxelDynamics:
 def source(event_directory) -> EventSource:
     """The stored events, each thinned to half of its particles or more."""
     return EventSource(event_directory, range(1, NUM_EVENTS + 1), 0.5, 1.0, -1, seed=3)
+
+
+@pytest.fixture
+def workdir(tmp_path, event_directory, small_tune, voxdyn):
+    """What the command needs: events, the graph constructor and the tune, as a file."""
+    (tmp_path / "data").symlink_to(event_directory)
+    save_voxdyn(voxdyn_path(tmp_path / "models", "hyper", small_tune.voxdyn.ncell), voxdyn)
+    (tmp_path / "tiny.py").write_text(
+        "from hypertrack_jax.tunes.tune import tune_from_json\n\n"
+        f"TUNE = tune_from_json({tune_to_json(small_tune)!r})\n"
+    )
+    return tmp_path

@@ -32,6 +32,14 @@ def test_a_step_has_the_same_events_whatever_came_before(source):
     assert not same(forwards, [step_events(source._replace(seed=4), s, 2) for s in range(6)])
 
 
+def test_some_places_of_a_batch_have_the_events_of_the_whole_batch(source, voxdyn, small_tune):
+    whole = step_events(source, 5, 3)
+    assert same(step_events(source, 5, 3, [2, 0]), [whole[2], whole[0]])
+    with prefetched(source, voxdyn, small_tune.voxdyn, 3, 5, [2, 0]) as batches:
+        found = next(batches)
+    assert same(found, graph_batch([whole[2], whole[0]], voxdyn, small_tune.voxdyn))
+
+
 def test_an_epoch_visits_every_event_and_thins_it_anew(source):
     epochs = [
         {
@@ -99,9 +107,9 @@ def test_the_thread_works_ahead_but_not_without_bound_and_ends(
 ):
     made = []
 
-    def counted(source, step, batch_size) -> list[Event]:
+    def counted(source, step, *which) -> list[Event]:
         made.append(step)
-        return step_events(source, step, batch_size)
+        return step_events(source, step, *which)
 
     monkeypatch.setattr("hypertrack_jax.training.batches.step_events", counted)
     threads = set(threading.enumerate())

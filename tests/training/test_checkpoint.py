@@ -183,7 +183,7 @@ def test_arrays_that_fit_are_taken_and_the_others_stay(checkpoints):
     checkpoints.save(3, saved | {"step": jnp.int32(3)}, TUNE, auc=0.5)
     checkpoints.save(4, weights(4.0) | {"step": jnp.int32(4)}, TUNE, auc=0.5)
     fitted = checkpoints.restore_fitting(weights(7.0), step=3)
-    assert fitted.step == 3
+    assert fitted.origin == "step 3 of tag"
     assert fitted.loaded == ["batch_stats/fusion/mean", "params/cluster/threshold"]
     assert fitted.skipped == ["params/edge/former/bias", "params/edge/fusion/kernel"]
     assert fitted.kept == ["params/edge/fusion/kernel"]
@@ -191,7 +191,7 @@ def test_arrays_that_fit_are_taken_and_the_others_stay(checkpoints):
     expected["params"]["edge"] = weights(7.0)["params"]["edge"]
     assert_identical(fitted.arrays, expected)
     latest = checkpoints.restore_fitting({"params": weights(7.0)["params"]})
-    assert (latest.step, latest.skipped, latest.kept) == (4, [], [])
+    assert (latest.origin, latest.skipped, latest.kept) == ("step 4 of tag", [], [])
     assert_identical(latest.arrays, {"params": weights(4.0)["params"]})
 
 

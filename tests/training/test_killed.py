@@ -12,12 +12,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 from hypertrack_jax.training.checkpoint import Checkpoints
 from hypertrack_jax.training.step import AUC_MEMORY, init_state
-from hypertrack_jax.tunes.tune import tune_to_json
-from hypertrack_jax.voxdyn.storage import save_voxdyn, voxdyn_path
 
 TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
 NUM_STEPS = AUC_MEMORY + 60
@@ -67,18 +64,6 @@ class Training:
     def _saved_steps(self) -> list[int]:
         names = [path.name for path in self.directory.glob("*")]
         return [int(name) for name in names if name.isdigit()]
-
-
-@pytest.fixture
-def workdir(tmp_path, event_directory, small_tune, voxdyn):
-    """What the command needs: events, the graph constructor and the tune, as a file."""
-    (tmp_path / "data").symlink_to(event_directory)
-    save_voxdyn(voxdyn_path(tmp_path / "models", "hyper", small_tune.voxdyn.ncell), voxdyn)
-    (tmp_path / "tiny.py").write_text(
-        "from hypertrack_jax.tunes.tune import tune_from_json\n\n"
-        f"TUNE = tune_from_json({tune_to_json(small_tune)!r})\n"
-    )
-    return tmp_path
 
 
 def test_a_killed_training_ends_with_the_same_weights(workdir, small_tune):

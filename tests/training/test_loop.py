@@ -190,7 +190,8 @@ def logged(directory):
 
 
 def test_tensorboard_holds_the_scalars(runner, source):
-    validation = source._replace(event_ids=[1, 2], seed=9)
+    # One more than there are devices.
+    validation = source._replace(event_ids=[1, 2, 3], seed=9)
     state = runner.train(5, validation=validation, validate_every=3)
     scalars = logged(runner.run.log_directory)
     names = {*Losses._fields, *StepMetrics._fields, "phase", "learning_rate"} - {"losses"}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypertrack_jax.training import checkpoint
+from hypertrack_jax.training import checkpoint, weights
 from hypertrack_jax.training.checkpoint import Checkpoints
 from hypertrack_jax.training.event_loss import CLUSTER, EDGE
 from hypertrack_jax.training.run import TrainingRun, first_state, require_consistent
@@ -115,6 +115,31 @@ def test_a_transfer_into_another_network_takes_what_fits(run, small_tune, tmp_pa
         assert f"{what}: batch_stats/edge_mlp/layers_0, params/edge/edge_mlp" in caplog.text
 
 
+def test_a_shipped_model_is_transferred_where_no_tag_has_its_name(
+    run, small_tune, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "shipped")
+    state, of_a_tag = trained(small_tune), fresh(small_tune, OTHER_KEY)
+    params = state.params | {CLUSTER: {"former": jnp.zeros(2)}}
+    shipped = weights.Weights(small_tune, params, state.batch_stats, num_pairs=1)
+    weights.save_weights(tmp_path / "shipped" / "good.npz", shipped)
+    run = replace(run, transfer_directory=tmp_path / "good")
+    begun = begin(run, small_tune)
+    params = fresh(small_tune).params | {EDGE: state.params[EDGE]}
+    assert_identical(
+        begun, fresh(small_tune)._replace(params=params, batch_stats=state.batch_stats)
+    )
+    loaded, kept = (
+        len(jax.tree.leaves(part)) for part in ((params[EDGE], state.batch_stats), params[CLUSTER])
+    )
+    numbers = f"{loaded} arrays loaded, 1 skipped, {kept} initialised"
+    assert f"transfer from the weights good: {numbers}" in caplog.text
+    assert "skipped: params/cluster/former\n" in caplog.text
+    save(tmp_path / "good", of_a_tag, small_tune)
+    assert_identical(begin(run, small_tune).params, of_a_tag.params)
+
+
 def test_a_transfer_is_over_once_there_are_checkpoints(run, small_tune, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     save(run.checkpoint_directory, trained(small_tune), small_tune)
@@ -129,7 +154,7 @@ def test_a_transfer_from_nothing_or_from_what_does_not_fit_is_refused(run, small
         begin(run, small_tune)
     with Checkpoints(tmp_path / "other", is_writer=True) as checkpoints:
         checkpoints.save(1, {"params": {"another": jnp.zeros(2)}}, small_tune, auc=0.5)
-    with pytest.raises(ValueError, match=r"other: step 1 has no array that fits this network"):
+    with pytest.raises(ValueError, match=r"other: step 1 of other has no array that fits"):
         begin(run, small_tune)
 
 

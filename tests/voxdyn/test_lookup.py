@@ -11,18 +11,22 @@ from hypertrack_jax.voxdyn.connectivity import Rows
 NUM_CELLS = 90
 
 
+def padded(cell, size, num_cells=NUM_CELLS):
+    """Hits without a cell behind the others."""
+    return np.pad(cell, (0, size - len(cell)), constant_values=num_cells)
+
+
 def look_up(
     rows, cell, hits=None, min_count=1, block_capacity=512, list_capacity=4096, edge_capacity=8192
 ):
     """Both programs; all edges into `hits`, and how many of the places are real."""
-    cells = lookup.group_hits(cell)
-    padded = lookup.pad_cells(cells, 128, len(rows.row_offsets) - 1)
-    connected = lookup.find_connected(rows, padded, np.int32(min_count), capacity=block_capacity)
-    lists = lookup.list_senders(rows, padded, connected, capacity=list_capacity)
+    cells = lookup.group_hits(padded(cell, 128), NUM_CELLS)
+    connected = lookup.find_connected(rows, cells, np.int32(min_count), capacity=block_capacity)
+    lists = lookup.list_senders(rows, cells, connected, capacity=list_capacity)
     first, last = hits or (0, len(cell))
-    degree = np.asarray(connected.list_length)[cells.hit_slot]
+    degree = np.asarray(connected.list_length)[np.asarray(cells.hit_slot)]
     edges = lookup.connect_hits(
-        padded,
+        cells,
         lists,
         connected.list_length,
         np.array([first, last], np.int32),
@@ -123,16 +127,62 @@ def test_more_edges_than_32_bits_count_overflow():
     rows = Rows(
         jnp.array([0, 1, 2], jnp.int32), jnp.array([0, 1], jnp.int32), jnp.ones(2, jnp.uint16)
     )
-    cells = lookup.group_hits(np.repeat(np.arange(2, dtype=np.int32), 2**16))
-    padded = lookup.pad_cells(cells, 2**17 + 1, 2)
-    connected = lookup.find_connected(rows, padded, np.int32(1), capacity=4)
+    cell = np.repeat(np.arange(2, dtype=np.int32), 2**16)
+    cells = lookup.group_hits(padded(cell, 2**17 + 1, 2), 2)
+    connected = lookup.find_connected(rows, cells, np.int32(1), capacity=4)
     assert connected.list_length[:2].tolist() == [2**16, 2**16]
-    lists = lookup.list_senders(rows, padded, connected, capacity=2**17)
+    lists = lookup.list_senders(rows, cells, connected, capacity=2**17)
     assert not lists.is_overflow
     everything = np.array([0, 2**17], np.int32)
-    assert lookup.connect_hits(
-        padded, lists, connected.list_length, everything, capacity=2**18
-    ).is_overflow
+    edges = lookup.connect_hits(cells, lists, connected.list_length, everything, capacity=2**18)
+    assert edges.is_overflow
+    assert edges.num_edges == lookup.TOO_MANY
+
+
+def test_hits_are_grouped_by_cell():
+    cell = np.array([7, 2, 90, 7, 2, 7, 90], np.int32)
+    cells = lookup.group_hits(cell, NUM_CELLS)
+    np.testing.assert_array_equal(cells.cell, [2, 7, 90, 90, 90, 90, 90])
+    np.testing.assert_array_equal(cells.hit_start, [0, 2, 5, 7, 7, 7, 7, 7])
+    np.testing.assert_array_equal(cells.order, [1, 4, 0, 3, 5, 2, 6])
+    np.testing.assert_array_equal(cells.hit_slot, [1, 0, 2, 1, 0, 1, 2])
+
+
+def test_the_whole_look_up_tells_what_it_needs():
+    """Guessed capacities give the edges of measured ones, or say which ones would have."""
+    rng = np.random.default_rng(7)
+    _, rows = random_rows(rng, NUM_CELLS, 0.4)
+    cell = clustered_cells(rng, 50)
+    expected, num_edges, _, _ = look_up(rows, cell)
+    occupied = np.unique(cell[cell < NUM_CELLS])
+    num_blocks = lookup.count_blocks(np.diff(rows.row_offsets)[occupied])
+
+    def whole(block_capacity, edge_capacity):
+        return lookup.edges_of_cells(
+            rows,
+            padded(cell, 128),
+            np.int32(1),
+            block_capacity=block_capacity,
+            edge_capacity=edge_capacity,
+        )
+
+    found = whole(num_blocks, num_edges)
+    assert not found.edges.is_overflow
+    assert (found.num_blocks, found.edges.num_edges) == (num_blocks, num_edges)
+    for one, other in zip(expected[:3], found.edges[:3], strict=True):
+        np.testing.assert_array_equal(one[:num_edges], other)
+    for capacities in ((num_blocks - 1, num_edges), (num_blocks, num_edges - 1)):
+        assert whole(*capacities).edges.is_overflow
+    assert whole(1, num_edges).num_blocks == num_blocks
+    assert whole(num_blocks, 1).edges.num_edges == num_edges
+
+
+def test_a_matrix_without_entries_makes_no_edges():
+    rows = Rows(np.zeros(91, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint16))
+    cell = np.arange(10, dtype=np.int32)
+    found = lookup.edges_of_cells(rows, cell, np.int32(1), block_capacity=4, edge_capacity=8)
+    assert (found.edges.num_edges, found.num_blocks) == (0, 0)
+    assert not found.edges.is_overflow
 
 
 def test_selected_bits_are_those_set():

@@ -1,0 +1,269 @@
+"""Host side: the track finding of ACTS on our own events, as a peer of the reconstruction.
+
+Triplets of pixel hits seed a combinatorial Kalman filter, and a greedy choice settles whose a hit
+is that several tracks share. acts is imported here and in `events/simulation.py`, for two ends that
+have nothing in common but the detector: there it makes events, here it is what they are compared
+with, and neither reconstruction nor training ever loads it. Events go through memory, because csv
+files would round positions to 6 digits.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int32, Int64
+
+from hypertrack_jax.events.digitization import RESOLUTION, Modules
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.simulation import FIELD, Detector, generic_detector
+
+PIXEL_VOLUMES = (7, 8, 9)
+MIN_MEASUREMENTS = 5
+MAX_OFF_MODULE = 0.1
+"""mm; farther from the plane of its module no hit can be."""
+
+
+class ActsTracks(NamedTuple):
+    """What ACTS finds in an event."""
+
+    hit_label: Int32[np.ndarray, " hit"]
+    """Track of each hit, or -1; a hit that tracks share is of the one with more measurements."""
+    seconds: float
+    """Wall time of the algorithms alone, from measurements in memory to tracks."""
+    cpu_seconds: float
+    """Processor time of them; they run in one thread."""
+
+
+class Measurements(NamedTuple):
+    """Hits as ACTS takes them."""
+
+    geometry_id: Int64[np.ndarray, " hit"]
+    """Identifier of the module in ACTS."""
+    local: Float64[np.ndarray, "hit 2"]
+    """Place along the module's axes, in mm."""
+    sigma: Float64[np.ndarray, "hit 2"]
+    """Standard deviation of it, in mm."""
+
+
+def find_tracks(event: Event, seed_pt: float = 0.15) -> ActsTracks:
+    """Finds the tracks of one event, with the field and the resolution that it was simulated with.
+
+    Args:
+      event: an event of the TrackML detector.
+      seed_pt: smallest transverse momentum that seeds look for, in GeV.
+
+    Returns:
+      The tracks of at least 5 measurements.
+
+    Raises:
+      ImportError: pyacts is not installed.
+      ValueError: a hit is not on the module that the event names.
+    """
+    detector = generic_detector()
+    # Not above: pyacts is an extra, and where it is missing `generic_detector` says so.
+    import acts.examples
+
+    measured = measurements(event, detector.modules)
+    clocks, tracks = [], []
+
+    def clock():
+        clocks.append((time.perf_counter(), time.process_time()))
+
+    sequencer = acts.examples.Sequencer(
+        events=1, numThreads=1, logLevel=acts.logging.FATAL, trackFpes=False
+    )
+    container = _container(acts, measured)
+    sequencer.addReader(_reader(acts, container, clock))
+    for algorithm in _chain(acts, detector, seed_pt):
+        sequencer.addAlgorithm(algorithm)
+    sequencer.addAlgorithm(_collector(acts, tracks, clock))
+    sequencer.run()
+    (wall, cpu), (wall_end, cpu_end) = clocks
+    return ActsTracks(_labels(tracks, len(event.position)), wall_end - wall, cpu_end - cpu)
+
+
+def measurements(event: Event, modules: Modules) -> Measurements:
+    """The hits of an event in the frames of their modules.
+
+    Raises:
+      ValueError: a hit is not on the module that the event names.
+    """
+    volume, layer, number = event.module.astype(np.int64).T
+    # As in `Modules.geometry_id`: without the lowest 8 bits.
+    name = (volume << 48) | (layer << 28) | number
+    index = np.minimum(np.searchsorted(modules.geometry_id, name), len(modules.geometry_id) - 1)
+    offset = event.position - modules.center[index]
+    local = np.einsum("hx,hax->ha", offset, modules.axes[index])
+    off_plane = np.linalg.norm(offset - np.einsum("ha,hax->hx", local, modules.axes[index]), axis=1)
+    is_wrong = (modules.geometry_id[index] != name) | (off_plane > MAX_OFF_MODULE)
+    if is_wrong.any():
+        bad = int(np.flatnonzero(is_wrong)[0])
+        raise ValueError(
+            f"event {event.event_id}: hit {event.hit_id[bad]} at {event.position[bad].tolist()} is "
+            f"not on module {event.module[bad].tolist()} of the TrackML detector; compare with "
+            "ACTS on events of simulate.py or of TrackML alone."
+        )
+    table = np.zeros((max(RESOLUTION) + 1, 2))
+    table[list(RESOLUTION)] = list(RESOLUTION.values())
+    return Measurements(name << 8, local, table[volume])
+
+
+def _container(acts: Any, measured: Measurements) -> Any:
+    container = acts.examples.MeasurementContainer()
+    container.reserve(len(measured.geometry_id))
+    rows = zip(
+        measured.geometry_id.tolist(),
+        measured.local.tolist(),
+        (measured.sigma**2).tolist(),
+        strict=True,
+    )
+    for geometry_id, local, variance in rows:
+        module = acts.GeometryIdentifier(geometry_id)
+        container.emplaceMeasurement(module, [0, 1], local, variance)
+    return container
+
+
+def _chain(acts: Any, detector: Detector, seed_pt: float) -> list[Any]:
+    """The algorithms, from `measurements` to `tracks` in the event store."""
+    examples, units, quiet = acts.examples, acts.UnitConstants, acts.logging.FATAL
+    geometry = detector.acts_detector.trackingGeometry()
+    field = acts.ConstantBField(acts.Vector3(0, 0, FIELD * units.T))
+    finder = examples.TrackFindingAlgorithm
+    everywhere, branches = acts.GeometryIdentifier(), ([], [15.0], [25.0], [2])
+    return [
+        examples.SpacePointMaker(
+            level=quiet,
+            inputMeasurements="measurements",
+            outputSpacePoints="space_points",
+            trackingGeometry=geometry,
+            geometrySelection=[acts.GeometryIdentifier(v << 56) for v in PIXEL_VOLUMES],
+        ),
+        examples.GridTripletSeedingAlgorithm(
+            level=quiet,
+            inputSpacePoints="space_points",
+            outputSeeds="seeds",
+            minPt=seed_pt * units.GeV,
+            bFieldInZ=FIELD * units.T,
+            **_SEEDING,
+        ),
+        examples.TrackParamsEstimationAlgorithm(
+            level=quiet,
+            inputSeeds="seeds",
+            outputTrackParameters="parameters",
+            outputSeeds="estimated_seeds",
+            trackingGeometry=geometry,
+            magneticField=field,
+        ),
+        finder(
+            level=quiet,
+            inputMeasurements="measurements",
+            inputInitialTrackParameters="parameters",
+            inputSeeds="estimated_seeds",
+            outputTracks="found_tracks",
+            trackingGeometry=geometry,
+            magneticField=field,
+            findTracks=finder.makeTrackFinderFunction(geometry, field, quiet),
+            findTracksBrem=finder.makeBremTrackFinderFunction(geometry, field, quiet),
+            measurementSelectorCfg=acts.MeasurementSelector.Config([(everywhere, branches)]),
+            trackSelectorCfg=acts.TrackSelector.Config(
+                minMeasurements=MIN_MEASUREMENTS,
+                maxHoles=3,
+                maxOutliers=2,
+                # Tracks are not carried back to the beam line: only their hits are asked for.
+                requireReferenceSurface=False,
+            ),
+            twoWay=True,
+            # A seed within a track that is found already would only find it again.
+            seedDeduplication=True,
+            stayOnSeed=True,
+        ),
+        examples.GreedyAmbiguityResolutionAlgorithm(
+            level=quiet,
+            inputTracks="found_tracks",
+            outputTracks="tracks",
+            maximumSharedHits=3,
+            nMeasurementsMin=MIN_MEASUREMENTS,
+            maximumIterations=1_000_000,
+        ),
+    ]
+
+
+# Lengths in mm: wide enough for all collisions and for |eta| < 4. A wider impactMax finds more of
+# the displaced particles, for more time and wrong tracks.
+_SEEDING = {
+    "rMin": 20,
+    "rMax": 200,
+    "zMin": -2000,
+    "zMax": 2000,
+    "cotThetaMax": float(np.sinh(4)),
+    "impactMax": 3,
+    "collisionRegionMin": -250,
+    "collisionRegionMax": 250,
+    "deltaRMin": 1,
+    "deltaRMax": 120,
+    "rMinMiddle": 40,
+    "rMaxMiddle": 160,
+    "sigmaScattering": 2,
+    "radLengthPerSeed": 0.05,
+    "maxSeedsPerSpM": 4,
+    "impactWeightFactor": 100,
+}
+
+
+def _reader(acts: Any, container: Any, clock: Callable[[], None]) -> Any:
+    """Puts the measurements into the event store, then reads the clock."""
+    examples = acts.examples
+
+    class MeasurementReader(examples.IReader):
+        def __init__(self):
+            super().__init__("MeasurementReader", acts.logging.FATAL)
+            kind = examples.MeasurementSubset
+            self.output = examples.WriteDataHandle(self, kind, "output")
+            self.output.initialize("measurements")
+
+        def availableEvents(self):
+            return 0, 1
+
+        def read(self, context):
+            # A view of the container, which must not itself be moved into the store.
+            self.output(context, examples.MeasurementSubset(container, range(len(container))))
+            clock()
+            return examples.ProcessCode.SUCCESS
+
+    return MeasurementReader()
+
+
+def _collector(acts: Any, tracks: list[list[int]], clock: Callable[[], None]) -> Any:
+    """Reads the clock, then takes the indices of the hits of each track from the event store."""
+    examples = acts.examples
+
+    class TrackCollector(examples.IAlgorithm):
+        def __init__(self):
+            super().__init__("TrackCollector", acts.logging.FATAL)
+            self.input = examples.ReadDataHandle(self, examples.ConstTrackContainer, "input")
+            self.input.initialize("tracks")
+
+        def execute(self, context):
+            clock()
+            tracks.extend(_hits_of(examples, track) for track in self.input(context.eventStore))
+            return examples.ProcessCode.SUCCESS
+
+    return TrackCollector()
+
+
+def _hits_of(examples: Any, track: Any) -> list[int]:
+    """Indices of the measurements of a track, its outliers left out."""
+    return [
+        examples.IndexSourceLink.fromSourceLink(state.uncalibratedSourceLink).index()
+        for state in track.trackStatesReversed
+        if state.hasUncalibratedSourceLink and state.typeFlags.isMeasurement
+    ]
+
+
+def _labels(tracks: list[list[int]], num_hits: int) -> Int32[np.ndarray, " hit"]:
+    label = np.full(num_hits, -1, np.int32)
+    # Longer tracks come last and take the hits that they share.
+    for number, hits in enumerate(sorted(tracks, key=len)):
+        label[hits] = number
+    return label

@@ -1,0 +1,183 @@
+"""Host side: reconstruction end to end, from hits to tracks, beside ACTS on the same events.
+
+Each pile-up of each program runs in a process of its own, one after the other, whose peak memory is
+that of the work: everything loaded and compiled included.
+"""
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from hypertrack_jax.compiled import PaddedHits, method_of, reconstruct
+from hypertrack_jax.evaluation.metrics import TrackScores, track_scores
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.pileup import thin
+from hypertrack_jax.events.store import load_event
+from hypertrack_jax.peers.acts_chain import find_tracks
+from hypertrack_jax.program_cost import ProgramCost, program_cost
+from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.timing import Seconds, Timing, peak_memory, timing_of
+
+_LOG = logging.getLogger(__name__)
+SEED_PT = (0.15, 0.4)
+"""GeV; the first is where the simulated particles begin, the second is usual."""
+
+
+class EndToEnd(NamedTuple):
+    """What is measured, and on what."""
+
+    data: Path
+    """Directory of the event files."""
+    models: Path
+    """Directory of the model and of its Voxel-Dynamics file."""
+    read_tag: str
+    """The model."""
+    event_ids: Sequence[int]
+    rfactors: Sequence[float]
+    noise_ratio: float | int | None
+    """As in `thin`."""
+    seed: int
+    """Seed of the thinning."""
+    runs: int
+    """Counted runs of each event."""
+    with_acts: bool
+    with_cost: bool
+    """Compile the program once more and read off what it has to do."""
+
+
+class Run(NamedTuple):
+    """One event, reconstructed."""
+
+    hit_label: Int[np.ndarray, " hit"]
+    """Track of each hit; negative for none."""
+    wall: float
+    """Seconds, as is the next."""
+    cpu: float
+
+
+def measure_reconstruction(setting: EndToEnd) -> Iterator[Timing]:
+    """Times the reconstruction of some events at each rfactor, ours and then that of ACTS.
+
+    What a machine has not the memory for is left out, with a warning in the log.
+
+    Yields:
+      Timings over all runs of all events; hits, edges and scores are means over the events.
+
+    Raises:
+      FileNotFoundError: an event or the model is missing.
+      ImportError: pyacts is not installed and ACTS is asked for.
+    """
+    programs: list[tuple[str, Callable, tuple]] = [("ours", _time_ours, ())]
+    if setting.with_acts:
+        programs += [(f"ACTS, seed pT > {pt:g} GeV", _time_acts, (pt,)) for pt in SEED_PT]
+    for rfactor in setting.rfactors:
+        for who, function, more in programs:
+            suite = f"reconstruct, pile-up {200 * rfactor:g} / {who}"
+            try:
+                yield _alone(function, setting, rfactor, suite, *more)
+            except BrokenProcessPool:
+                _LOG.warning(
+                    "%s is left out: its process was ended, most likely for want of memory", suite
+                )
+            except (ValueError, jax.errors.JaxRuntimeError) as error:
+                _LOG.warning("%s is left out: %s", suite, error)
+
+
+def time_events(
+    events: Sequence[Event], run: Callable[[Event], Run], runs: int, min_hits: int, suite: str
+) -> Timing:
+    """The timing of some events by one program, without edges.
+
+    Args:
+      events: events with truth.
+      run: reconstructs one event.
+      runs: counted runs of each event, after one that warms up.
+      min_hits: as in `track_scores`.
+      suite: the work and who does it.
+    """
+    idle, seconds, scores = peak_memory(), Seconds([], []), []
+    for event in events:
+        run(event)
+        for _ in range(runs):
+            done = run(event)
+            seconds.wall.append(done.wall)
+            seconds.cpu.append(done.cpu)
+        scores.append(track_scores(event, done.hit_label, min_hits))
+    num_hits = round(np.mean([len(event.position) for event in events]))
+    means = {name: _mean(scores, name) for name in ("efficiency", "purity", "dms")}
+    return timing_of(suite, num_hits, 0, seconds, idle_memory=idle, **means)
+
+
+def reconstruction_cost(model: Reconstructor, event: Event) -> ProgramCost:
+    """Operations and bytes of the program in the capacities that the event is tried in first."""
+    sizes = model.sizes(len(event.position))
+    padding = ((0, sizes.num_hits - len(event.position)), (0, 0))
+    hits = PaddedHits(np.pad(event.position, padding), np.array(len(event.position), np.int32))
+    return program_cost(
+        reconstruct, method_of(model.tune), sizes, model.arrays(), hits, model.settings()
+    )
+
+
+def _time_ours(setting: EndToEnd, rfactor: float, suite: str) -> Timing:
+    model = Reconstructor.load(setting.read_tag, setting.models)
+    events = _events(setting, rfactor)
+
+    def run(event: Event) -> Run:
+        wall, cpu = time.perf_counter(), time.process_time()
+        tracks = model(event.position)
+        return Run(tracks.hit_label, time.perf_counter() - wall, time.process_time() - cpu)
+
+    timing = time_events(events, run, setting.runs, model.tune.cluster.min_hits, suite)
+    edges = [len(model(event.position, with_edges=True).senders) for event in events]
+    # Last, because compiling once more takes memory, too.
+    cost = reconstruction_cost(model, events[0]) if setting.with_cost else None
+    return timing._replace(edges=round(np.mean(edges)), cost=cost)
+
+
+def _time_acts(setting: EndToEnd, rfactor: float, suite: str, seed_pt: float) -> Timing:
+    def run(event: Event) -> Run:
+        return Run(*find_tracks(event, seed_pt))
+
+    return time_events(_events(setting, rfactor), run, setting.runs, 4, suite)
+
+
+def _events(setting: EndToEnd, rfactor: float) -> list[Event]:
+    return [
+        thin(
+            load_event(setting.data, event_id),
+            rfactor,
+            setting.noise_ratio,
+            np.random.default_rng([setting.seed, event_id]),
+        )
+        for event_id in setting.event_ids
+    ]
+
+
+def _mean(scores: Sequence[TrackScores], name: str) -> float | None:
+    """The mean over the events that have the score."""
+    values = [value for one in scores if (value := getattr(one, name)) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _alone(function: Callable, *arguments: Any) -> Any:
+    """Calls a function in a process of its own, on the device that this one computes on."""
+    with ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_use_platforms,
+        initargs=(jax.config.values["jax_platforms"],),
+    ) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _use_platforms(names: str | None) -> None:
+    jax.config.update("jax_platforms", names)

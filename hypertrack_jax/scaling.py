@@ -1,0 +1,88 @@
+"""Host side: how time and memory grow with the number of hits."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
+from hypertrack_jax.timing import Timing
+
+
+def power_law(hits: ArrayLike, values: ArrayLike) -> tuple[float, float] | None:
+    """Factor a and exponent b of the least-squares fit of a hits^b, a straight line in logarithms.
+
+    Returns:
+      a and b; None where fewer than two numbers of hits have a positive value.
+    """
+    x, y = np.asarray(hits, float), np.asarray(values, float)
+    x, y = x[y > 0], y[y > 0]
+    if len(np.unique(x)) < 2:
+        return None
+    exponent, logarithm = np.polyfit(np.log(x), np.log(y), 1)
+    return float(np.exp(logarithm)), float(exponent)
+
+
+def exponents(timings: Sequence[Timing]) -> list[str]:
+    """A line per program: the exponents of its time and memory."""
+    lines = []
+    for who, rows in by_program(timings).items():
+        hits = [row.hits for row in rows]
+        parts = []
+        for what, value_of in QUANTITIES.items():
+            fit = power_law(hits, [value_of(row) for row in rows])
+            if fit is not None:
+                parts.append(f"{what} grows as hits^{fit[1]:.2f}")
+        lines.append(f"{who}: {', '.join(parts) or 'too few sizes to tell how it grows'}")
+    return lines
+
+
+def plot_scaling(path: Path, timings: Sequence[Timing]) -> Path:
+    """Draws time and memory against hits on log axes, each program with its fitted power law.
+
+    Args:
+      path: the file to write.
+      timings: the same work at several sizes, by several programs.
+
+    Returns:
+      The file.
+
+    Raises:
+      ImportError: matplotlib or mplhep is missing.
+      OSError: the file cannot be written.
+    """
+    programs = list(zip(TRACK_COLOURS, by_program(timings).items(), strict=False))
+    with saved_figure(path, width=15.0, height=6.5) as figure:
+        for axes, (what, value_of) in zip(figure.subplots(1, 2), QUANTITIES.items(), strict=True):
+            for colour, (who, rows) in programs:
+                hits, values = [row.hits for row in rows], [value_of(row) for row in rows]
+                fit = power_law(hits, values)
+                label = who if fit is None else f"{who}: hits$^{{{fit[1]:.2f}}}$"
+                axes.plot(hits, values, "o", color=colour, label=label)
+                if fit is not None:
+                    ends = np.array([min(hits), max(hits)])
+                    axes.plot(ends, fit[0] * ends ** fit[1], color=colour, lw=1.5)
+            axes.set(xscale="log", yscale="log", xlabel="Hits", ylabel=what[0].upper() + what[1:])
+            axes.legend(fontsize="x-small")
+    return path
+
+
+def by_program(timings: Sequence[Timing]) -> dict[str, list[Timing]]:
+    """The timings of each program, by its name, which stands behind the slash."""
+    programs: dict[str, list[Timing]] = {}
+    for timing in timings:
+        programs.setdefault(timing.suite.split(" / ")[-1], []).append(timing)
+    return programs
+
+
+def _memory(timing: Timing) -> float:
+    """GB that the work takes beside what is there before it."""
+    return timing.peak_memory - (timing.idle_memory or 0.0)
+
+
+QUANTITIES: dict[str, Callable[[Timing], float]] = {
+    "time [s]": lambda timing: timing.median,
+    "memory [GB]": _memory,
+}
+"""What is drawn against hits."""

@@ -1,0 +1,209 @@
+"""Host side: what is measured of a piece of work, and how it is told and written."""
+
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.program_cost import ProgramCost
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "pyacts",
+    "torch",
+    "torch-geometric",
+    "scikit-learn",
+    "faiss-cpu",
+    "scipy",
+)
+
+Works = dict[str, Callable[[], Any]]
+"""The same piece of work, by who does it: `ours`, and the peers."""
+
+
+class Timing(NamedTuple):
+    """Time of one piece of work by one program; what does not apply is None."""
+
+    suite: str
+    """The work, a slash, and who did it."""
+    hits: int
+    edges: int
+    runs: int
+    """Counted runs, after one that compiles and one that warms up."""
+    median: float
+    """Wall time in seconds, as are the next two."""
+    min: float
+    max: float
+    peak_memory: float
+    """Largest resident memory of the process up to the end of this suite, in GB."""
+    cpu: float | None = None
+    """Median processor time, summed over threads, in seconds. Beside other busy processes it says
+    more than the wall time."""
+    idle_memory: float | None = None
+    """The same as `peak_memory` before the first run, with everything loaded."""
+    efficiency: float | None = None
+    """Mean over the events, as are the next two."""
+    purity: float | None = None
+    dms: float | None = None
+    cost: ProgramCost | None = None
+    """What the compiled program has to do."""
+
+
+class Seconds(NamedTuple):
+    """Times of the counted runs of one piece of work."""
+
+    wall: list[float]
+    cpu: list[float]
+
+
+def in_turn(works: Works, runs: int) -> dict[str, Seconds]:
+    """Times of each work, in turn, so that a machine that slows down slows all of them down."""
+    for work in works.values():
+        for _ in range(2):
+            jax.block_until_ready(work())
+    seconds = {who: Seconds([], []) for who in works}
+    for _ in range(runs):
+        for who, work in works.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            jax.block_until_ready(work())
+            seconds[who].wall.append(time.perf_counter() - wall)
+            seconds[who].cpu.append(time.process_time() - cpu)
+    return seconds
+
+
+def timing_of(suite: str, hits: int, edges: int, seconds: Seconds, **more: Any) -> Timing:
+    """The timing of some counted runs, with the peak memory of this process up to now."""
+    return Timing(
+        suite,
+        hits,
+        edges,
+        len(seconds.wall),
+        statistics.median(seconds.wall),
+        min(seconds.wall),
+        max(seconds.wall),
+        peak_memory(),
+        statistics.median(seconds.cpu),
+        **more,
+    )
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process up to now, in GB."""
+    # Linux counts in units of 1024 bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def markdown(timings: Sequence[Timing]) -> str:
+    """The timings as a Markdown table in milliseconds, and what programs cost as another."""
+    table = [_cells(timing) for timing in timings]
+    # Columns that no timing has anything to say in are left out.
+    titles = [title for title in _TITLES if any(row[title] for row in table)]
+    lines = ["| " + " | ".join(titles) + " |", "|---" + "|--:" * (len(titles) - 1) + "|"]
+    lines += ["| " + " | ".join(row[title] or "-" for title in titles) + " |" for row in table]
+    costs = [_cost_line(timing.suite, timing.cost) for timing in timings if timing.cost]
+    if costs:
+        lines += ["", *_COST_HEAD, *costs]
+    return "\n".join(lines)
+
+
+def write_timings(path: Path, timings: Sequence[Timing], notes: Sequence[str] = ()) -> list[Path]:
+    """Writes the timings, the machine and the date, each file whole or not at all.
+
+    Args:
+      path: the JSON file; the tables go beside it, as Markdown.
+      timings: what was measured.
+      notes: lines below the tables.
+
+    Returns:
+      Both files.
+    """
+    rows = [
+        {**timing._asdict(), "cost": timing.cost and timing.cost._asdict()} for timing in timings
+    ]
+    today = datetime.date.today().isoformat()
+    report = {"date": today, "machine": machine(), "timings": rows, "notes": list(notes)}
+    tables = path.with_suffix(".md")
+    with replace_file(path) as file:
+        file.write(json.dumps(report, indent=2).encode())
+    with replace_file(tables) as file:
+        text = "\n\n".join([markdown(timings), *notes, f"{today}; {machine()}"])
+        file.write(f"{text}\n".encode())
+    return [path, tables]
+
+
+def machine() -> str:
+    """Processor, devices, versions and load, for the line beside a number."""
+    devices = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+    packages = ", ".join(filter(None, map(_version, _PACKAGES)))
+    load = os.getloadavg()[0]
+    return (
+        f"{_processor()}, {os.cpu_count()} cores, load {load:.1f}; {devices}; "
+        f"Python {platform.python_version()}, {packages}"
+    )
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return None
+
+
+_TITLES = (
+    "suite",
+    "hits",
+    "edges",
+    "runs",
+    "median ms",
+    "min ms",
+    "max ms",
+    "CPU ms",
+    "peak GB",
+    "efficiency",
+    "purity",
+    "DMS",
+)
+_COST_HEAD = (
+    "| program | products, Gflop | all, Gflop, loops once | traffic, GB, loops once | "
+    "arguments, GB | results, GB | temporary, GB |",
+    "|---|--:|--:|--:|--:|--:|--:|",
+)
+
+
+def _cells(timing: Timing) -> dict[str, str]:
+    """The table's cells, by title; empty where there is nothing to say."""
+    seconds = timing.median, timing.min, timing.max, timing.cpu
+    scores = timing.efficiency, timing.purity, timing.dms
+    cells = [
+        *(str(value) for value in timing[:4]),
+        *("" if value is None else f"{1e3 * value:.1f}" for value in seconds),
+        f"{timing.peak_memory:.2f}",
+        *("" if value is None else f"{value:.3f}" for value in scores),
+    ]
+    return dict(zip(_TITLES, cells, strict=True))
+
+
+def _cost_line(suite: str, cost: ProgramCost) -> str:
+    return f"| {suite} | " + " | ".join(f"{value / 1e9:.3g}" for value in cost) + " |"

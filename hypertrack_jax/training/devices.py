@@ -1,0 +1,287 @@
+"""The border: the events of a batch over the devices of one process, or of several.
+
+Every process makes and computes a share of the batch, in a program of its own whose sizes the
+others need not know. What they exchange is one vector per device and update, the weighted sum of
+gradients, statistics and losses; then all of them make the same update of the same state.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.training import step as training_step
+from hypertrack_jax.training.event_loss import Losses
+from hypertrack_jax.training.step import StepMetrics, TrainState
+from hypertrack_jax.tunes.tune import Tune
+
+EVENT = "event"
+"""Name of the axis of devices that events are spread over."""
+_SAME, _SPREAD = PartitionSpec(), PartitionSpec(EVENT)
+
+
+class Slots(NamedTuple):
+    """The events that a process computes, in the order of its devices."""
+
+    place: Int[np.ndarray, " slot"]
+    """Place of each in the batch."""
+    weight: Float[np.ndarray, " slot"]
+    """Its part of a mean over the batch; 0 for an event that is repeated to have an equal number
+    for each device."""
+
+
+class Devices(NamedTuple):
+    """What a batch of events is computed on."""
+
+    batch_size: int
+    local: Mesh
+    """Devices of this process."""
+    everywhere: Mesh
+    """Devices of all processes, as many of each."""
+
+    def slots(self) -> Slots:
+        """The share of this process."""
+        num_slots = _rounded_up(self.batch_size, self.everywhere.size) * self.local.size
+        number = jax.process_index() * num_slots + np.arange(num_slots)
+        weight = np.where(number < self.batch_size, 1 / self.batch_size, 0.0)
+        return Slots((number % self.batch_size).astype(np.int32), weight.astype(np.float32))
+
+    def replicated(self) -> NamedSharding:
+        """The placement of a state: whole on every device."""
+        return NamedSharding(self.everywhere, _SAME)
+
+    def replicate(self, tree: Any) -> Any:
+        """A tree that all processes have alike, placed whole on every device.
+
+        Arrays that are placed otherwise make programs of their own: a state that is so in part,
+        after a resume or a change of phase, would be compiled for twice.
+        """
+
+        def put(leaf):
+            host = np.asarray(leaf)
+            return jax.make_array_from_callback(
+                host.shape, self.replicated(), lambda index: host[index]
+            )
+
+        return jax.tree.map(put, tree)
+
+    def spread(self, tree: Any) -> Any:
+        """NumPy arrays, whose leading axis is over the events of this process, on its devices."""
+        return jax.device_put(tree, NamedSharding(self.local, _SPREAD))
+
+    def of_process(self, tree: Any) -> Any:
+        """Replicated arrays as arrays of this process alone."""
+        if self.local == self.everywhere:
+            return tree
+        return jax.tree.map(partial(_regrouped, NamedSharding(self.local, _SAME)), tree)
+
+    def of_all(self, array: Float[Array, "device value"]) -> Float[Array, "all_devices value"]:
+        """The rows of all processes, each of which has those of its own devices."""
+        if self.local == self.everywhere:
+            return array
+        shape = (self.everywhere.size, *array.shape[1:])
+        return _regrouped(NamedSharding(self.everywhere, _SPREAD), array, shape)
+
+
+def spread_over(batch_size: int) -> Devices:
+    """As many devices as have an event to compute, and as many of each process.
+
+    Raises:
+      ValueError: there are fewer events than processes.
+    """
+    num_processes = jax.process_count()
+    if batch_size < num_processes:
+        raise ValueError(
+            f"--batch_size={batch_size} leaves some of the {num_processes} processes without an "
+            "event; give a multiple of --num_processes, or start fewer."
+        )
+    of_each = [jax.local_devices(process_index=index) for index in range(num_processes)]
+    num_devices = min(*map(len, of_each), _rounded_up(batch_size, num_processes))
+    taken = [devices[:num_devices] for devices in of_each]
+    return Devices(
+        batch_size,
+        Mesh(np.array(taken[jax.process_index()]), (EVENT,)),
+        Mesh(np.array(taken).reshape(-1), (EVENT,)),
+    )
+
+
+def make_spread_step(
+    tune: Tune, dtype: DTypeLike, phase: int, devices: Devices
+) -> Callable[[TrainState, EventGraph, PRNGKeyArray], tuple[TrainState, StepMetrics]]:
+    """The update `(state, graphs, key) -> (state, metrics)` by the events of all processes.
+
+    `graphs` are NumPy arrays with a leading axis over the slots of this process, all padded to one
+    bucket. A device takes its events one after another, so memory does not grow with the batch.
+    Each event is normalised by its own statistics; the running ones move from where they were
+    before the update, by the mean over the batch. The randomness of an event depends on `key`,
+    `state.step` and its place in the batch alone, and so on nothing that the devices decide.
+    `state` is donated.
+
+    The gradient is compiled once per bucket and exchanges nothing; the optimiser, hundreds of
+    operations that do not depend on the bucket, is compiled apart from it and only once.
+    """
+    # By their module, so that tests can have training steps of one tune share them.
+    batch_gradient = training_step.make_batch_gradient(tune, dtype, phase)
+    update = training_step.make_update(tune, dtype, phase)
+    slots = devices.spread(devices.slots())
+
+    def train_step(state: TrainState, graphs: EventGraph, key: PRNGKeyArray):
+        known = state.params, state.batch_stats, state.step, state.loss_scale
+        sums = _weighted_sums(
+            batch_gradient,
+            devices.local,
+            devices.of_process(known),
+            devices.spread(graphs),
+            slots,
+            key,
+        )
+        return _updated(update, devices.replicated(), state, devices.of_all(sums))
+
+    return train_step
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def map_events(
+    function: Callable[[Any, EventGraph], Array], mesh: Mesh, known: Any, graphs: EventGraph
+) -> Array:
+    """`function(known, graph)` of every graph, each device taking those that lie on it in turn."""
+
+    def of_device(known, graphs):
+        return jax.lax.map(partial(function, known), graphs)
+
+    return _on_each_device(of_device, mesh, (_SAME, _SPREAD))(known, graphs)
+
+
+def any_process(*wishes: bool) -> list[bool]:
+    """For each wish, whether any process has it; all have to ask at once, and wait for another."""
+    if jax.process_count() == 1:
+        return list(wishes)
+    return process_allgather(np.array(wishes)).any(axis=0).tolist()
+
+
+def mean_of_processes(values: Sequence[float]) -> float:
+    """Mean over the values of all processes, which have to ask at once."""
+    sums = process_allgather(np.array([np.sum(values), len(values)], np.float32))
+    total, number = sums.sum(axis=0).tolist()
+    return total / number
+
+
+def join_processes(
+    coordinator_address: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Meets the processes that train together; to be called before jax looks for devices.
+
+    Args:
+      coordinator_address: `host:port` of process 0; None, as the others, for a single process.
+      num_processes: how many there are.
+      process_id: number of this one, from 0.
+
+    Raises:
+      ValueError: the values do not go together.
+      OSError: the others are not there.
+    """
+    given = coordinator_address, num_processes, process_id
+    if given == (None, None, None):
+        return
+    if coordinator_address is None or num_processes is None or process_id is None:
+        raise ValueError(
+            "--coordinator_address, --num_processes and --process_id go together; give all three, "
+            "or none of them to train with one process."
+        )
+    host, _, port = coordinator_address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(
+            f"--coordinator_address={coordinator_address}: expected host and port of process 0, "
+            "like --coordinator_address=localhost:12345."
+        )
+    if not 0 <= process_id < num_processes:
+        raise ValueError(
+            f"--process_id={process_id}: expected a number from 0 to {num_processes - 1}, another "
+            f"one for each of --num_processes={num_processes}."
+        )
+    try:
+        jax.distributed.initialize(coordinator_address, num_processes, process_id)
+    except RuntimeError as error:
+        raise OSError(
+            f"--coordinator_address={coordinator_address}: the {num_processes} processes did not "
+            "meet there; start all of them, with a port of process 0 that is free."
+        ) from error
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _weighted_sums(
+    batch_gradient: Callable,
+    mesh: Mesh,
+    known: tuple[Any, Any, Array, Array],
+    graphs: EventGraph,
+    slots: Slots,
+    key: PRNGKeyArray,
+) -> Float[Array, "device value"]:
+    """Of every device a vector of the sums over its events: gradient, statistics and losses.
+
+    A single vector, so that the devices exchange one array and not hundreds.
+    """
+
+    def of_device(known, graphs, slots, key):
+        params, batch_stats, step, scale = known
+
+        def add_event(total, inputs):
+            graph, (place, weight) = inputs
+            alone = jax.tree.map(lambda leaf: leaf[None], graph)
+            event_key = jax.random.fold_in(key, place)
+            found = batch_gradient(params, batch_stats, alone, event_key, step, scale)
+            weighted = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) * weight, found)
+            return jax.tree.map(jnp.add, total, weighted), None
+
+        zeros = jax.tree.map(jnp.zeros_like, (params, batch_stats, _no_losses()))
+        total, _ = jax.lax.scan(add_event, zeros, (graphs, slots))
+        return ravel_pytree(total)[0][None]
+
+    places = _SAME, _SPREAD, _SPREAD, _SAME
+    return _on_each_device(of_device, mesh, places)(known, graphs, slots, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
+def _updated(
+    update: Callable,
+    replicated: NamedSharding,
+    state: TrainState,
+    sums: Float[Array, "device value"],
+) -> tuple[TrainState, StepMetrics]:
+    """The update by the sum over all devices, which is a mean since the weights add up to 1."""
+    _, unravel = ravel_pytree((state.params, state.batch_stats, _no_losses()))
+    gradient, batch_stats, losses = unravel(sums.sum(axis=0))
+    state, metrics = update(state, gradient, batch_stats, losses.auc)
+    return jax.lax.with_sharding_constraint((state, StepMetrics(losses, *metrics)), replicated)
+
+
+def _no_losses() -> Losses:
+    return Losses(*[jnp.zeros(())] * len(Losses._fields))
+
+
+def _on_each_device(function: Callable, mesh: Mesh, places: tuple[PartitionSpec, ...]) -> Callable:
+    # Without the check of what varies over the devices, which the scans in the networks fail: their
+    # carries begin as constants.
+    return jax.shard_map(function, mesh=mesh, in_specs=places, out_specs=_SPREAD, check_vma=False)
+
+
+def _regrouped(
+    sharding: NamedSharding, array: Array, shape: tuple[int, ...] | None = None
+) -> Array:
+    """The parts of an array that this process holds, as parts of another one."""
+    parts = [shard.data for shard in array.addressable_shards]
+    return jax.make_array_from_single_device_arrays(shape or array.shape, sharding, parts)
+
+
+def _rounded_up(number: int, divisor: int) -> int:
+    """The quotient, rounded up."""
+    return -(-number // divisor)

@@ -1,0 +1,108 @@
+"""The benchmark of the stages measures what it says, and what it says can be read."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from toy import helix_event
+
+from hypertrack_jax import benchmark, timing
+from hypertrack_jax.benchmark import fresh_model, gnn_cost, measure
+from hypertrack_jax.program_cost import ProgramCost
+from hypertrack_jax.timing import Timing, markdown, write_timings
+from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
+
+
+@pytest.fixture(scope="module")
+def event():
+    return helix_event(0, 8, event_id=9)
+
+
+@pytest.fixture(scope="module")
+def model():
+    network = NetworkTune("cylindrical", "helix", 2, 8, 5, (4,), num_attention_blocks=1)
+    # `cut` compiles in no time.
+    cluster = ClusterTune(cluster="cut")
+    tune = Tune("small", voxdyn=VoxdynTune(ncell=64), network=network, cluster=cluster)
+    events = [helix_event(1, 20, event_id=number) for number in range(3)]
+    return fresh_model(fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2), tune)
+
+
+def test_suites_beside_their_peers(model, event):
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    timings = list(measure(["graph", "gnn", "cluster"], event, model, 3, ["sklearn"]))
+    assert [one.suite for one in timings] == [
+        "graph / ours",
+        "gnn / ours",
+        "cluster / ours",
+        "cluster / scikit-learn DBSCAN",
+        "cluster / scikit-learn HDBSCAN",
+    ]
+    num_edges = int(model.graph(event.position).n_edge[0])
+    for one in timings:
+        assert (one.hits, one.edges, one.runs) == (len(event.position), num_edges, 3)
+        assert 0 < one.min <= one.median <= one.max
+        assert one.cpu > 0 and one.peak_memory > 0.05
+
+
+def test_training_step_beside_torch(model, event):
+    pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
+    weights = jax.tree.map(np.asarray, model.params)
+    # Optax has no strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        timings = list(measure(["gnn", "train_step"], event, model, 2, ["torch"]))
+    assert [one.suite.split(" / ")[1][:7] for one in timings] == ["ours", "PyTorch"] * 2
+    jax.tree.map(np.testing.assert_array_equal, weights, jax.tree.map(np.asarray, model.params))
+
+
+def test_cost_of_the_network_grows_with_its_layers(model, event):
+    cost = gnn_cost(event, model)
+    tune = replace(model.tune, network=replace(model.tune.network, num_layers=3))
+    deeper = gnn_cost(event, fresh_model(model.voxdyn, tune))
+    num_edges = len(model.graph(event.position).senders)
+    # One layer more has at least one product of latent times latent width on each edge.
+    assert deeper.products - cost.products >= 2 * num_edges * 8 * 8
+    assert cost.argument_bytes > 2 * 4 * num_edges
+
+
+def test_unknown_suite_and_peer(model, event):
+    with pytest.raises(ValueError, match=r"--suite=gn: expected some of graph, gnn"):
+        next(measure(["gn"], event, model, 1))
+    with pytest.raises(ValueError, match=r"--peers=pytorch: expected some of acts, torch, sklearn"):
+        next(measure(["gnn"], event, model, 1, ["pytorch"]))
+
+
+def test_missing_peer_is_not_taken_for_installed(monkeypatch):
+    found = {"sklearn": object()}.get
+    monkeypatch.setattr(benchmark.importlib.util, "find_spec", found)
+    assert benchmark.installed_peers() == ["sklearn"]
+
+
+def test_runs_take_turns():
+    calls = []
+    works = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = timing.in_turn(works, runs=3)
+    assert "".join(calls) == "aabb" + "ababab"
+    assert len(seconds["a"].wall) == len(seconds["b"].cpu) == 3
+
+
+def test_tables_tell_what_there_is(tmp_path):
+    plain = Timing("a / ours", 10, 20, 3, 0.002, 0.001, 0.004, 0.5)
+    cost = ProgramCost(2e9, 3e9, 4e9, 5, 6, 7)
+    scored = plain._replace(suite="a / peer", efficiency=0.5, dms=0.25, cost=cost)
+    assert "efficiency" not in markdown([plain]) and "CPU" not in markdown([plain])
+    lines = markdown([plain, scored]).splitlines()
+    assert lines[0].count("|") == lines[2].count("|")
+    assert lines[2].endswith("| 2.0 | 1.0 | 4.0 | 0.50 | - | - |")
+    assert lines[3].endswith("| 0.500 | 0.250 |")
+    assert lines[-1] == "| a / peer | 2 | 3 | 4 | 5e-09 | 6e-09 | 7e-09 |"
+    json_file, tables = write_timings(tmp_path / "b.json", [plain, scored], ["a note"])
+    report = json.loads(json_file.read_text())
+    assert report["timings"][1]["cost"]["products"] == 2e9
+    assert report["timings"][0]["cost"] is None
+    assert "jax " in report["machine"] and "cores" in report["machine"]
+    text = tables.read_text()
+    assert "a note" in text and report["date"] in text and lines[2] in text

@@ -1,0 +1,113 @@
+"""The benchmark of whole reconstructions: counts, means and scores that are known."""
+
+import logging
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import pytest
+from toy import helix_event
+
+from hypertrack_jax import reconstruct_benchmark
+from hypertrack_jax.benchmark import fresh_model
+from hypertrack_jax.events.store import save_event
+from hypertrack_jax.reconstruct_benchmark import (
+    EndToEnd,
+    Run,
+    measure_reconstruction,
+    reconstruction_cost,
+    time_events,
+)
+from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
+
+
+@pytest.fixture
+def setting(tmp_path):
+    return EndToEnd(
+        data=tmp_path,
+        models=tmp_path,
+        read_tag="small",
+        event_ids=[3, 4],
+        rfactors=[0.5, 1.0],
+        noise_ratio=-1,
+        seed=0,
+        runs=2,
+        with_acts=True,
+        with_cost=False,
+    )
+
+
+def stub_timing(setting, rfactor, suite, *more):
+    events = reconstruct_benchmark._events(setting, rfactor)
+    return time_events(events, lambda e: Run(e.hit_particle, 1.0, 2.0), setting.runs, 4, suite)
+
+
+def test_scores_and_times_are_of_the_counted_runs():
+    events = [helix_event(1, 6, event_id=1), helix_event(1, 10, event_id=2)]
+    times = iter([9.0, 1.0, 2.0, 9.0, 3.0, 5.0])
+
+    def run(event):
+        # The second event's tracks are not found.
+        label = event.hit_particle if event.event_id == 1 else np.full_like(event.hit_particle, -1)
+        return Run(label, next(times), 0.5)
+
+    timing = time_events(events, run, 2, 4, "work / ours")
+    assert (timing.min, timing.median, timing.max, timing.runs) == (1.0, 2.5, 5.0, 4)
+    assert timing.cpu == 0.5
+    assert timing.hits == round((len(events[0].position) + len(events[1].position)) / 2)
+    assert timing.efficiency == 0.5 and timing.dms == 0.5
+    # An event without tracks has no purity, which is no reason for a 0.
+    assert timing.purity == 1.0
+    assert timing.peak_memory >= timing.idle_memory > 0.05
+
+
+def test_all_programs_at_all_sizes_on_the_same_events(setting, monkeypatch):
+    for event_id in setting.event_ids:
+        save_event(setting.data, helix_event(2, 20, event_id=event_id))
+    for name in ("_time_ours", "_time_acts"):
+        monkeypatch.setattr(reconstruct_benchmark, name, stub_timing)
+    monkeypatch.setattr(reconstruct_benchmark, "_alone", lambda function, *more: function(*more))
+    timings = list(measure_reconstruction(setting))
+    assert [one.suite for one in timings] == [
+        f"reconstruct, pile-up {pileup} / {who}"
+        for pileup in (100, 200)
+        for who in ("ours", "ACTS, seed pT > 0.15 GeV", "ACTS, seed pT > 0.4 GeV")
+    ]
+    assert timings[0].hits == timings[1].hits < timings[3].hits
+    assert all(one.efficiency == 1.0 for one in timings)
+
+
+@pytest.mark.parametrize("error", [BrokenProcessPool("ended"), ValueError("no memory for it")])
+def test_what_does_not_fit_is_left_out_and_told(setting, monkeypatch, caplog, error):
+    def alone(function, setting, rfactor, suite, *more):
+        if rfactor == 1.0:
+            raise error
+        return suite
+
+    monkeypatch.setattr(reconstruct_benchmark, "_alone", alone)
+    with caplog.at_level(logging.WARNING):
+        assert len(list(measure_reconstruction(setting._replace(with_acts=False)))) == 1
+    assert "pile-up 200 / ours" in caplog.text and "memory" in caplog.text
+
+
+def test_acts_is_timed_on_simulated_events(setting):
+    pytest.importorskip("acts", reason="pyacts is not installed")
+    from hypertrack_jax.events.simulation import simulate_event
+
+    save_event(setting.data, simulate_event(3, 2, seed=1).event)
+    setting = setting._replace(event_ids=[3])
+    timing = reconstruct_benchmark._time_acts(setting, 1.0, "work / ACTS", 0.15)
+    assert timing.purity > 0.9 and timing.efficiency > 0.6
+    assert 0 < timing.cpu and 0 < timing.min
+
+
+def test_cost_of_the_whole_program():
+    network = NetworkTune("cartesian", "none", 1, 8, 5, (4,), num_attention_blocks=1)
+    cut = ClusterTune(cluster="cut")
+    tune = Tune("small", voxdyn=VoxdynTune(ncell=64), network=network, cluster=cut)
+    events = [helix_event(1, 20, event_id=number) for number in range(3)]
+    model = fresh_model(fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2), tune)
+    cost = reconstruction_cost(model, events[0])
+    num_edges = model.sizes(len(events[0].position)).num_edges
+    assert cost.products > 2 * num_edges * 8 * 8
+    assert cost.temporary_bytes > 4 * num_edges
