@@ -37,7 +37,8 @@ PARTNERS = {"hyper": 12, "cricket": 5, "eom": 4}
 CROWD = 1.1
 """How much more often two hits of an event are joined than two cells drawn at random."""
 EDGE_MARGIN = 1.25
-"""Room for events that are denser than the average: in 30 of 30 simulated ones it was enough."""
+"""Room for events that are denser than the average: the densest of 18 simulated
+events, of 230 to 1.5e5 hits, takes up 94 % of it."""
 BLOCK_MARGIN = 1.2
 """The same for the rows of C, whose number varies less."""
 
@@ -162,9 +163,9 @@ def method_of(tune: Tune) -> Method:
 def sizes_for(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> Sizes:
     """The capacities that an event is tried in first: they follow from its number of hits alone.
 
-    A hit has edges to hits of its particle, and to as many others as the density of C tells: with
-    C of 2 % and at pile-up 2, 20 and 200 that is 36, 350 and 254 (there with a sparser C)
-    edges per hit.
+    A hit has edges to hits of its particle, and to as many others as the density of C tells: where
+    2 % of it are connected, that was measured to be 42 edges for each hit of 1300, 354 of 14 600
+    and 2585 of 109 000.
     """
     num_cells = voxdyn.num_cells
     connected = 2 * int(voxdyn.histogram[min_count:].sum()) / num_cells**2
@@ -278,7 +279,8 @@ def candidates(
         model.rows, cell, min_count, block_capacity=block_capacity, edge_capacity=edge_capacity
     )
     edges = found.edges
-    num_edges = jnp.minimum(edges.num_edges, edge_capacity)
+    # A graph that is not complete is of no use: without edges there is nothing more to do.
+    num_edges = jnp.where(edges.is_overflow, 0, edges.num_edges)
     graph = padded_graph(
         position, num_hits, edges.senders, edges.receivers, edges.counts, num_edges
     )

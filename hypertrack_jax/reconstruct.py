@@ -55,7 +55,7 @@ from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 _LOG = logging.getLogger(__name__)
 LARGEST_HITS = 2**17
 """The largest capacity for hits that is made without a word: enough for a full TrackML event."""
-BYTES_PER_EDGE = 160
+BYTES_PER_EDGE = 280
 """Memory that the program takes for each edge of its capacity, about."""
 
 
@@ -232,6 +232,8 @@ class Reconstructor(NamedTuple):
                 return found
             _LOG.info("an event of %d hits needs larger capacities: %s", len(hits), enough)
             sizes = enough
+            # Its memory is needed again.
+            del found
 
     def _run(self, hits: Float32[np.ndarray, "hit 3"], sizes: Sizes) -> Found:
         method = method_of(self.tune)

@@ -12,11 +12,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from toy import helix_event
 from toy_graph import SMALL_NETWORK
+from toy_model import taking_all
 
 from hypertrack_jax import compiled, memory, reconstruct
-from hypertrack_jax.clustering.search import SearchSizes
 from hypertrack_jax.clustering.tracks import Tracks
-from hypertrack_jax.compiled import Needed, Sizes, enough_sizes
+from hypertrack_jax.compiled import Needed, enough_sizes
 from hypertrack_jax.evaluation.evaluate import evaluate_events
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.events.topology import edge_labels
@@ -77,9 +77,11 @@ def with_threshold(model, threshold, min_hits=4):
 
 
 def by_transformer(model):
-    """Most edges are kept, so that there is something to search."""
+    """A model that finds several tracks: it takes all that hangs together by the best edges."""
     probability = model(EVENT.position, with_edges=True).probability
-    return model.with_cluster(ClusterTune(edge_threshold=float(np.quantile(probability, 0.7))))
+    threshold = float(np.quantile(probability, 0.9))
+    taking = model._replace(params=taking_all(model.params))
+    return taking.with_cluster(ClusterTune(edge_threshold=threshold))
 
 
 def by_host(model, position, sizes):
@@ -107,7 +109,7 @@ def test_the_program_finds_what_its_stages_find_in_the_graph_of_the_training(mod
     found = chosen(EVENT.position, with_edges=True)
     assert_same(found, by_host(chosen, EVENT.position, chosen.sizes(len(EVENT.position))))
     assert found.hit_label.shape == found.membership.shape == (len(EVENT.position),)
-    assert (found.hit_label.max() >= 0) == (method != "none")
+    assert (found.hit_label.max() > 0) == (method != "none")
 
 
 def test_every_hit_has_a_label_and_edges_and_timings_come_if_asked_for(model):
@@ -120,22 +122,25 @@ def test_every_hit_has_a_label_and_edges_and_timings_come_if_asked_for(model):
     assert [len(part) for part in bare[2:]] == [0, 0, 0, 0]
 
 
-def test_capacities_grow_until_they_suffice(model, monkeypatch, caplog):
-    """Each of them starts too small; the result is what ample ones give."""
+@pytest.mark.parametrize(
+    ("method", "short"),
+    [("cut", {"num_blocks": 1, "num_edges": 64}), ("transformer", {"num_neighbors": 2})],
+)
+def test_capacities_grow_until_they_suffice(model, monkeypatch, caplog, method, short):
     chosen = by_transformer(model)
-    search = SearchSizes(num_neighbors=2, num_seeds=16, num_slots=2, num_rounds=1)
-    tiny = Sizes(chosen.sizes(len(EVENT.position)).num_hits, 256, 64, search)
+    chosen = chosen.with_cluster(replace(chosen.tune.cluster, cluster=method))
+    expected = chosen(EVENT.position, with_edges=True)
+    ample = chosen.sizes(len(EVENT.position))
+    if method == "transformer":
+        tiny = ample._replace(search=ample.search._replace(**short))
+    else:
+        tiny = ample._replace(**short)
     monkeypatch.setattr(reconstruct, "sizes_for", lambda *_: tiny)
     caplog.set_level("INFO")
-    tracks = chosen(EVENT.position, with_edges=True)
-    assert tracks.hit_label.max() >= 0
-    final = [record.args[1] for record in caplog.records if "larger capacities" in record.msg][-1]
-    assert final.num_edges >= len(tracks.senders) > tiny.num_edges
-    grown = final.search
-    assert grown.num_neighbors > 2 and grown.num_slots > 2 and grown.num_rounds > 1
-    monkeypatch.setattr(reconstruct, "sizes_for", lambda *_: final)
-    assert_same(tracks, chosen(EVENT.position, with_edges=True))
-    assert_same(tracks, by_host(chosen, EVENT.position, final))
+    assert_same(chosen(EVENT.position, with_edges=True), expected)
+    tries = [one.args[1] for one in caplog.records if "larger capacities" in one.msg]
+    assert len(tries) == len(short)
+    assert expected.hit_label.max() > 0
 
 
 def test_the_first_capacities_follow_from_the_number_of_hits(model):

@@ -20,10 +20,11 @@ DENSITY = {"dbscan": dbscan, "hdbscan": hdbscan}
 """Clusterers that run on the host."""
 HITS_PER_SEED = 16
 """Node capacity per micrograph of a round: about a track of ten hits each, and padding."""
-FIRST_NEIGHBORS = {4096: 32, 32768: 64}
-"""Kept edges of a hit that are tried first, by node capacity: more hits lie nearer together."""
-MOST_NEIGHBORS = 128
-"""The same of events with still more hits."""
+FIRST_NEIGHBORS = {4096: 32, 32768: 64, 2**31: 128}
+"""Kept edges of a hit that are tried first, by the largest node capacity that they are for: more
+hits lie nearer together."""
+FIRST_SLOTS = {32768: 64, 2**31: 128}
+"""Hits of a micrograph that are tried first, likewise."""
 
 
 class HitClusters(NamedTuple):
@@ -161,11 +162,14 @@ def density_clusters(
 
 def first_sizes(num_nodes: int) -> SearchSizes:
     """The capacities that a search among so many hits, padding included, is tried in first."""
-    fitting = [number for nodes, number in FIRST_NEIGHBORS.items() if num_nodes <= nodes]
+
+    def of(table: dict[int, int]) -> int:
+        return next(number for most, number in table.items() if num_nodes <= most)
+
     return SearchSizes(
-        num_neighbors=(fitting or [MOST_NEIGHBORS])[0],
+        num_neighbors=of(FIRST_NEIGHBORS),
         num_seeds=max(16, num_nodes // HITS_PER_SEED),
-        num_slots=64,
+        num_slots=of(FIRST_SLOTS),
         num_rounds=200,
     )
 
