@@ -10,13 +10,14 @@ import command_line
 import numpy as np
 from absl import flags
 
-from hypertrack_jax.benchmark import measure
+from hypertrack_jax.allocator import keep_freed_memory
+from hypertrack_jax.benchmarks.end_to_end import EndToEnd, measure_reconstruction
+from hypertrack_jax.benchmarks.graph_constructor import Setting, growth, measure_voxdyn, ratios
+from hypertrack_jax.benchmarks.scaling import exponents, plot_scaling
+from hypertrack_jax.benchmarks.stages import measure
+from hypertrack_jax.benchmarks.timing import Timing, machine, markdown, write_timings
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event, require_events
-from hypertrack_jax.reconstruct_benchmark import EndToEnd, measure_reconstruction
-from hypertrack_jax.scaling import exponents, plot_scaling
-from hypertrack_jax.timing import Timing, machine, markdown, write_timings
-from hypertrack_jax.voxdyn_benchmark import Setting, growth, measure_voxdyn, ratios
 
 flags.adopt_module_key_flags(asked)
 
@@ -87,4 +88,5 @@ def stage_timings() -> list[Timing]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    # As train.py has it.
+    command_line.run(main, keep_freed_memory)

@@ -20,7 +20,7 @@ DEVICE = flags.DEFINE_enum(
 )
 
 
-def run(main: Callable[[], None], before_devices: Callable[[], None] | None = None) -> None:
+def run(main: Callable[[], None], *before_devices: Callable[[], object]) -> None:
     """Runs `main` under absl; a user's mistake becomes one sentence and exit status 2.
 
     `before_devices` is what has to be done before jax looks for devices.
@@ -37,8 +37,8 @@ def run(main: Callable[[], None], before_devices: Callable[[], None] | None = No
             absl.logging.set_verbosity(absl.logging.WARNING)
         logging.getLogger("hypertrack_jax").setLevel(logging.INFO)
         try:
-            if before_devices is not None:
-                before_devices()
+            for prepare in before_devices:
+                prepare()
             choose_device(DEVICE.value)
             main()
         except KeyboardInterrupt:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from hypertrack_jax.evaluation.clusterers import compare_clusterers, comparison_table
 from hypertrack_jax.events.store import replace_file
-from hypertrack_jax.reconstruct import load_reconstructor
+from hypertrack_jax.reconstruct import Reconstructor
 from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.tunes.tune import ClusterTune, choices
 
@@ -31,7 +31,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
 
 def main() -> None:
     """Prints a table, and writes it beside the other results of the model."""
-    model = load_reconstructor(command_line.workdir("models"), READ_TAG.value, EPOCH.value)
+    model = Reconstructor.load(READ_TAG.value, command_line.workdir("models"), EPOCH.value)
     source = EventSource(
         command_line.workdir("data"),
         command_line.event_range(EVENT_START, EVENT_END),

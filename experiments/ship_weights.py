@@ -8,7 +8,7 @@ from pathlib import Path
 import command_line
 from absl import flags
 
-from hypertrack_jax.reconstruct import load_reconstructor
+from hypertrack_jax.reconstruct import Reconstructor
 from hypertrack_jax.training.weights import Weights, count_pairs, save_weights
 
 flags.adopt_module_key_flags(command_line)
@@ -20,7 +20,7 @@ OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz.", required=Tr
 
 def main() -> None:
     """Loads the model, which needs its Voxel-Dynamics file, and writes its weights."""
-    model = load_reconstructor(command_line.workdir("models"), READ_TAG.value, EPOCH.value)
+    model = Reconstructor.load(READ_TAG.value, command_line.workdir("models"), EPOCH.value)
     weights = Weights(model.tune, model.params, model.batch_stats, count_pairs(model.voxdyn))
     path = save_weights(Path(OUTPUT.value), weights)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hypertrack_jax.events.pileup import thin
     from hypertrack_jax.events.store import load_event, save_event
     from hypertrack_jax.events.trackml import read_event, write_submission
-    from hypertrack_jax.reconstruct import Reconstructor, load_reconstructor
+    from hypertrack_jax.reconstruct import Reconstructor
     from hypertrack_jax.tunes.load import load_tune
     from hypertrack_jax.voxdyn.fit import fit_voxdyn
     from hypertrack_jax.voxdyn.model import predict_edges
@@ -26,7 +26,6 @@ _MODULES = {
     "Tracks": "clustering.tracks",
     "fit_voxdyn": "voxdyn.fit",
     "load_event": "events.store",
-    "load_reconstructor": "reconstruct",
     "load_tune": "tunes.load",
     "predict_edges": "voxdyn.model",
     "read_event": "events.trackml",
@@ -43,7 +42,6 @@ __all__ = [
     "Tracks",
     "fit_voxdyn",
     "load_event",
-    "load_reconstructor",
     "load_tune",
     "predict_edges",
     "read_event",

@@ -257,11 +257,6 @@ class Reconstructor(NamedTuple):
         return Model(voxdyn.rows, voxdyn.index, voxdyn.space, self.params, self.batch_stats)
 
 
-def load_reconstructor(models: Path, tag: str, step: int = -1) -> Reconstructor:
-    """`Reconstructor.load` of a model that lies in `models`, or of one of the package."""
-    return Reconstructor.load(tag, models, step)
-
-
 def use_compilation_cache(directory: Path) -> None:
     """Has jax keep what it compiles in a directory, where the next process finds it."""
     jax.config.update("jax_compilation_cache_dir", str(directory.absolute()))

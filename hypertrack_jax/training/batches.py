@@ -14,7 +14,8 @@ from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event, step_event_ids
 from hypertrack_jax.graph.event_graph import EventGraph, bucket_for, event_graph
-from hypertrack_jax.tunes.tune import VoxdynTune
+from hypertrack_jax.training.flow_loss import hit_conditions
+from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 
 _PREFETCHED = 4
@@ -67,16 +68,24 @@ def fixed_events(source: EventSource) -> Iterator[Event]:
         yield _drawn(source, event_id, np.random.default_rng([source.seed, event_id]))
 
 
-def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: VoxdynTune) -> Batch:
-    """Candidate graphs of some events, padded to one bucket and stacked."""
-    edges = [predict_edges(voxdyn, event.position, tune.min_count) for event in events]
+def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: Tune) -> Batch:
+    """Candidate graphs of some events, padded to one bucket and stacked.
+
+    Where the flow has a weight their `globals` are what its density depends on.
+    """
+    edges = [predict_edges(voxdyn, event.position, tune.voxdyn.min_count) for event in events]
     num_hits = max(len(event.position) for event in events)
     num_edges = max(len(candidates.senders) for candidates in edges)
     bucket = bucket_for(num_hits, num_edges)
     graphs = [
-        event_graph(event, *candidates, node2node=tune.label_topology, bucket=bucket)
+        event_graph(event, *candidates, node2node=tune.voxdyn.label_topology, bucket=bucket)
         for event, candidates in zip(events, edges, strict=True)
     ]
+    if tune.loss.flow > 0:
+        graphs = [
+            graph._replace(globals=hit_conditions(event, bucket.num_nodes))
+            for event, graph in zip(events, graphs, strict=True)
+        ]
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *graphs)
     return Batch(stacked, num_hits, num_edges)
 
@@ -85,7 +94,7 @@ def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: VoxdynTune
 def prefetched(
     source: EventSource,
     voxdyn: VoxelDynamics,
-    tune: VoxdynTune,
+    tune: Tune,
     batch_size: int,
     first_step: int,
     places: Sequence[int] | None = None,

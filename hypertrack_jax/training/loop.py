@@ -110,7 +110,7 @@ class _Trainer:
         """One update after another, until all are done or a signal comes."""
         run, first_step = self.run, int(state.step)
         places = self.devices.slots().place.tolist()
-        of_run = run.source, self.voxdyn, self.tune.voxdyn, run.batch_size
+        of_run = run.source, self.voxdyn, self.tune, run.batch_size
         ahead = prefetched(*of_run, first_step, places)
         with ahead as batches, _stop_signals() as signals:
             for step in range(first_step, run.num_steps):
@@ -173,7 +173,7 @@ class _Trainer:
         while group := list(islice(events, num_devices)):
             # Each device has one; of a last group that is too small the last event is repeated.
             filled = group + group[-1:] * (num_devices - len(group))
-            graphs = graph_batch(filled, self.voxdyn, self.tune.voxdyn).graphs
+            graphs = graph_batch(filled, self.voxdyn, self.tune).graphs
             graphs = self.devices.spread(graphs)
             found = map_events(self.event_auc, self.devices.local, weights, graphs)
             areas += jax.device_get(found)[: len(group)].tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from toy import helix_event
 
-from hypertrack_jax.benchmark import fresh_model
+from hypertrack_jax.benchmarks.stages import fresh_model
 from hypertrack_jax.evaluation.clusterers import (
     SCORES,
     ClusterScore,

@@ -35,9 +35,9 @@ def test_a_step_has_the_same_events_whatever_came_before(source):
 def test_some_places_of_a_batch_have_the_events_of_the_whole_batch(source, voxdyn, small_tune):
     whole = step_events(source, 5, 3)
     assert same(step_events(source, 5, 3, [2, 0]), [whole[2], whole[0]])
-    with prefetched(source, voxdyn, small_tune.voxdyn, 3, 5, [2, 0]) as batches:
+    with prefetched(source, voxdyn, small_tune, 3, 5, [2, 0]) as batches:
         found = next(batches)
-    assert same(found, graph_batch([whole[2], whole[0]], voxdyn, small_tune.voxdyn))
+    assert same(found, graph_batch([whole[2], whole[0]], voxdyn, small_tune))
 
 
 def test_an_epoch_visits_every_event_and_thins_it_anew(source):
@@ -73,7 +73,7 @@ def test_fixed_events_are_those_of_the_list_and_stay_the_same(source):
 
 def test_a_batch_is_the_graphs_of_its_events_in_one_bucket(source, voxdyn, small_tune):
     events = step_events(source, 0, 3)
-    batch = graph_batch(events, voxdyn, small_tune.voxdyn)
+    batch = graph_batch(events, voxdyn, small_tune)
     edges = [predict_edges(voxdyn, event.position) for event in events]
     assert batch.num_hits == max(len(event.position) for event in events)
     assert batch.num_edges == max(len(candidates.senders) for candidates in edges)
@@ -87,18 +87,17 @@ def test_a_batch_is_the_graphs_of_its_events_in_one_bucket(source, voxdyn, small
 
 def test_rare_cell_pairs_make_no_edges_where_the_tune_says_so(source, voxdyn, small_tune):
     events = step_events(source, 0, 1)
-    batch = graph_batch(events, voxdyn, replace(small_tune.voxdyn, min_count=4))
+    fewer = replace(small_tune, voxdyn=replace(small_tune.voxdyn, min_count=4))
+    batch = graph_batch(events, voxdyn, fewer)
     counts = batch.graphs.edges.count[batch.graphs.edges.mask]
     assert counts.min() >= 4
-    assert len(counts) < graph_batch(events, voxdyn, small_tune.voxdyn).num_edges
+    assert len(counts) < graph_batch(events, voxdyn, small_tune).num_edges
 
 
 def test_prefetched_batches_are_the_direct_ones_from_the_first_step_on(source, voxdyn, small_tune):
-    with prefetched(source, voxdyn, small_tune.voxdyn, 2, first_step=3) as batches:
+    with prefetched(source, voxdyn, small_tune, 2, first_step=3) as batches:
         found = [next(batches) for _ in range(3)]
-    expected = [
-        graph_batch(step_events(source, step, 2), voxdyn, small_tune.voxdyn) for step in (3, 4, 5)
-    ]
+    expected = [graph_batch(step_events(source, step, 2), voxdyn, small_tune) for step in (3, 4, 5)]
     assert same(found, expected)
 
 
@@ -113,7 +112,7 @@ def test_the_thread_works_ahead_but_not_without_bound_and_ends(
 
     monkeypatch.setattr("hypertrack_jax.training.batches.step_events", counted)
     threads = set(threading.enumerate())
-    with prefetched(source, voxdyn, small_tune.voxdyn, 1, first_step=0) as batches:
+    with prefetched(source, voxdyn, small_tune, 1, first_step=0) as batches:
         next(batches)
         (thread,) = set(threading.enumerate()) - threads
         time.sleep(0.5)
@@ -126,7 +125,7 @@ def test_the_thread_ends_when_its_consumer_fails(source, voxdyn, small_tune):
     threads = set(threading.enumerate())
     with (
         pytest.raises(RuntimeError, match="the consumer's own"),
-        prefetched(source, voxdyn, small_tune.voxdyn, 1, first_step=0),
+        prefetched(source, voxdyn, small_tune, 1, first_step=0),
     ):
         raise RuntimeError("the consumer's own")
     assert set(threading.enumerate()) == threads
@@ -136,7 +135,7 @@ def test_an_error_in_the_thread_is_raised_where_its_batch_is_taken(source, voxdy
     incomplete = source._replace(event_ids=[1, 99])
     first_bad = next(s for s in range(8) if 99 in step_event_ids([1, 99], source.seed, s, 1))
     with (
-        prefetched(incomplete, voxdyn, small_tune.voxdyn, 1, first_step=0) as batches,
+        prefetched(incomplete, voxdyn, small_tune, 1, first_step=0) as batches,
         pytest.raises(FileNotFoundError, match=r"event000000099.npz: no such event"),
     ):
         for step in range(8):

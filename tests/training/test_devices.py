@@ -32,7 +32,7 @@ def on(batch_size, *numbers):
 def graphs_of(source, spread, voxdyn, tune, number=0):
     places = spread.slots().place.tolist()
     events = step_events(source, number, spread.batch_size, places)
-    return graph_batch(events, voxdyn, tune.voxdyn).graphs
+    return graph_batch(events, voxdyn, tune).graphs
 
 
 def test_a_batch_is_shared_among_the_devices_that_it_has_events_for():

@@ -310,7 +310,7 @@ def metrics_with(is_cut):
 
 
 def test_no_mean_is_over_both_phases(runner, source):
-    batch = graph_batch(step_events(source, 0, 2), runner.voxdyn, runner.tune.voxdyn)
+    batch = graph_batch(step_events(source, 0, 2), runner.voxdyn, runner.tune)
     places = runner.run.log_directory, runner.tune.optimizer
     with Progress(*places, 0, 6, has_validation=False) as bar:
         for number in range(6):
@@ -323,7 +323,7 @@ def test_no_mean_is_over_both_phases(runner, source):
 
 def test_cut_micrographs_are_told_but_not_at_every_step(runner, source, caplog, monkeypatch):
     monkeypatch.setattr(progress, "CUT_INTERVAL", 10)
-    batch = graph_batch(step_events(source, 0, 2), runner.voxdyn, runner.tune.voxdyn)
+    batch = graph_batch(step_events(source, 0, 2), runner.voxdyn, runner.tune)
     places = runner.run.log_directory, runner.tune.optimizer
     with Progress(*places, 0, 30, has_validation=False) as bar:
         bar.enter_phase(2, 0)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from plain_step import make_train_step
 from toy import helix_event
 
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
@@ -23,7 +24,6 @@ from hypertrack_jax.training.step import (
     begin_phase,
     due_phase,
     init_state,
-    make_train_step,
     make_update,
     phase_optimizer,
 )
@@ -53,7 +53,7 @@ class Setting(NamedTuple):
 @pytest.fixture(scope="module")
 def setting(small_tune, voxdyn):
     events = [helix_event(0, num_particles=4, event_id=number) for number in (1, 2)]
-    graphs = jax.tree.map(jnp.asarray, graph_batch(events, voxdyn, small_tune.voxdyn).graphs)
+    graphs = jax.tree.map(jnp.asarray, graph_batch(events, voxdyn, small_tune).graphs)
     return Setting(
         small_tune,
         graphs,

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from toy import helix_event
 
-from hypertrack_jax import reconstruct_benchmark
-from hypertrack_jax.benchmark import fresh_model
-from hypertrack_jax.events.store import save_event
-from hypertrack_jax.reconstruct_benchmark import (
+from hypertrack_jax.benchmarks import end_to_end
+from hypertrack_jax.benchmarks.end_to_end import (
     EndToEnd,
     Run,
     measure_reconstruction,
     reconstruction_cost,
     time_events,
 )
+from hypertrack_jax.benchmarks.stages import fresh_model
+from hypertrack_jax.events.store import save_event
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
@@ -38,7 +38,7 @@ def setting(tmp_path):
 
 
 def stub_timing(setting, rfactor, suite, *more):
-    events = reconstruct_benchmark._events(setting, rfactor)
+    events = end_to_end._events(setting, rfactor)
     return time_events(events, lambda e: Run(e.hit_particle, 1.0, 2.0), setting.runs, 4, suite)
 
 
@@ -65,8 +65,8 @@ def test_all_programs_at_all_sizes_on_the_same_events(setting, monkeypatch):
     for event_id in setting.event_ids:
         save_event(setting.data, helix_event(2, 20, event_id=event_id))
     for name in ("_time_ours", "_time_acts"):
-        monkeypatch.setattr(reconstruct_benchmark, name, stub_timing)
-    monkeypatch.setattr(reconstruct_benchmark, "_alone", lambda function, *more: function(*more))
+        monkeypatch.setattr(end_to_end, name, stub_timing)
+    monkeypatch.setattr(end_to_end, "alone", lambda function, *more: function(*more))
     timings = list(measure_reconstruction(setting))
     assert [one.suite for one in timings] == [
         f"reconstruct, pile-up {pileup} / {who}"
@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_left_out_and_told(setting, monkeypatch, caplog, er
             raise error
         return suite
 
-    monkeypatch.setattr(reconstruct_benchmark, "_alone", alone)
+    monkeypatch.setattr(end_to_end, "alone", alone)
     with caplog.at_level(logging.WARNING):
         assert len(list(measure_reconstruction(setting._replace(with_acts=False)))) == 1
     assert "pile-up 200 / ours" in caplog.text and "memory" in caplog.text
@@ -96,7 +96,7 @@ def test_acts_is_timed_on_simulated_events(setting):
 
     save_event(setting.data, simulate_event(3, 2, seed=1).event)
     setting = setting._replace(event_ids=[3])
-    timing = reconstruct_benchmark._time_acts(setting, 1.0, "work / ACTS", 0.15)
+    timing = end_to_end._time_acts(setting, 1.0, "work / ACTS", 0.15)
     assert timing.purity > 0.9 and timing.efficiency > 0.6
     assert 0 < timing.cpu and 0 < timing.min
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from toy_graph import SMALL_NETWORK, toy_graph
 
+from hypertrack_jax.benchmarks.peers.torch_gnn import backward_pass, torch_gnn
 from hypertrack_jax.graph.event_graph import Bucket
 from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict
-from hypertrack_jax.peers.torch_gnn import backward_pass, torch_gnn
 from hypertrack_jax.tunes.tune import NetworkTune
 
 

@@ -2,20 +2,22 @@
 
 import datetime
 import json
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
+from hypertrack_jax.benchmarks.program_cost import ProgramCost
 from hypertrack_jax.events.store import replace_file
-from hypertrack_jax.program_cost import ProgramCost
 
 _PACKAGES = (
     "jax",
@@ -77,11 +79,16 @@ def in_turn(works: Works, runs: int) -> dict[str, Seconds]:
     seconds = {who: Seconds([], []) for who in works}
     for _ in range(runs):
         for who, work in works.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            jax.block_until_ready(work())
-            seconds[who].wall.append(time.perf_counter() - wall)
-            seconds[who].cpu.append(time.process_time() - cpu)
+            for times, value in zip(seconds[who], run_once(work)[1], strict=True):
+                times += value
     return seconds
+
+
+def run_once(work: Callable[[], Any]) -> tuple[Any, Seconds]:
+    """The result of a piece of work and the time of this one run."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    result = jax.block_until_ready(work())
+    return result, Seconds([time.perf_counter() - wall], [time.process_time() - cpu])
 
 
 def timing_of(suite: str, hits: int, edges: int, seconds: Seconds, **more: Any) -> Timing:
@@ -98,6 +105,20 @@ def timing_of(suite: str, hits: int, edges: int, seconds: Seconds, **more: Any) 
         statistics.median(seconds.cpu),
         **more,
     )
+
+
+def alone(function: Callable, *arguments: Any) -> Any:
+    """Calls a function in a process of its own, whose peak memory is that of the work.
+
+    It computes on the device that this process computes on.
+    """
+    with ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_use_platforms,
+        initargs=(jax.config.values["jax_platforms"],),
+    ) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_memory() -> float:
@@ -153,6 +174,10 @@ def machine() -> str:
         f"{_processor()}, {os.cpu_count()} cores, load {load:.1f}; {devices}; "
         f"Python {platform.python_version()}, {packages}"
     )
+
+
+def _use_platforms(names: str | None) -> None:
+    jax.config.update("jax_platforms", names)
 
 
 def _processor() -> str:

@@ -5,27 +5,25 @@ that of the work: everything loaded and compiled included.
 """
 
 import logging
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
+from hypertrack_jax.benchmarks.peers.acts_chain import find_tracks
+from hypertrack_jax.benchmarks.program_cost import ProgramCost, program_cost
+from hypertrack_jax.benchmarks.timing import Seconds, Timing, alone, peak_memory, timing_of
 from hypertrack_jax.compiled import PaddedHits, method_of, reconstruct
 from hypertrack_jax.evaluation.metrics import TrackScores, track_scores
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
-from hypertrack_jax.peers.acts_chain import find_tracks
-from hypertrack_jax.program_cost import ProgramCost, program_cost
 from hypertrack_jax.reconstruct import Reconstructor
-from hypertrack_jax.timing import Seconds, Timing, peak_memory, timing_of
 
 _LOG = logging.getLogger(__name__)
 SEED_PT = (0.15, 0.4)
@@ -83,7 +81,7 @@ def measure_reconstruction(setting: EndToEnd) -> Iterator[Timing]:
         for who, function, more in programs:
             suite = f"reconstruct, pile-up {200 * rfactor:g} / {who}"
             try:
-                yield _alone(function, setting, rfactor, suite, *more)
+                yield alone(function, setting, rfactor, suite, *more)
             except BrokenProcessPool:
                 _LOG.warning(
                     "%s is left out: its process was ended, most likely for want of memory", suite
@@ -166,18 +164,3 @@ def _mean(scores: Sequence[TrackScores], name: str) -> float | None:
     """The mean over the events that have the score."""
     values = [value for one in scores if (value := getattr(one, name)) is not None]
     return float(np.mean(values)) if values else None
-
-
-def _alone(function: Callable, *arguments: Any) -> Any:
-    """Calls a function in a process of its own, on the device that this one computes on."""
-    with ProcessPoolExecutor(
-        1,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_use_platforms,
-        initargs=(jax.config.values["jax_platforms"],),
-    ) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _use_platforms(names: str | None) -> None:
-    jax.config.update("jax_platforms", names)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from hypertrack_jax.benchmarks.timing import Timing
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
-from hypertrack_jax.timing import Timing
 
 
 def power_law(hits: ArrayLike, values: ArrayLike) -> tuple[float, float] | None:

@@ -5,8 +5,8 @@ import sys
 import pytest
 from toy import helix_event
 
-from hypertrack_jax import voxdyn_benchmark
-from hypertrack_jax.benchmark import Timing
+from hypertrack_jax.benchmarks import graph_constructor
+from hypertrack_jax.benchmarks.timing import Timing
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
@@ -15,7 +15,7 @@ from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 def setting(tmp_path):
     for event_id in (1, 2, 3):
         save_event(tmp_path / "data", helix_event(seed=event_id, event_id=event_id))
-    return voxdyn_benchmark.Setting(
+    return graph_constructor.Setting(
         data=tmp_path / "data",
         event=3,
         training=(1, 2),
@@ -33,7 +33,7 @@ def timing(suite, median):
 
 
 def test_count_writes_the_file_that_graph_reads(setting):
-    counted, *graphs = voxdyn_benchmark.measure_voxdyn(setting, ["count", "graph"], runs=2)
+    counted, *graphs = graph_constructor.measure_voxdyn(setting, ["count", "graph"], runs=2)
     vd = load_voxdyn(voxdyn_path(setting.models, "eom", 64))
     assert vd.num_events == 2
     assert counted.edges == len(vd.rows.columns)
@@ -47,7 +47,7 @@ def test_count_writes_the_file_that_graph_reads(setting):
 
 def test_ratios_are_of_medians_at_the_same_work():
     timings = [timing("a / ours", 2.0), timing("a / peer", 5.0), timing("b / peer", 9.0)]
-    assert voxdyn_benchmark.ratios(timings) == ["a: 2.50 times as fast as peer"]
+    assert graph_constructor.ratios(timings) == ["a: 2.50 times as fast as peer"]
 
 
 def test_growth_is_per_hit_and_per_edge():
@@ -55,7 +55,7 @@ def test_growth_is_per_hit_and_per_edge():
         suite = f"eom {what}, pile-up {pileup}, 64 cells / ours"
         return Timing(suite, hits, edges, 1, seconds, seconds, seconds, 0.0)
 
-    lines = voxdyn_benchmark.growth(
+    lines = graph_constructor.growth(
         [
             at("assign", 20, 100, 1000, 1e-6),
             at("graph", 20, 100, 1000, 3e-6),
@@ -70,11 +70,11 @@ def test_growth_is_per_hit_and_per_edge():
 
 def test_unknown_part(setting):
     with pytest.raises(ValueError, match=r"--voxdyn_parts=asign: expected some of assign"):
-        list(voxdyn_benchmark.measure_voxdyn(setting, ["count", "asign"], runs=1))
+        list(graph_constructor.measure_voxdyn(setting, ["count", "asign"], runs=1))
     assert not setting.models.exists()
 
 
 def test_missing_faiss_is_one_sentence(setting, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"pip install '\.\[bench\]'"):
-        list(voxdyn_benchmark.measure_voxdyn(setting, ["assign"], runs=1))
+        list(graph_constructor.measure_voxdyn(setting, ["assign"], runs=1))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from toy import helix_event
 
-from hypertrack_jax import benchmark, timing
-from hypertrack_jax.benchmark import fresh_model, gnn_cost, measure
-from hypertrack_jax.program_cost import ProgramCost
-from hypertrack_jax.timing import Timing, markdown, write_timings
+from hypertrack_jax.benchmarks import stages, timing
+from hypertrack_jax.benchmarks.program_cost import ProgramCost
+from hypertrack_jax.benchmarks.stages import fresh_model, gnn_cost, measure
+from hypertrack_jax.benchmarks.timing import Timing, markdown, write_timings
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
@@ -77,8 +77,8 @@ def test_unknown_suite_and_peer(model, event):
 
 def test_missing_peer_is_not_taken_for_installed(monkeypatch):
     found = {"sklearn": object()}.get
-    monkeypatch.setattr(benchmark.importlib.util, "find_spec", found)
-    assert benchmark.installed_peers() == ["sklearn"]
+    monkeypatch.setattr(stages.importlib.util, "find_spec", found)
+    assert stages.installed_peers() == ["sklearn"]
 
 
 def test_runs_take_turns():

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from hypertrack_jax.program_cost import program_cost
+from hypertrack_jax.benchmarks.program_cost import program_cost
 
 ROWS, WIDTH = 32, 8
 X = jnp.ones((ROWS, WIDTH))

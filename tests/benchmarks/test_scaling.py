@@ -2,8 +2,8 @@
 
 import pytest
 
-from hypertrack_jax.scaling import by_program, exponents, plot_scaling, power_law
-from hypertrack_jax.timing import Timing
+from hypertrack_jax.benchmarks.scaling import by_program, exponents, plot_scaling, power_law
+from hypertrack_jax.benchmarks.timing import Timing
 
 
 def grown(who, hits, seconds, memory):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from toy import helix_event
 
+from hypertrack_jax.benchmarks.peers.acts_chain import find_tracks, measurements
 from hypertrack_jax.evaluation.metrics import particle_matched, track_scores
 from hypertrack_jax.events.event import NOISE
-from hypertrack_jax.peers.acts_chain import find_tracks, measurements
 
 pytest.importorskip("acts", reason="pyacts is not installed")
 

@@ -5,12 +5,8 @@ extra `bench`. Work whose memory counts runs in a process of its own.
 """
 
 import importlib
-import multiprocessing
-import resource
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 from scipy.spatial import KDTree
 
-from hypertrack_jax.benchmark import Timing
+from hypertrack_jax.benchmarks.timing import Seconds, Timing, alone, in_turn, run_once, timing_of
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.voxdyn.centroids import fit_centroids
@@ -146,9 +142,10 @@ def _measure_assign(setting: Setting, runs: int) -> Iterator[Timing]:
             "faiss IndexFlatL2, scaled": lambda flat=flat: flat.search(position[:FLAT_HITS], 1),
         }
         scale = {"faiss IndexFlatL2, scaled": len(position) / FLAT_HITS}
-        for who, seconds in _in_turn(works, runs).items():
-            seconds = [scale.get(who, 1) * value for value in seconds]
-            yield _timing(f"assign to {num_cells} cells / {who}", len(position), 0, seconds)
+        for who, seconds in in_turn(works, runs).items():
+            factor = scale.get(who, 1)
+            seconds = Seconds(*([factor * value for value in times] for times in seconds))
+            yield timing_of(f"assign to {num_cells} cells / {who}", len(position), 0, seconds)
 
 
 def _measure_centroids(setting: Setting) -> Iterator[Timing]:
@@ -157,45 +154,45 @@ def _measure_centroids(setting: Setting) -> Iterator[Timing]:
     hits = _training_hits(setting)
     # Compiles.
     fit_centroids(hits, setting.fitted_cells, 1, seed=1)
-    started = time.perf_counter()
-    fit = fit_centroids(hits, setting.fitted_cells, setting.iterations, seed=0)
-    seconds = time.perf_counter() - started
+    fit, seconds = run_once(
+        lambda: fit_centroids(hits, setting.fitted_cells, setting.iterations, seed=0)
+    )
     work = f"{setting.fitted_cells} centroids, {setting.iterations} iterations"
     ours = _objective(fit.centroids, hits)
-    yield _timing(f"{work} (objective {ours:.4f} mm^2) / ours", len(hits), 0, [seconds])
+    yield timing_of(f"{work} (objective {ours:.4f} mm^2) / ours", len(hits), 0, seconds)
     kmeans = faiss.Kmeans(
         3, setting.fitted_cells, niter=setting.iterations, max_points_per_centroid=len(hits), seed=0
     )
-    started = time.perf_counter()
-    kmeans.train(hits)
-    seconds = time.perf_counter() - started
+    _, seconds = run_once(lambda: kmeans.train(hits))
     theirs = _objective(kmeans.centroids, hits)
-    yield _timing(
+    yield timing_of(
         f"{work} (objective {ours:.4f} mm^2) / faiss.Kmeans (objective {theirs:.4f} mm^2)",
         len(hits),
         0,
-        [seconds],
+        seconds,
     )
 
 
 def _measure_count(setting: Setting) -> Iterator[Timing]:
-    yield _alone(_count, setting)
+    yield alone(_count, setting)
 
 
 def _measure_graph(setting: Setting, runs: int) -> Iterator[Timing]:
     for node2node in setting.node2nodes:
-        yield from _alone(_graphs, setting, node2node, runs)
+        yield from alone(_graphs, setting, node2node, runs)
 
 
 def _count(setting: Setting) -> Timing:
     """Seconds per event of the counting alone; the process's peak is that of the whole fit."""
-    began, ended = 0.0, 0.0
+    seconds = Seconds([], [])
 
     def progress(event_ids, what):
-        nonlocal began, ended
-        began = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         yield from event_ids
-        ended = time.perf_counter()
+        # Counting is the last of the passes over the events.
+        number = len(event_ids)
+        seconds.wall[:] = [(time.perf_counter() - wall) / number]
+        seconds.cpu[:] = [(time.process_time() - cpu) / number]
 
     training = Training(
         setting.training, partial(load_event, setting.data), setting.iterations, 0, setting.num_hits
@@ -208,9 +205,8 @@ def _count(setting: Setting) -> Timing:
     )
     save_voxdyn(voxdyn_path(setting.models, vd.node2node, setting.counted_cells), vd)
     remove_unfinished(directory)
-    seconds = (ended - began) / len(setting.training)
     what = f"count {vd.node2node} pairs, {vd.num_cells} cells, {vd.num_events} events, each"
-    return _timing(f"{what} / ours", 0, len(vd.rows.columns), [seconds])
+    return timing_of(f"{what} / ours", 0, len(vd.rows.columns), seconds)
 
 
 def _graphs(setting: Setting, node2node: str, runs: int) -> list[Timing]:
@@ -225,39 +221,14 @@ def _graphs(setting: Setting, node2node: str, runs: int) -> list[Timing]:
             "graph": lambda position=position: predict_edges(vd, position),
         }
         num_edges = len(predict_edges(vd, position).senders)
-        for what, seconds in _in_turn(works, runs).items():
+        for what, seconds in in_turn(works, runs).items():
             work = f"{node2node} {what}, pile-up {200 * rfactor:g}, {setting.counted_cells} cells"
             timings.append(
-                _timing(
+                timing_of(
                     f"{work}, min_count {vd.min_count} / ours", len(position), num_edges, seconds
                 )
             )
     return timings
-
-
-def _alone(function: Callable, *args: Any) -> Any:
-    """Calls a function in a process of its own, whose peak memory is that of the work."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *args).result()
-
-
-def _in_turn(works: dict[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each work, in turn, so that a machine that slows down slows all of them down."""
-    seconds: dict[str, list[float]] = {who: [] for who in works}
-    for run in range(runs + 1):
-        for who, work in works.items():
-            started = time.perf_counter()
-            work()
-            if run > 0:
-                seconds[who].append(time.perf_counter() - started)
-    return seconds
-
-
-def _timing(suite: str, hits: int, edges: int, seconds: Sequence[float]) -> Timing:
-    # Linux counts in units of 1024 bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    median = statistics.median(seconds)
-    return Timing(suite, hits, edges, len(seconds), median, min(seconds), max(seconds), peak)
 
 
 def _training_hits(setting: Setting) -> Float32[np.ndarray, "hit 3"]:

@@ -10,16 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hypertrack_jax.benchmarks.peers.torch_gnn import backward_pass, torch_gnn
+from hypertrack_jax.benchmarks.program_cost import ProgramCost, program_cost
+from hypertrack_jax.benchmarks.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.clustering.density import dbscan, hdbscan
 from hypertrack_jax.compiled import scored_graph
 from hypertrack_jax.events.event import Event
-from hypertrack_jax.peers.torch_gnn import backward_pass, torch_gnn
-from hypertrack_jax.program_cost import ProgramCost, program_cost
 from hypertrack_jax.reconstruct import Reconstructor
-from hypertrack_jax.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.training.batches import graph_batch
+from hypertrack_jax.training.devices import make_spread_step, spread_over
 from hypertrack_jax.training.event_loss import EDGE, FULL_PHASE, GNN_PHASE
-from hypertrack_jax.training.step import begin_phase, init_state, make_train_step
+from hypertrack_jax.training.step import begin_phase, init_state
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 
@@ -147,13 +148,13 @@ def _cluster_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> W
 
 def _train_step_work(event: Event, model: Reconstructor, peers: Sequence[str], phase: int) -> Works:
     tune = model.tune
-    graphs = jax.device_put(graph_batch([event], model.voxdyn, tune.voxdyn).graphs)
+    graphs = graph_batch([event], model.voxdyn, tune).graphs
     key = jax.random.key(0)
-    train_step = make_train_step(tune, jnp.float32, phase)
-    # Copies: a training step donates its state, and the model stays as it is.
+    devices = spread_over(1)
+    train_step = make_spread_step(tune, jnp.float32, phase, devices)
     trained = {"params": model.params, "batch_stats": model.batch_stats}
-    state = init_state(tune, key)._replace(**jax.tree.map(jnp.copy, trained))
-    state = begin_phase(tune, state, phase)
+    # Copied to where the loop has it: a training step donates its state.
+    state = devices.replicate(begin_phase(tune, init_state(tune, key)._replace(**trained), phase))
 
     def work():
         nonlocal state
@@ -170,5 +171,5 @@ def _train_step_work(event: Event, model: Reconstructor, peers: Sequence[str], p
 
 
 def _labelled_graph(event: Event, model: Reconstructor) -> Any:
-    batch = graph_batch([event], model.voxdyn, model.tune.voxdyn).graphs
+    batch = graph_batch([event], model.voxdyn, model.tune).graphs
     return jax.device_put(jax.tree.map(lambda array: array[0], batch))
