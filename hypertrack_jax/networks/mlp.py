@@ -109,10 +109,13 @@ def _matmul_forward(x, kernel):
 def _matmul_backward(residuals, gradient):
     x, kernel = residuals
     num_blocks = len(x) // ROW_BLOCK if len(x) % ROW_BLOCK == 0 else 1
-    columns = x.reshape(num_blocks, -1, x.shape[1]).swapaxes(1, 2)
-    # Laid out in memory as said, for which XLA has a faster product, and one for several cores.
-    columns = jax.lax.optimization_barrier(columns)
-    of_kernel = columns @ gradient.reshape(num_blocks, -1, gradient.shape[1])
+    # With the axes so: x^T laid out in memory first is faster, but XLA hands that product on
+    # to YNNPACK, which crashes where there are many blocks (jax issue 39257 is of the kind).
+    of_kernel = jnp.einsum(
+        "bri,brf->bif",
+        x.reshape(num_blocks, -1, x.shape[1]),
+        gradient.reshape(num_blocks, -1, gradient.shape[1]),
+    )
     return gradient @ kernel.T, of_kernel.sum(axis=0)
 
 

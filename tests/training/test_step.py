@@ -1,7 +1,11 @@
 """One update: what it averages, what it skips, how phases change, and that updates learn."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -327,3 +331,36 @@ def test_the_loss_scale_does_not_scale_the_gradient(setting):
     # Large enough that it overflows, so the scale is there.
     gradient, _, _ = in_half(*inputs, placed(jnp.float32(2.0**40)))
     assert not np.isfinite(optax.tree.norm(gradient))
+
+
+MANY_EDGES = """
+import jax
+import jax.numpy as jnp
+from toy import helix_event
+from toy_graph import candidate_edges
+
+from hypertrack_jax.graph.event_graph import Bucket, event_graph
+from hypertrack_jax.training.event_loss import GNN_PHASE
+from hypertrack_jax.training.step import init_state, make_batch_gradient
+from hypertrack_jax.tunes.tune import NetworkTune, Tune
+
+tune = Tune("wide", network=NetworkTune("cylindrical", "helix", num_layers=1))
+event = helix_event(0, num_particles=8)
+edges = candidate_edges(event, 0, 60)
+graph = event_graph(event, *edges, node2node="hyper", bucket=Bucket(4128, 66048))
+state = init_state(tune, jax.random.key(0))
+batch_gradient = jax.jit(make_batch_gradient(tune, jnp.float32, GNN_PHASE))
+graphs = jax.tree.map(lambda array: array[None], graph)
+inputs = state.params, state.batch_stats, graphs, jax.random.key(0), state.step, state.loss_scale
+gradient, _, losses = jax.block_until_ready(batch_gradient(*inputs))
+assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, losses.loss)))
+"""
+
+
+def test_a_gradient_over_many_edges_does_not_crash():
+    """In a process that compiles as users do: it is the compiler's libraries that crashed."""
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+    command = [sys.executable, "-c", MANY_EDGES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
