@@ -10,7 +10,6 @@ import command_line
 import numpy as np
 from absl import flags
 
-from hypertrack_jax.allocator import keep_freed_memory
 from hypertrack_jax.benchmarks.end_to_end import EndToEnd, measure_reconstruction
 from hypertrack_jax.benchmarks.graph_constructor import Setting, growth, measure_voxdyn, ratios
 from hypertrack_jax.benchmarks.scaling import exponents, plot_scaling
@@ -88,5 +87,4 @@ def stage_timings() -> list[Timing]:
 
 
 if __name__ == "__main__":
-    # As train.py has it.
-    command_line.run(main, keep_freed_memory)
+    command_line.run(main)

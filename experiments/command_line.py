@@ -20,7 +20,7 @@ DEVICE = flags.DEFINE_enum(
 )
 
 
-def run(main: Callable[[], None], *before_devices: Callable[[], object]) -> None:
+def run(main: Callable[[], None], before_devices: Callable[[], None] | None = None) -> None:
     """Runs `main` under absl; a user's mistake becomes one sentence and exit status 2.
 
     `before_devices` is what has to be done before jax looks for devices.
@@ -37,8 +37,8 @@ def run(main: Callable[[], None], *before_devices: Callable[[], object]) -> None
             absl.logging.set_verbosity(absl.logging.WARNING)
         logging.getLogger("hypertrack_jax").setLevel(logging.INFO)
         try:
-            for prepare in before_devices:
-                prepare()
+            if before_devices is not None:
+                before_devices()
             choose_device(DEVICE.value)
             main()
         except KeyboardInterrupt:

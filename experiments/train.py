@@ -9,7 +9,6 @@ import processes
 import tune_flags
 from absl import flags
 
-from hypertrack_jax.allocator import keep_freed_memory
 from hypertrack_jax.training.batches import EventSource
 from hypertrack_jax.training.loop import train
 from hypertrack_jax.training.run import DTYPES, TrainingRun
@@ -95,4 +94,4 @@ def event_source(start, end) -> EventSource:
 
 
 if __name__ == "__main__":
-    command_line.run(main, keep_freed_memory, processes.join)
+    command_line.run(main, processes.join)
