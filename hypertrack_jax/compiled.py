@@ -160,7 +160,9 @@ def method_of(tune: Tune) -> Method:
     )
 
 
-def sizes_for(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> Sizes:
+def sizes_for(
+    num_hits: int, voxdyn: VoxelDynamics, min_count: int, cluster: ClusterTune
+) -> Sizes:
     """The capacities that an event is tried in first: they follow from its number of hits alone.
 
     A hit has edges to hits of its particle, and to as many others as the density of C tells: where
@@ -177,7 +179,7 @@ def sizes_for(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> Sizes:
         num_hits=capacity,
         num_blocks=bucket_size(int(per_row * num_rows)),
         num_edges=edge_capacity_for(int(EDGE_MARGIN * degree * num_hits)),
-        search=first_sizes(capacity),
+        search=first_sizes(capacity, cluster),
     )
 
 

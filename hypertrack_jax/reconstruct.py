@@ -241,7 +241,8 @@ class Reconstructor(NamedTuple):
 
     def sizes(self, num_hits: int) -> Sizes:
         """The capacities that an event of so many hits is tried in first."""
-        return sizes_for(num_hits, self.voxdyn, int(self.settings().min_count))
+        min_count = int(self.settings().min_count)
+        return sizes_for(num_hits, self.voxdyn, min_count, self.tune.cluster)
 
     def settings(self) -> Settings:
         """The numbers that the program takes beside the hits."""

@@ -20,9 +20,9 @@ DENSITY = {"dbscan": dbscan, "hdbscan": hdbscan}
 """Clusterers that run on the host."""
 HITS_PER_SEED = 16
 """Node capacity per micrograph of a round: about a track of ten hits each, and padding."""
-FIRST_NEIGHBORS = {4096: 32, 32768: 64, 2**31: 128}
+FIRST_NEIGHBORS = {1: {4096: 32, 32768: 64, 2**31: 128}, 2: {4096: 16, 2**31: 32}}
 """Kept edges of a hit that are tried first, by the largest node capacity that they are for: more
-hits lie nearer together."""
+hits lie nearer together. Fewer where micrographs reach two steps or more: their graphs are sparse."""
 FIRST_SLOTS = {32768: 64, 2**31: 128}
 """Hits of a micrograph that are tried first, likewise."""
 
@@ -102,7 +102,7 @@ def complete_search(
     """
     # What the program does not depend on would only have it compiled again.
     cluster = replace(tune.cluster, edge_threshold=0.0, training_threshold=None)
-    sizes = first_sizes(len(graph.nodes.mask))
+    sizes = first_sizes(len(graph.nodes.mask), tune.cluster)
     sizes = enough_sizes(sizes, int(kept.max_degree), 0, False)
     while True:
         clusters = transformer_clusters(
@@ -160,14 +160,14 @@ def density_clusters(
     return HitClusters(label, (label >= 0).astype(np.float32))
 
 
-def first_sizes(num_nodes: int) -> SearchSizes:
+def first_sizes(num_nodes: int, tune: ClusterTune) -> SearchSizes:
     """The capacities that a search among so many hits, padding included, is tried in first."""
 
     def of(table: dict[int, int]) -> int:
         return next(number for most, number in table.items() if num_nodes <= most)
 
     return SearchSizes(
-        num_neighbors=of(FIRST_NEIGHBORS),
+        num_neighbors=of(FIRST_NEIGHBORS[min(tune.micrograph_hops, 2)]),
         num_seeds=max(16, num_nodes // HITS_PER_SEED),
         num_slots=of(FIRST_SLOTS),
         num_rounds=200,

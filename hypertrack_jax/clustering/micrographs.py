@@ -3,10 +3,16 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Int32
 
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
 from hypertrack_jax.graph.segment import ordered_rows, put_columns
+
+CHUNK = 64
+"""Micrographs that are spanned together."""
+STEP = 4
+"""Hits of each whose neighbours are looked at together: about what a step along a track adds."""
 
 
 class Micrographs(NamedTuple):
@@ -26,17 +32,32 @@ def spanned_micrographs(
     neighbors: Neighbors,
     num_slots: int,
     hops: int,
+    largest: int | None = None,
 ) -> Micrographs:
-    """All active hits within `hops` steps of a pivot; 1 is the published `pivot-spanned`."""
-    num_hits = len(active)
-    hit = pivot
-    size = jnp.zeros(len(pivot), jnp.int32)
-    for _ in range(hops):
-        around = at_hits(neighbors.hit, hit, num_hits).reshape(len(hit), -1)
-        around = jnp.where(at_hits(active, around, False), around, num_hits)
-        hit, found = _distinct(jnp.concatenate([hit, around], axis=1), num_hits, num_slots)
-        size = jnp.maximum(size, found)
-    return Micrographs(hit, pivot, size)
+    """All active hits within `hops` steps of a pivot; 1 is the published `pivot-spanned`.
+
+    Breadth first, every row from a queue of its own; rows go in chunks, of which each ends when it
+    is through.
+
+    Args:
+      pivot: pivots of each seed, all different, or no hits at all.
+      active: True for hits that are in no cluster yet.
+      neighbors: kept edges.
+      num_slots: capacity; where `size` is above it hits were lost, maybe more than it says.
+      hops: largest number of steps.
+      largest: the search for a micrograph ends at so many hits; those nearest to its pivots by
+        steps are then in it.
+    """
+    num_rows, num_pivots = pivot.shape
+    width = num_pivots if hops == 1 else STEP
+    chunk = min(CHUNK, num_rows)
+    padded = jnp.pad(pivot, ((0, -num_rows % chunk), (0, 0)), constant_values=len(active))
+
+    def of_chunk(pivot: Int32[Array, "row pivot"]) -> tuple[Array, Array]:
+        return _span(pivot, active, neighbors, num_slots, hops, width, largest)
+
+    hit, size = lax.map(of_chunk, padded.reshape(-1, chunk, num_pivots))
+    return Micrographs(hit.reshape(-1, num_slots)[:num_rows], pivot, size.reshape(-1)[:num_rows])
 
 
 def component_micrographs(
@@ -61,16 +82,72 @@ def component_micrographs(
     return Micrographs(hit, pivot, at_hits(count, own, 0))
 
 
-def _distinct(
-    hit: Int32[Array, "seed place"], num_hits: int, num_slots: int
-) -> tuple[Int32[Array, "seed slot"], Int32[Array, " seed"]]:
-    """Each hit once, rising, and how many there are."""
-    ordered = jnp.sort(hit, axis=1)
-    is_new = jnp.concatenate(
-        [jnp.ones((len(hit), 1), bool), ordered[:, 1:] != ordered[:, :-1]], axis=1
+class _Queue(NamedTuple):
+    """Hits in the order in which they are reached."""
+
+    hit: Int32[Array, "row slot"]
+    hops: Int32[Array, "row slot"]
+    """Steps from the nearest pivot, never falling along a row."""
+    size: Int32[Array, " row"]
+    """How many were reached; those past the last slot are lost."""
+    head: Int32[Array, " row"]
+    """The first whose neighbours have not been looked at."""
+    is_open: Bool[Array, "row step"]
+    """Which of those at the head have neighbours within reach."""
+
+
+def _span(
+    pivot: Int32[Array, "row pivot"],
+    active: Bool[Array, " hit"],
+    neighbors: Neighbors,
+    num_slots: int,
+    hops: int,
+    width: int,
+    largest: int | None,
+) -> tuple[Int32[Array, "row slot"], Int32[Array, " row"]]:
+    """Hits of some micrographs, rising, and their number."""
+    num_hits, num_rows = len(active), len(pivot)
+    ahead = jnp.arange(width, dtype=jnp.int32)[None]
+    none = jnp.full((num_rows, num_slots), num_hits, jnp.int32)
+    far = jnp.full((num_rows, num_slots), hops, jnp.int32)
+
+    def with_head(hit: Array, steps: Array, size: Array, head: Array) -> _Queue:
+        place = head[:, None] + ahead
+        near = jnp.take_along_axis(steps, jnp.minimum(place, num_slots - 1), axis=1) < hops
+        is_waiting = place < jnp.minimum(size, num_slots)[:, None]
+        # What does not fit is searched again in larger rows: this one is of no more use.
+        goes_on = size <= num_slots if largest is None else size < min(num_slots + 1, largest)
+        is_open = is_waiting & near & goes_on[:, None]
+        return _Queue(hit, steps, size, head, is_open)
+
+    def next_step(queue: _Queue) -> _Queue:
+        place = jnp.where(queue.is_open, queue.head[:, None] + ahead, 0)
+        source = jnp.take_along_axis(queue.hit, place, axis=1)
+        steps = jnp.take_along_axis(queue.hops, place, axis=1) + 1
+        around = at_hits(neighbors.hit, jnp.where(queue.is_open, source, num_hits), num_hits)
+        steps = jnp.broadcast_to(steps[:, :, None], around.shape).reshape(num_rows, -1)
+        around = around.reshape(num_rows, -1)
+        is_new = at_hits(active, around, False)
+        is_new &= (around[:, :, None] != queue.hit[:, None, :]).all(axis=2)
+        earlier = jnp.tri(around.shape[1], k=-1, dtype=bool)[None]
+        is_new &= ~((around[:, :, None] == around[:, None, :]) & earlier).any(axis=2)
+        column = queue.size[:, None] + jnp.cumsum(is_new, axis=1, dtype=jnp.int32) - 1
+        if largest is not None:
+            is_new &= column < largest
+        column = jnp.where(is_new, column, num_slots)
+        return with_head(
+            put_columns(queue.hit, around, column),
+            put_columns(queue.hops, steps, column),
+            queue.size + is_new.sum(axis=1, dtype=jnp.int32),
+            queue.head + queue.is_open.sum(axis=1, dtype=jnp.int32),
+        )
+
+    columns = jnp.broadcast_to(jnp.arange(pivot.shape[1]), pivot.shape)
+    start = with_head(
+        put_columns(none, pivot, columns),
+        put_columns(far, jnp.zeros_like(pivot), columns),
+        (pivot < num_hits).sum(axis=1, dtype=jnp.int32),
+        jnp.zeros(num_rows, jnp.int32),
     )
-    is_new &= ordered < num_hits
-    place = jnp.cumsum(is_new, axis=1, dtype=jnp.int32) - 1
-    place = jnp.where(is_new, place, num_slots)
-    distinct = jnp.full((len(hit), num_slots), num_hits, jnp.int32)
-    return put_columns(distinct, ordered, place), is_new.sum(axis=1, dtype=jnp.int32)
+    end = lax.while_loop(lambda queue: queue.is_open.any(), next_step, start)
+    return jnp.sort(end.hit, axis=1), end.size

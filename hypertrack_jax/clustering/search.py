@@ -229,7 +229,14 @@ def _micrographs(
     pivot = jnp.where(is_asked[:, None], pivot, len(active))
     if tune.micrograph == "full":
         return component_micrographs(pivot, active, hits.component, sizes.num_slots)
-    return spanned_micrographs(pivot, active, neighbors, sizes.num_slots, tune.micrograph_hops)
+    return spanned_micrographs(
+        pivot,
+        active,
+        neighbors,
+        sizes.num_slots,
+        tune.micrograph_hops,
+        tune.largest_micrograph,
+    )
 
 
 def _with_neighbors(active: Bool[Array, " hit"], neighbors: Neighbors) -> Bool[Array, " hit"]:

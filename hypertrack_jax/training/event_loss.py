@@ -41,8 +41,9 @@ GNN_PHASE, FULL_PHASE = 1, 2
 """Phase 1 trains the edge predictor alone, phase 2 both."""
 MAX_ROUNDS = 24
 """Rounds of the search in training; the micrographs of the first are enough to learn from."""
-TRAINING_NEIGHBORS, TRAINING_SLOTS = 64, 64
-"""Capacities of the search in training; `Losses.is_cut` tells where they are too small."""
+TRAINING_NEIGHBORS, SPARSE_NEIGHBORS, TRAINING_SLOTS = 64, 16, 64
+"""Capacities of the search in training; `Losses.is_cut` tells where they are too small. Micrographs
+that reach two steps or more have sparse graphs."""
 
 
 class Losses(NamedTuple):
@@ -149,10 +150,10 @@ def _with_flow(
     return losses._replace(loss=total, flow=loss)
 
 
-def training_sizes(num_nodes: int) -> SearchSizes:
-    """Capacities of the search in training, by the node capacity of the graph."""
+def training_sizes(num_nodes: int, tune: ClusterTune) -> SearchSizes:
+    """Capacities of the search in training, by the node capacity of the graph and the tune."""
     return SearchSizes(
-        num_neighbors=TRAINING_NEIGHBORS,
+        num_neighbors=TRAINING_NEIGHBORS if tune.micrograph_hops == 1 else SPARSE_NEIGHBORS,
         num_seeds=max(16, num_nodes // 16),
         num_slots=TRAINING_SLOTS,
         num_rounds=MAX_ROUNDS,
@@ -170,7 +171,7 @@ def _with_clusters(
     dtype: DTypeLike,
 ) -> Losses:
     """The losses with those of the clusters added."""
-    sizes = training_sizes(len(graph.nodes.mask))
+    sizes = training_sizes(len(graph.nodes.mask), tune.cluster)
     fixed = jax.lax.stop_gradient
     probability = jax.nn.sigmoid(fixed(prediction.logit).astype(jnp.float32))
     draw_key, key = jax.random.split(key)

@@ -17,6 +17,12 @@ from hypertrack_jax.tunes.tune import ClusterTune, VoxdynTune
 TUNE = replace(
     helix.TUNE,
     name="local",
-    voxdyn=VoxdynTune(node2node="eom", ncell=262144, min_count=8, labels="hyper"),
-    cluster=ClusterTune(edge_threshold=0.5, seed_hops=2, micrograph_hops=4),
+    voxdyn=VoxdynTune(node2node="eom", ncell=262144, min_count=4, labels="hyper"),
+    cluster=ClusterTune(
+        edge_threshold=0.5,
+        training_threshold=0.25,
+        seed_hops=2,
+        micrograph_hops=8,
+        largest_micrograph=64,
+    ),
 )

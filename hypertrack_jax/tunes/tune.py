@@ -109,6 +109,8 @@ class ClusterTune:
     """Hits that the transformer sees: those near the pivots, or the whole component."""
     micrograph_hops: int = 1
     """With `pivot-spanned`: largest number of steps from a pivot; 1 as published."""
+    largest_micrograph: int | None = None
+    """With `pivot-spanned`: so many hits at most, those fewest steps away; None as published: all."""
     membership_threshold: Literal["fixed", "fisher", "soft"] = "fixed"
     """Which membership is enough: 0.5; Fisher's threshold of each micrograph; or a learnt one."""
 

@@ -41,6 +41,29 @@ def test_all_active_hits_within_some_steps_of_a_pivot(hops, num_slots):
         np.testing.assert_array_equal(found.hit[row, len(expected) :], NUM_HITS)
 
 
+@pytest.mark.parametrize("largest", [3, 9, 20])
+def test_the_nearest_hits_where_the_number_is_limited(largest):
+    dense, edges = random_graph(2, share=0.08)
+    active = active_hits()
+    found = spanned_micrographs(
+        jnp.asarray(PIVOTS), jnp.asarray(active), rows_of(edges), 32, 5, largest
+    )
+    joined = (dense > 0.3) & active
+    for row, pivots in enumerate(PIVOTS):
+        reached = [np.isin(np.arange(NUM_HITS), pivots)]
+        for _ in range(5):
+            reached.append(reached[-1] | joined[reached[-1]].any(axis=0))
+        whole = [near for near in reached if near.sum() <= largest]
+        expected = min(largest, int(reached[-1].sum()))
+        hits = np.asarray(found.hit[row, :expected])
+        assert found.size[row] == expected
+        assert np.all(np.asarray(found.hit[row, expected:]) == NUM_HITS)
+        assert len(np.unique(hits)) == expected
+        # All that are nearer than the furthest, and of these as many as have room.
+        assert np.isin(np.flatnonzero(whole[-1]), hits).all()
+        assert reached[min(len(whole), 5)][hits].all()
+
+
 def test_a_whole_component():
     component = np.array([0, 1, 0, 0, 1, 5, 0, 5], np.int32)
     active = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
