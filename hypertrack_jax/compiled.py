@@ -160,9 +160,7 @@ def method_of(tune: Tune) -> Method:
     )
 
 
-def sizes_for(
-    num_hits: int, voxdyn: VoxelDynamics, min_count: int, cluster: ClusterTune
-) -> Sizes:
+def sizes_for(num_hits: int, voxdyn: VoxelDynamics, min_count: int, cluster: ClusterTune) -> Sizes:
     """The capacities that an event is tried in first: they follow from its number of hits alone.
 
     A hit has edges to hits of its particle, and to as many others as the density of C tells: where

@@ -22,7 +22,7 @@ HITS_PER_SEED = 16
 """Node capacity per micrograph of a round: about a track of ten hits each, and padding."""
 FIRST_NEIGHBORS = {1: {4096: 32, 32768: 64, 2**31: 128}, 2: {4096: 16, 2**31: 32}}
 """Kept edges of a hit that are tried first, by the largest node capacity that they are for: more
-hits lie nearer together. Fewer where micrographs reach two steps or more: their graphs are sparse."""
+hits lie nearer together. Fewer where micrographs reach two steps or more, in sparse graphs."""
 FIRST_SLOTS = {32768: 64, 2**31: 128}
 """Hits of a micrograph that are tried first, likewise."""
 

@@ -110,7 +110,7 @@ class ClusterTune:
     micrograph_hops: int = 1
     """With `pivot-spanned`: largest number of steps from a pivot; 1 as published."""
     largest_micrograph: int | None = None
-    """With `pivot-spanned`: so many hits at most, those fewest steps away; None as published: all."""
+    """With `pivot-spanned`: most hits of a micrograph, those nearest by steps; None: all, as published."""
     membership_threshold: Literal["fixed", "fisher", "soft"] = "fixed"
     """Which membership is enough: 0.5; Fisher's threshold of each micrograph; or a learnt one."""
 
