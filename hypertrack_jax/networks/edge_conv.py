@@ -13,7 +13,13 @@ from hypertrack_jax.networks.aggregation import (
     no_messages,
     with_messages,
 )
-from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks, pair_product
+from hypertrack_jax.networks.edge_inputs import (
+    EdgeInputs,
+    block_at,
+    in_blocks,
+    num_real_blocks,
+    pair_product,
+)
 from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, silu, tall_matmul
 
 WIDE = 16
@@ -116,13 +122,16 @@ class SuperEdgeConv(nn.Module):
         def hidden_of(block: EdgeInputs):
             return silu(silu(linear(block)) @ kernel + bias)
 
-        def add_block(total, block: EdgeInputs):
-            return with_messages(kind, total, hidden_of(block), norm, block), None
-
         if kind in OF_ALL_AT_ONCE:
             return self._collect(hidden_of(edges), norm, edges, degree)
+        blocks = in_blocks(edges, len(degree) - 1)
+
+        def add_block(place, total):
+            block = block_at(blocks, place)
+            return with_messages(kind, total, hidden_of(block), norm, block)
+
         total = no_messages(kind, len(degree), self.features, dtype)
-        total, _ = jax.lax.scan(add_block, total, in_blocks(edges, len(degree) - 1))
+        total = jax.lax.fori_loop(0, num_real_blocks(blocks), add_block, total)
         return aggregate(kind, total, norm, degree, dtype)
 
     def _collect(self, hidden, norm: Affine, edges: EdgeInputs, degree):

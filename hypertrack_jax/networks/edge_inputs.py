@@ -43,6 +43,16 @@ def in_blocks(edges: EdgeInputs, padding_hit: int) -> EdgeInputs:
     )
 
 
+def num_real_blocks(blocks: EdgeInputs) -> Int[Array, ""]:
+    """How many blocks of `in_blocks` have a real edge; those without are the last."""
+    return blocks.mask.any(axis=1).sum(dtype=jnp.int32)
+
+
+def block_at(blocks: EdgeInputs, place: Int[Array, ""]) -> EdgeInputs:
+    """One block of `in_blocks`."""
+    return jax.tree.map(lambda array: array[place], blocks)
+
+
 def masked(value: Float[Array, "edge feat"], edges: EdgeInputs) -> Float[Array, "edge feat"]:
     """The value where the edge is real, else 0, ready to be summed."""
     real = value * edges.mask[:, None].astype(value.dtype)

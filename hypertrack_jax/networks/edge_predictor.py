@@ -11,7 +11,13 @@ from jaxtyping import Array, Float
 from hypertrack_jax.graph.event_graph import EventGraph, Nodes
 from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.networks.edge_conv import SuperEdgeConv
-from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks, pair_product
+from hypertrack_jax.networks.edge_inputs import (
+    EdgeInputs,
+    block_at,
+    in_blocks,
+    num_real_blocks,
+    pair_product,
+)
 from hypertrack_jax.networks.features import (
     LENGTH_SCALE,
     NUM_COUNT,
@@ -133,11 +139,15 @@ class EdgePredictor(nn.Module):
     def _logit_in_inference(self, embedding, edges: EdgeInputs):
         layers, kind = self.edge_mlp.frozen(), self.tune.edge_type
 
-        def of_block(block: EdgeInputs):
-            inputs = _edge_mlp_inputs(kind, embedding, block)
-            return _edge_logit(kind, apply_frozen(layers, inputs))
+        blocks = in_blocks(edges, len(embedding) - 1)
 
-        logit = jax.lax.map(of_block, in_blocks(edges, len(embedding) - 1))
+        def score_block(place, logit):
+            inputs = _edge_mlp_inputs(kind, embedding, block_at(blocks, place))
+            return logit.at[place].set(_edge_logit(kind, apply_frozen(layers, inputs)))
+
+        # Blocks of padding alone keep a logit of 0.
+        logit = jnp.zeros(blocks.mask.shape, embedding.dtype)
+        logit = jax.lax.fori_loop(0, num_real_blocks(blocks), score_block, logit)
         return logit.reshape(-1)[: len(edges.mask)]
 
     def _pair_features(self, graph: EventGraph):

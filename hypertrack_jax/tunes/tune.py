@@ -110,7 +110,7 @@ class ClusterTune:
     micrograph_hops: int = 1
     """With `pivot-spanned`: largest number of steps from a pivot; 1 as published."""
     largest_micrograph: int | None = None
-    """With `pivot-spanned`: most hits of a micrograph, those nearest by steps; None: all, as published."""
+    """With `pivot-spanned`: most hits, those nearest by steps; None: all of them, as published."""
     membership_threshold: Literal["fixed", "fisher", "soft"] = "fixed"
     """Which membership is enough: 0.5; Fisher's threshold of each micrograph; or a learnt one."""
 
