@@ -39,7 +39,9 @@ class ClusterLosses(NamedTuple):
 
 
 def cluster_losses(
-    tune: LossTune, micrographs: ScoredMicrographs, num_hits: int | Int[Array, ""]
+    tune: LossTune,
+    micrographs: ScoredMicrographs,
+    num_hits: int | Int[Array, ""] | Float[Array, ""],
 ) -> ClusterLosses:
     """`membership_loss` and `set_loss` as the tune asks for them, not yet weighted.
 
@@ -91,7 +93,7 @@ def set_loss(
     kind: str,
     micrographs: ScoredMicrographs,
     label: Bool[Array, "cluster slot"],
-    num_hits: int | Int[Array, ""],
+    num_hits: int | Int[Array, ""] | Float[Array, ""],
 ) -> Float[Array, ""]:
     """How far the clusters are, as sets, from the particles that they are meant to be.
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.clustering.neighbors import at_hits
 from hypertrack_jax.clustering.search import SearchSizes
 from hypertrack_jax.clustering.transformer import (
@@ -39,8 +40,10 @@ FLOW = "flow"
 """Name of the experimental flow among them; it is there where its loss has a weight."""
 GNN_PHASE, FULL_PHASE = 1, 2
 """Phase 1 trains the edge predictor alone, phase 2 both."""
-MAX_ROUNDS = 24
+MAX_ROUNDS = 4
 """Rounds of the search in training; the micrographs of the first are enough to learn from."""
+MAX_MICROGRAPHS = 384
+"""Micrographs of an event that are learnt from; where there are more, random ones stand for all."""
 TRAINING_NEIGHBORS, SPARSE_NEIGHBORS, TRAINING_SLOTS = 64, 16, 64
 """Capacities of the search in training; `Losses.is_cut` tells where they are too small. Micrographs
 that reach two steps or more have sparse graphs."""
@@ -193,8 +196,9 @@ def _with_clusters(
         )
     )
     tokens = hit_tokens(tune.network, prediction.embedding, graph.nodes.position)
-    logit = logits_of(tune.network, params, tokens, found.micrographs, dtype).astype(jnp.float32)
-    hit, pivot, _ = found.micrographs
+    drawn = _drawn(found.micrographs, found.num_micrographs, jax.random.fold_in(draw_key, 1))
+    logit = logits_of(tune.network, params, tokens, drawn.micrographs, dtype).astype(jnp.float32)
+    hit, pivot, _ = drawn.micrographs
     mask, particle = hit < len(tokens), graph.nodes.particle
     if tune.cluster.membership_threshold == "soft":
         # So the losses, whose zero is at a logit of 0, move the threshold.
@@ -208,9 +212,10 @@ def _with_clusters(
         mask=mask,
         particle=at_hits(particle, hit, -1),
         pivot_particle=at_hits(particle, pivot, -1),
-        cluster_mask=jnp.arange(len(hit)) < found.num_micrographs,
+        cluster_mask=jnp.arange(len(hit)) < drawn.number,
     )
-    of_clusters = cluster_losses(tune.loss, scored, graph.nodes.mask.sum())
+    num_hits = graph.nodes.mask.sum().astype(jnp.float32) * drawn.share
+    of_clusters = cluster_losses(tune.loss, scored, num_hits)
     is_cut = (found.needed_neighbors > sizes.num_neighbors) | (found.needed_slots > sizes.num_slots)
     return losses._replace(
         loss=losses.loss + _weighted(tune.loss, of_clusters),
@@ -220,6 +225,28 @@ def _with_clusters(
         num_micrographs=found.num_micrographs.astype(jnp.float32),
         is_cut=is_cut.astype(jnp.float32),
     )
+
+
+class _Drawn(NamedTuple):
+    """The micrographs of an event that are learnt from."""
+
+    micrographs: Micrographs
+    number: Int[Array, ""]
+    """How many they are; behind them are empty ones."""
+    share: Float[Array, ""]
+    """Their share of all."""
+
+
+def _drawn(found: Micrographs, number: Int[Array, ""], key: PRNGKeyArray) -> _Drawn:
+    """At most `MAX_MICROGRAPHS` random ones of so many, of which some may have been left out."""
+    capacity = len(found.size)
+    total = jnp.minimum(number, capacity)
+    place = jnp.arange(capacity, dtype=jnp.int32)
+    lottery = jax.random.permutation(key, place)
+    order = jnp.argsort(jnp.where(place < total, lottery, capacity))[:MAX_MICROGRAPHS]
+    number = jnp.minimum(total, len(order))
+    share = number.astype(jnp.float32) / jnp.maximum(total, 1).astype(jnp.float32)
+    return _Drawn(jax.tree.map(lambda rows: rows[order], found), number, share)
 
 
 def _training_threshold(tune: ClusterTune, key: PRNGKeyArray) -> Float[Array, ""]:

@@ -10,8 +10,9 @@ import optax
 import pytest
 from toy import helix_event
 
+from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.graph.event_graph import Bucket, event_graph
-from hypertrack_jax.training import step
+from hypertrack_jax.training import event_loss, step
 from hypertrack_jax.training.event_loss import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE, Losses
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.voxdyn.model import predict_edges
@@ -108,3 +109,24 @@ def test_padding_changes_neither_losses_nor_gradients(gradients):
 
 def norm(tree) -> float:
     return float(optax.tree.norm(tree))
+
+
+@pytest.mark.parametrize("total", [0, 3, 40, 55])
+def test_random_micrographs_stand_for_all(monkeypatch, total):
+    monkeypatch.setattr(event_loss, "MAX_MICROGRAPHS", 10)
+    rows = jnp.where(jnp.arange(40) < total, jnp.arange(40), 99).astype(jnp.int32)
+    found = Micrographs(rows[:, None], rows[:, None], rows)
+    seen = np.zeros(40)
+    for seed in range(200):
+        drawn = event_loss._drawn(found, jnp.int32(total), jax.random.key(seed))
+        number, row = int(drawn.number), np.asarray(drawn.micrographs.size)
+        assert number == min(total, 10)
+        assert drawn.share == pytest.approx(number / max(min(total, 40), 1))
+        assert len(np.unique(row[:number])) == number
+        assert (row[number:] == 99).all()
+        seen[row[:number]] += 1
+    assert seen.sum() == 200 * min(total, 10)
+    if total > 10:
+        # Each is as likely as any other: within five standard deviations.
+        mean = 200 * 10 / min(total, 40)
+        assert np.abs(seen[:total] - mean).max() < 5 * np.sqrt(mean)
