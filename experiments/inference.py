@@ -31,7 +31,7 @@ PARAM = flags.DEFINE_string(
 )
 NODE2NODE = flags.DEFINE_enum("node2node", None, TOPOLOGIES, "Topology that the model must have.")
 NCELL = flags.DEFINE_integer("ncell", None, "Cells that the model must have.", lower_bound=1)
-MIN_COUNT = flags.DEFINE_float("min_count", None, "With --pre_only: default the tune's.")
+MIN_COUNT = flags.DEFINE_float("min_count", None, "Default, and least for a model: the tune's.")
 TRUTH_NODE2NODE = flags.DEFINE_enum("truth_node2node", None, TOPOLOGIES, "Default: that of C.")
 CLUSTER = flags.DEFINE_enum(
     "cluster",
@@ -90,8 +90,9 @@ def model(tag: str) -> Reconstructor:
         voxdyn=command_line.changed(loaded.tune.voxdyn, NODE2NODE, NCELL),
     )
     require_same_tune(loaded.tune, asked, ("network", "voxdyn"), models / tag)
+    min_count = command_line.changed(loaded.tune.voxdyn, MIN_COUNT).min_count
     cluster = command_line.changed(loaded.tune.cluster, EDGE_THRESHOLD, CLUSTER)
-    return loaded.with_cluster(cluster)
+    return loaded.with_min_count(min_count).with_cluster(cluster)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,17 @@ def by_host(model, position, sizes):
     return Tracks(*clusters, edges.senders, edges.receivers, probability, {})
 
 
+def test_a_model_on_graphs_without_the_rarer_pairs(model):
+    fewer = model.with_min_count(3)
+    found, every = fewer(EVENT.position, with_edges=True), model(EVENT.position, with_edges=True)
+    edges = predict_edges(model.voxdyn, EVENT.position, 3)
+    assert 0 < len(found.senders) < len(every.senders)
+    np.testing.assert_array_equal(found.senders, edges.senders)
+    with pytest.raises(ValueError, match="loaded without counts below 3"):
+        held = model.voxdyn._replace(min_count=3)
+        model._replace(voxdyn=held).with_min_count(2)
+
+
 def assert_same(found, expected):
     for one, other in zip(found[:5], expected[:5], strict=True):
         np.testing.assert_array_equal(one, other)
