@@ -15,12 +15,20 @@ flags.adopt_module_key_flags(command_line)
 
 READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.", required=True)
 EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
+EDGE_THRESHOLD = flags.DEFINE_float(
+    "edge_threshold",
+    None,
+    "To ship the model with; default: the one it was trained with.",
+    0.0,
+    1.0,
+)
 OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz.", required=True)
 
 
 def main() -> None:
     """Loads the model, which needs its Voxel-Dynamics file, and writes its weights."""
     model = Reconstructor.load(READ_TAG.value, command_line.workdir("models"), EPOCH.value)
+    model = model.with_cluster(command_line.changed(model.tune.cluster, EDGE_THRESHOLD))
     weights = Weights(model.tune, model.params, model.batch_stats, count_pairs(model.voxdyn))
     path = save_weights(Path(OUTPUT.value), weights)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -19,7 +19,7 @@ TUNE = replace(
     name="local",
     voxdyn=VoxdynTune(node2node="eom", ncell=262144, min_count=4, labels="hyper"),
     cluster=ClusterTune(
-        edge_threshold=0.5,
+        edge_threshold=0.4,
         training_threshold=0.25,
         seed_hops=2,
         micrograph_hops=8,
