@@ -18,7 +18,7 @@ EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the lates
 EDGE_THRESHOLD = flags.DEFINE_float(
     "edge_threshold",
     None,
-    "To ship the model with; default: the one it was trained with.",
+    "To ship it with; default: as it was trained.",
     0.0,
     1.0,
 )
