@@ -43,6 +43,7 @@ from hypertrack_jax.training.checkpoint import Checkpoints
 from hypertrack_jax.training.event_loss import CLUSTER, EDGE, GNN_PHASE
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.training.weights import (
+    count_pairs,
     load_weights,
     require_same_counts,
     shipped_names,
@@ -309,8 +310,7 @@ def _no_tracks() -> Tracks:
 
 def _from_weights(path: Path, models: Path) -> Reconstructor:
     weights = load_weights(path)
-    voxdyn, voxdyn_file = _load_voxdyn(models, weights.tune)
-    require_same_counts(weights, voxdyn, voxdyn_file)
+    voxdyn = _load_voxdyn(models, weights.tune, weights.num_pairs)
     return Reconstructor(weights.tune, voxdyn, weights.params, weights.batch_stats)
 
 
@@ -320,7 +320,7 @@ def _from_checkpoint(path: Path, models: Path, step: int) -> Reconstructor:
         like = jax.eval_shape(partial(init_state, saved.tune), jax.random.key(0))
         state = checkpoints.restore(saved.step, like)
     tune = saved.tune
-    voxdyn, _ = _load_voxdyn(models, tune)
+    voxdyn = _load_voxdyn(models, tune, saved.num_pairs)
     if tune.cluster.cluster == "transformer" and int(state.phase) == GNN_PHASE:
         _LOG.warning(
             "the transformer of %s has not been trained; tracks are made by cut", path.name
@@ -329,7 +329,9 @@ def _from_checkpoint(path: Path, models: Path, step: int) -> Reconstructor:
     return Reconstructor(tune, voxdyn, state.params, state.batch_stats)
 
 
-def _load_voxdyn(models: Path, tune: Tune) -> tuple[VoxelDynamics, Path]:
+def _load_voxdyn(models: Path, tune: Tune, num_pairs: int | None) -> VoxelDynamics:
     wanted = tune.voxdyn
     path = voxdyn_path(models, wanted.node2node, wanted.ncell)
-    return load_voxdyn(path, wanted.node2node, wanted.ncell, wanted.min_count), path
+    voxdyn = load_voxdyn(path, wanted.node2node, wanted.ncell, wanted.min_count)
+    require_same_counts(num_pairs, count_pairs(voxdyn), path)
+    return voxdyn

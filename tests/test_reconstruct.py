@@ -304,6 +304,19 @@ def test_a_loaded_model_is_the_saved_one(model, state, voxdyn, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_checkpoint_is_not_loaded_with_another_graph_constructor(state, voxdyn, tmp_path, caplog):
+    save_voxdyn(voxdyn_path(tmp_path, "hyper", TUNE.voxdyn.ncell), voxdyn)
+    for tag, num_pairs in (("same", count_pairs(voxdyn)), ("other", 7), ("former", None)):
+        with Checkpoints(tmp_path / tag, is_writer=True) as checkpoints:
+            checkpoints.save(1, state, TUNE, auc=0.5, num_pairs=num_pairs)
+    Reconstructor.load("same", tmp_path)
+    with pytest.raises(ValueError, match=r"voxdyn_hyper_64\.npz: .* with one that counted 7; fit"):
+        Reconstructor.load("other", tmp_path)
+    assert not caplog.text
+    Reconstructor.load("former", tmp_path)
+    assert "make sure that it was trained with the one at hand" in caplog.text
+
+
 def test_a_transformer_that_was_not_trained_is_not_used(state, voxdyn, tmp_path, caplog):
     tune = replace(TUNE, cluster=ClusterTune())
     save_voxdyn(voxdyn_path(tmp_path, "hyper", TUNE.voxdyn.ncell), voxdyn)

@@ -27,6 +27,9 @@ class Saved(NamedTuple):
 
     step: int
     tune: Tune
+    num_pairs: int | None
+    """Pairs that the C-matrix of the training had counted, each once; None where that was not
+    saved yet."""
 
 
 class Fitted(NamedTuple):
@@ -87,8 +90,10 @@ class Checkpoints:
             return []
         return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
 
-    def save(self, step: int, state: Any, tune: Tune, auc: float) -> None:
-        """Saves `state` in the place of what may be saved at this step.
+    def save(
+        self, step: int, state: Any, tune: Tune, auc: float, num_pairs: int | None = None
+    ) -> None:
+        """Saves `state`, and what `Saved` tells, in the place of what may be saved at this step.
 
         Later steps are of a training that was gone back behind; they are removed once the new state
         is safe, so that the latest step is always the one to go on from.
@@ -97,7 +102,11 @@ class Checkpoints:
           OSError: the checkpoint cannot be written.
         """
         steps = self.steps()
-        description = {"format_version": FORMAT_VERSION, "tune": json.loads(tune_to_json(tune))}
+        description = {
+            "format_version": FORMAT_VERSION,
+            "tune": json.loads(tune_to_json(tune)),
+            "num_pairs": num_pairs,
+        }
         try:
             assert self._checkpointer is not None, "only a writer saves"
             self._checkpointer.save(
@@ -117,14 +126,15 @@ class Checkpoints:
             ) from error
 
     def describe(self, step: int = -1) -> Saved:
-        """Step and Tune of a checkpoint; -1 for the latest.
+        """What is known of a checkpoint; -1 for the latest.
 
         Raises:
           FileNotFoundError: there is no such step.
           ValueError: the checkpoint was written by another program or version.
         """
         step, description = self._description(step, oldest=FORMAT_VERSION)
-        return Saved(step, tune_from_json(json.dumps(description["tune"])))
+        tune = tune_from_json(json.dumps(description["tune"]))
+        return Saved(step, tune, description.get("num_pairs"))
 
     def restore(self, step: int, like: Any) -> Any:
         """The state saved at `step`, with the structure, shapes and types of `like`.

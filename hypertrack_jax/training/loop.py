@@ -32,6 +32,7 @@ from hypertrack_jax.training.step import (
     begin_phase,
     due_phase,
 )
+from hypertrack_jax.training.weights import count_pairs
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
@@ -57,15 +58,16 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
 
     Raises:
       ValueError: the run asks for what does not go together; the checkpoint belongs to another
-        tune; the tag is taken; there are fewer events than processes; the gradient stayed
-        non-finite.
+        tune or graph constructor; the tag is taken; there are fewer events than processes; the
+        gradient stayed non-finite.
       OSError: a file cannot be read or written.
     """
     key = jax.random.key(run.source.seed)
     devices = spread_over(run.batch_size)
     place = devices.replicated()
     with Checkpoints(run.checkpoint_directory, is_writer=True, place=place) as checkpoints:
-        state = devices.replicate(first_state(run, tune, key, checkpoints))
+        state = first_state(run, tune, count_pairs(voxdyn), key, checkpoints)
+        state = devices.replicate(state)
         step = int(state.step)
         if step >= run.num_steps:
             _LOG.warning("step %d is reached already; raise --num_steps to go on", step)
@@ -159,7 +161,8 @@ class _Trainer:
         ):
             self.progress.record_validation(num_done, self.validation_auc(state))
         if is_last or is_save_due:
-            self.checkpoints.save(num_done, state, self.tune, self.progress.auc)
+            num_pairs = count_pairs(self.voxdyn)
+            self.checkpoints.save(num_done, state, self.tune, self.progress.auc, num_pairs)
             self.saved_at = time.monotonic()
 
     def validation_auc(self, state: TrainState) -> float:

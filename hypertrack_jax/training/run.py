@@ -18,6 +18,7 @@ from hypertrack_jax.training.step import TrainState, begin_phase, init_state
 from hypertrack_jax.training.weights import (
     fit_weights,
     load_weights,
+    require_same_counts,
     shipped_names,
     shipped_path,
 )
@@ -104,13 +105,23 @@ def require_consistent(run: TrainingRun, tune: Tune) -> None:
 
 
 def first_state(
-    run: TrainingRun, tune: Tune, key: PRNGKeyArray, checkpoints: Checkpoints
+    run: TrainingRun, tune: Tune, num_pairs: int, key: PRNGKeyArray, checkpoints: Checkpoints
 ) -> TrainState:
     """The state to go on from: fresh, transferred, restored or reset, as the run asks.
 
+    Args:
+      run: what is asked.
+      tune: the model and how it is trained.
+      num_pairs: pairs that the graph constructor has counted, see `weights.count_pairs`.
+      key: decides fresh weights.
+      checkpoints: those of the tag.
+
+    Returns:
+      The state.
+
     Raises:
       FileNotFoundError: there is no checkpoint where one is needed.
-      ValueError: the checkpoint belongs to another tune; the tag is taken.
+      ValueError: the checkpoint belongs to another tune or graph constructor; the tag is taken.
     """
     require_consistent(run, tune)
     fresh = jax.jit(init_state, static_argnums=0)(tune, key)
@@ -126,6 +137,7 @@ def first_state(
         return _transferred(run, fresh, checkpoints.place)
     saved = checkpoints.describe(run.epoch)
     require_same_tune(saved.tune, tune, ("voxdyn", "network"), tag)
+    require_same_counts(saved.num_pairs, num_pairs, tag)
     if run.transfer_directory is not None:
         _LOG.info("the transfer is over, since %s has checkpoints of its own", tag.name)
     state = checkpoints.restore(saved.step, fresh)

@@ -1,6 +1,7 @@
 """Host side: trained weights as one small file, without optimiser, and never unpickled."""
 
 import json
+import logging
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from hypertrack_jax.training.checkpoint import Fitted, by_name, fitted, nested
 from hypertrack_jax.tunes.tune import Tune, tune_from_json, tune_to_json
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
+_LOG = logging.getLogger(__name__)
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parents[1] / "weights"
 """Directory of the weights that come with the package."""
@@ -108,17 +110,29 @@ def count_pairs(voxdyn: VoxelDynamics) -> int:
     return int((np.arange(len(voxdyn.histogram)) * voxdyn.histogram).sum())
 
 
-def require_same_counts(weights: Weights, voxdyn: VoxelDynamics, path: Path) -> None:
+def require_same_counts(trained_with: int | None, found: int, path: Path) -> None:
     """Refuses an estimator that was counted on other events than the weights were trained with.
 
+    Args:
+      trained_with: pairs counted by the estimator of the training; None where that is not known,
+        which a warning tells.
+      found: pairs counted by the one at hand.
+      path: the file or directory to name.
+
     Raises:
-      ValueError: their numbers of pairs differ.
+      ValueError: the numbers differ.
     """
-    found = count_pairs(voxdyn)
-    if abs(found - weights.num_pairs) > COUNT_TOLERANCE * weights.num_pairs:
+    if trained_with is None:
+        _LOG.warning(
+            "%s: the checkpoint is from before they told what Voxel-Dynamics counted; make sure "
+            "that it was trained with the one at hand",
+            path,
+        )
+    elif abs(found - trained_with) > COUNT_TOLERANCE * trained_with:
         raise ValueError(
-            f"{path}: this estimator counted {found} pairs, but the weights were trained with one "
-            f"that counted {weights.num_pairs}; fit it with the events and copies of the training."
+            f"{path}: the Voxel-Dynamics at hand counted {found} pairs, but the weights were "
+            f"trained with one that counted {trained_with}; fit it with the events and copies of "
+            "the training."
         )
 
 

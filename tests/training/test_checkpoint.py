@@ -43,10 +43,10 @@ def assert_identical(first, second):
 
 
 def test_a_saved_state_and_its_tune_come_back_unchanged(checkpoints):
-    checkpoints.save(3, arrays(3), TUNE, auc=0.7)
+    checkpoints.save(3, arrays(3), TUNE, auc=0.7, num_pairs=5)
     with Checkpoints(checkpoints.directory) as again:
         saved = again.describe()
-        assert saved == (3, TUNE)
+        assert saved == (3, TUNE, 5)
         assert_identical(again.restore(3, jax.eval_shape(arrays, 0)), arrays(3))
 
 

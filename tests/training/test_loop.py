@@ -24,6 +24,7 @@ from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.training.progress import Progress
 from hypertrack_jax.training.run import TrainingRun
 from hypertrack_jax.training.step import StepMetrics
+from hypertrack_jax.training.weights import count_pairs
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 
@@ -86,7 +87,7 @@ def test_resuming_equals_an_uninterrupted_run(make_runner):
     assert np.any(kernel_of(first_half) != kernel_of(whole))
     with Checkpoints(halves.run.checkpoint_directory) as checkpoints:
         assert checkpoints.steps() == [3, 6]
-        assert checkpoints.describe() == (6, halves.tune)
+        assert checkpoints.describe() == (6, halves.tune, count_pairs(halves.voxdyn))
         assert_identical(checkpoints.restore(6, whole), whole)
 
 

@@ -16,6 +16,7 @@ from hypertrack_jax.training.step import begin_phase, init_state
 from hypertrack_jax.tunes import tune_5
 
 KEY, OTHER_KEY = jax.random.key(0), jax.random.key(1)
+NUM_PAIRS = 1000
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def trained(tune):
     return state._replace(step=jnp.int32(7), phase=jnp.int32(2), phase_start=jnp.int32(5))
 
 
-def save(directory, state, tune):
+def save(directory, state, tune, num_pairs=NUM_PAIRS):
     with Checkpoints(directory, is_writer=True) as checkpoints:
-        checkpoints.save(int(state.step), state, tune, auc=0.5)
+        checkpoints.save(int(state.step), state, tune, auc=0.5, num_pairs=num_pairs)
 
 
 def begin(run, tune):
     with Checkpoints(run.checkpoint_directory) as checkpoints:
-        return first_state(run, tune, KEY, checkpoints)
+        return first_state(run, tune, NUM_PAIRS, KEY, checkpoints)
 
 
 def assert_identical(first, second):
@@ -63,6 +64,21 @@ def test_a_soft_reset_keeps_the_weights_and_the_steps_alone(run, small_tune):
     reset = begin(replace(run, soft_reset=True), small_tune)
     assert_identical(reset, begin_phase(small_tune, state, 1))
     assert (reset.step, reset.phase, reset.phase_start) == (7, 1, 7)
+
+
+@pytest.mark.parametrize("soft_reset", [False, True])
+def test_a_run_does_not_go_on_with_another_graph_constructor(run, small_tune, soft_reset):
+    save(run.checkpoint_directory, trained(small_tune), small_tune, num_pairs=NUM_PAIRS // 2)
+    with pytest.raises(ValueError, match=r"mine: .* counted 1000 pairs, .* that counted 500; fit"):
+        begin(replace(run, soft_reset=soft_reset), small_tune)
+
+
+def test_a_checkpoint_that_does_not_know_its_graph_constructor_is_gone_on_from(
+    run, small_tune, caplog
+):
+    save(run.checkpoint_directory, trained(small_tune), small_tune, num_pairs=None)
+    assert_identical(begin(run, small_tune), trained(small_tune))
+    assert "make sure that it was trained with the one at hand" in caplog.text
 
 
 def test_a_soft_reset_needs_a_checkpoint(run, small_tune):
