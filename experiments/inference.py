@@ -5,7 +5,6 @@ python experiments/inference.py --pre_only --node2node=eom --ncell=65536 --truth
 """
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import command_line
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.spread import as_evaluated
 from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.training.checkpoint import require_same_tune
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
@@ -74,8 +74,7 @@ def main() -> None:
         directory if FIGURES.value else None,
     )
     events = tqdm(fixed_events(source), total=len(source.event_ids), unit="event")
-    tracks_of = partial(reconstruct, with_edges=True, with_timings=True)
-    report = report_events(tracks_of, events, reconstruct.tune, wanted)
+    report = report_events(as_evaluated(reconstruct), events, reconstruct.tune, wanted)
     print(report.text)
     print(write_rows(directory / "report.json", report.rows), *report.figures, sep="\n")
 

@@ -137,25 +137,14 @@ class Reconstructor(NamedTuple):
           ImportError: the tune asks for scikit-learn, which is missing.
         """
         started = time.perf_counter()
-        hits = _checked(position)
+        hits = checked_hits(position)
         if len(hits) == 0:
-            return _no_tracks()
-        found = self._found(hits)
-        num_edges = int(found.needed.num_edges)
-        edges = tuple(
-            np.asarray(a)[:num_edges] for a in (found.senders, found.receivers, found.probability)
-        )
-        clusters = HitClusters(*(np.asarray(a)[: len(hits)] for a in found[:2]))
-        if self.tune.cluster.cluster in DENSITY:
-            senders, receivers, probability = edges
-            clusters = density_clusters(
-                self.tune.cluster, probability, senders, receivers, len(hits)
-            )
+            return no_tracks()
+        tracks = self.tracks_of(self._found(hits), len(hits), with_edges)
         seconds = {"total": time.perf_counter() - started}
         if with_timings:
-            seconds |= self.stage_seconds(hits)
-        tracks = Tracks(*clusters, *edges, seconds=seconds if with_timings else {})
-        return tracks if with_edges else tracks._replace(**_no_edges())
+            tracks = tracks._replace(seconds=seconds | self.stage_seconds(hits))
+        return tracks
 
     def with_cluster(self, cluster: ClusterTune) -> "Reconstructor":
         """The same model with other settings of the clusterer."""
@@ -197,14 +186,14 @@ class Reconstructor(NamedTuple):
 
     def graph(self, position: np.ndarray) -> EventGraph:
         """The padded candidate graph of some hits, on the device; raises as a call does."""
-        hits = _checked(position)
+        hits = checked_hits(position)
         sizes = self.sizes(len(hits))
         while True:
             found = candidates(
                 sizes.num_blocks,
                 sizes.num_edges,
                 self.arrays(),
-                _padded(hits, sizes),
+                padded_hits(hits, sizes),
                 self.settings().min_count,
             )
             enough = enough_sizes(sizes, needed_of(found))
@@ -231,24 +220,50 @@ class Reconstructor(NamedTuple):
         if sizes.num_hits > LARGEST_HITS:
             _LOG.info("an event of %d hits is more than usual: %s", len(hits), sizes)
         while True:
-            require_memory(
-                BYTES_PER_EDGE * sizes.num_edges,
-                f"an event of {len(hits)} hits and up to {sizes.num_edges} edges",
-                "a larger min_count, more cells or fewer hits",
-            )
+            self.require_memory(len(hits), sizes)
             found = self._run(hits, sizes)
             warn_of_outside(self.voxdyn, int(found.num_outside), len(hits))
-            enough = enough_sizes(sizes, jax.device_get(found.needed))
+            enough = self.enough_sizes(found, len(hits), sizes)
             if enough == sizes:
                 return found
-            _LOG.info("an event of %d hits needs larger capacities: %s", len(hits), enough)
             sizes = enough
             # Its memory is needed again.
             del found
 
     def _run(self, hits: Float32[np.ndarray, "hit 3"], sizes: Sizes) -> Found:
         method = method_of(self.tune)
-        return reconstruct(method, sizes, self.arrays(), _padded(hits, sizes), self.settings())
+        return reconstruct(method, sizes, self.arrays(), padded_hits(hits, sizes), self.settings())
+
+    def require_memory(self, num_hits: int, sizes: Sizes, num_events: int = 1) -> None:
+        """Refuses capacities, for so many events at once, that the memory does not hold."""
+        several = f"{num_events} events at once, the largest" if num_events > 1 else "an event"
+        require_memory(
+            num_events * BYTES_PER_EDGE * sizes.num_edges,
+            f"{several} of {num_hits} hits and up to {sizes.num_edges} edges",
+            "a larger min_count, more cells or fewer hits",
+        )
+
+    def enough_sizes(self, found: Found, num_hits: int, sizes: Sizes) -> Sizes:
+        """The capacities to run an event in again; the same where they sufficed."""
+        enough = enough_sizes(sizes, jax.device_get(found.needed))
+        if enough != sizes:
+            _LOG.info("an event of %d hits needs larger capacities: %s", num_hits, enough)
+        return enough
+
+    def tracks_of(self, found: Found, num_hits: int, with_edges: bool) -> Tracks:
+        """The tracks of an event from what the program found in it, on the host."""
+        num_edges = int(found.needed.num_edges)
+        edges = tuple(
+            np.asarray(a)[:num_edges] for a in (found.senders, found.receivers, found.probability)
+        )
+        clusters = HitClusters(*(np.asarray(a)[:num_hits] for a in found[:2]))
+        if self.tune.cluster.cluster in DENSITY:
+            senders, receivers, probability = edges
+            clusters = density_clusters(
+                self.tune.cluster, probability, senders, receivers, num_hits
+            )
+        tracks = Tracks(*clusters, *edges, seconds={})
+        return tracks if with_edges else tracks._replace(**_no_edges())
 
     def sizes(self, num_hits: int) -> Sizes:
         """The capacities that an event of so many hits is tried in first."""
@@ -278,7 +293,7 @@ def use_compilation_cache(directory: Path) -> None:
     compilation_cache.reset_cache()
 
 
-def _checked(position: np.ndarray) -> Float32[np.ndarray, "hit 3"]:
+def checked_hits(position: np.ndarray) -> Float32[np.ndarray, "hit 3"]:
     """The positions in float32; raises what `Reconstructor` says."""
     given = np.asarray(position)
     if given.ndim != 2 or given.shape[1] != 3 or given.dtype not in (np.float32, np.float64):
@@ -293,7 +308,8 @@ def _checked(position: np.ndarray) -> Float32[np.ndarray, "hit 3"]:
     return np.clip(given, -limit, limit).astype(np.float32)
 
 
-def _padded(hits: Float32[np.ndarray, "hit 3"], sizes: Sizes) -> PaddedHits:
+def padded_hits(hits: Float32[np.ndarray, "hit 3"], sizes: Sizes) -> PaddedHits:
+    """The hits of an event in the places that the sizes give them."""
     padding = ((0, sizes.num_hits - len(hits)), (0, 0))
     return PaddedHits(np.pad(hits, padding), np.array(len(hits), np.int32))
 
@@ -303,7 +319,8 @@ def _no_edges() -> dict[str, np.ndarray]:
     return {"senders": none, "receivers": none, "probability": np.zeros(0, np.float32)}
 
 
-def _no_tracks() -> Tracks:
+def no_tracks() -> Tracks:
+    """What is found in an event without hits."""
     label = np.full(0, NOISE, np.int32)
     return Tracks(label, np.zeros(0, np.float32), **_no_edges(), seconds={})
 

@@ -21,4 +21,4 @@ class Tracks(NamedTuple):
     """GNN probability that both hits belong to one particle."""
     seconds: dict[str, float]
     """Wall time per stage: `VD` (assignment and look-up), `GNN`, `CC` (connected components),
-    `cluster`."""
+    `cluster`; of events reconstructed together only their share of it, `per event`."""

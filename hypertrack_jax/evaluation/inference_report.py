@@ -8,13 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from hypertrack_jax.clustering.tracks import Tracks
-from hypertrack_jax.evaluation.evaluate import evaluate_events, write_figures
+from hypertrack_jax.evaluation.evaluate import Batched, evaluate_events, write_figures
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.report import Row, event_table, summary_table
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.trackml import write_submission
 from hypertrack_jax.tunes.tune import Tune
 
+BATCH_NOTE = (
+    "Several devices shared the events: the milliseconds per event are the wall time of a batch "
+    "over the number of its events, at most {}."
+)
 MAX_SHOWN = 10
 """Events whose edges enter the figures, which bounds memory."""
 
@@ -36,18 +40,23 @@ class InferenceReport(NamedTuple):
     rows: list[Row]
     """Sizes, scores and milliseconds of each event."""
     text: str
-    """The rows and their summary as tables, and a note where model and truth differ in topology."""
+    """The rows and their summary as tables, and notes: where model and truth differ in topology,
+    and where events were reconstructed in batches."""
     figures: list[Path]
     """Those drawn: none where no event has truth."""
 
 
 def report_events(
-    reconstruct: Callable[[np.ndarray], Tracks], events: Iterable[Event], tune: Tune, wanted: Wanted
+    reconstruct: Callable[[np.ndarray], Tracks] | Batched,
+    events: Iterable[Event],
+    tune: Tune,
+    wanted: Wanted,
 ) -> InferenceReport:
-    """Reconstructs and scores events one by one, and writes what is wanted.
+    """Reconstructs and scores events, and writes what is wanted.
 
     Args:
-      reconstruct: from hit positions in mm to tracks, as `evaluate_events` takes it.
+      reconstruct: from hit positions in mm to tracks, one by one or in batches, as
+        `evaluate_events` takes it.
       events: the events; without truth their scores are None.
       tune: that of the model.
       wanted: what to judge by, and what to write.
@@ -61,7 +70,9 @@ def report_events(
       OSError: a file cannot be written.
     """
     fitted = tune.voxdyn.node2node
-    note = topology_note(fitted, wanted.node2node or fitted)
+    notes = [topology_note(fitted, wanted.node2node or fitted)]
+    if isinstance(reconstruct, Batched):
+        notes.append(BATCH_NOTE.format(reconstruct.batch_size))
     judged_by = tune
     if wanted.node2node:
         truth = replace(tune.voxdyn, node2node=wanted.node2node, labels="node2node")
@@ -75,4 +86,5 @@ def report_events(
         if wanted.figures and evaluated.event.has_truth and len(shown) < MAX_SHOWN:
             shown.append(evaluated)
     files = write_figures(wanted.figures, shown, judged_by) if wanted.figures and shown else []
-    return InferenceReport(rows, "\n\n".join([event_table(rows), summary_table(rows), note]), files)
+    text = "\n\n".join([event_table(rows), summary_table(rows), *notes])
+    return InferenceReport(rows, text, files)

@@ -150,15 +150,13 @@ def make_spread_step(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def map_events(
-    function: Callable[[Any, EventGraph], Array], mesh: Mesh, known: Any, graphs: EventGraph
-) -> Array:
-    """`function(known, graph)` of every graph, each device taking those that lie on it in turn."""
+def map_events(function: Callable[[Any, Any], Any], mesh: Mesh, known: Any, events: Any) -> Any:
+    """`function(known, event)` of every event, each device taking those that lie on it in turn."""
 
-    def of_device(known, graphs):
-        return jax.lax.map(partial(function, known), graphs)
+    def of_device(known, events):
+        return jax.lax.map(partial(function, known), events)
 
-    return _on_each_device(of_device, mesh, (_SAME, _SPREAD))(known, graphs)
+    return _on_each_device(of_device, mesh, (_SAME, _SPREAD))(known, events)
 
 
 def any_process(*wishes: bool) -> list[bool]:
