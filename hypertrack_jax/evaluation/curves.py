@@ -80,7 +80,8 @@ def plot_curves(path: Path, trainings: Mapping[str, Mapping[str, Curve]]) -> Non
         axes[0].legend(loc="lower right")
         for panel in axes[2:]:
             panel.set_xlabel("thousand updates")
-            panel.set_ylim(bottom=0)
+            # The set loss is negative where micrographs share hits.
+            panel.set_ylim(bottom=min(0, panel.get_ylim()[0]))
 
 
 def _logged_events(path: Path) -> Iterator[Any]:
