@@ -6,8 +6,8 @@ one setting of Voxel-Dynamics is the best for all: fit it with
 experiments/pretrain_voxdyn.py --node2node=eom --ncell=262144 --num_copies=32 with 1000 events.
 
 An edge is true when its hits are of one particle, and the transformer sees all that lies within
-eight steps of its pivots, a whole track of neighbours. `min_count` 4 gives up a smaller degree for a
-true edge efficiency of 0.98: the graph bounds what any clusterer can find.
+eight steps of its pivots, a whole track of neighbours. `min_count` 4 gives up a smaller degree for
+a true edge efficiency of 0.98: the graph bounds what any clusterer can find.
 """
 
 from dataclasses import replace
