@@ -138,6 +138,32 @@ def open_hits(
     return hit_mask & (size[component] >= min_hits)
 
 
+def attach_left_over(found: Clusters, neighbors: Neighbors) -> Clusters:
+    """Gives each hit without a cluster to that of its surest neighbour in one, if it has any.
+
+    One step and no more: a hit that is attached attaches no other.
+
+    Args:
+      found: the clusters.
+      neighbors: the kept edges.
+
+    Returns:
+      The clusters; the membership of an attached hit is the probability of the edge. *Deviation*:
+      the published program leaves these hits alone.
+    """
+    label = at_hits(found.label, neighbors.hit, -1)
+    probability = jnp.where(label >= 0, neighbors.probability, 0)
+    surest = jnp.argmax(probability, axis=1)[:, None]
+    label, probability = (
+        jnp.take_along_axis(rows, surest, axis=1)[:, 0] for rows in (label, probability)
+    )
+    is_left = found.label < 0
+    return found._replace(
+        label=jnp.where(is_left, jnp.where(probability > 0, label, -1), found.label),
+        membership=jnp.where(is_left, probability.astype(found.membership.dtype), found.membership),
+    )
+
+
 def settle(
     micrographs: Micrographs, members: Members, is_candidate: Bool[Array, " seed"], num_hits: int
 ) -> Bool[Array, "seed slot"]:

@@ -17,6 +17,7 @@ from hypertrack_jax.clustering.search import (
     Hits,
     Members,
     SearchSizes,
+    attach_left_over,
     open_hits,
     search_clusters,
 )
@@ -226,4 +227,5 @@ def transformer_clusters(
             cluster.membership_threshold, logit.astype(jnp.float32), mask, params[THRESHOLD]
         )
 
-    return search_clusters(hits, neighbors, membership, cluster, sizes, key)
+    found = search_clusters(hits, neighbors, membership, cluster, sizes, key)
+    return attach_left_over(found, neighbors) if cluster.attach_left_over else found

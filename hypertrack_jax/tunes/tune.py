@@ -113,6 +113,8 @@ class ClusterTune:
     """With `pivot-spanned`: most hits, those nearest by steps; None: all of them, as published."""
     membership_threshold: Literal["fixed", "fisher", "soft"] = "fixed"
     """Which membership is enough: 0.5; Fisher's threshold of each micrograph; or a learnt one."""
+    attach_left_over: bool = False
+    """Whether a hit that no cluster took goes to that of its surest neighbour; published: no."""
 
 
 @dataclass(frozen=True)

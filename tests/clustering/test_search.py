@@ -11,11 +11,13 @@ from toy import helix_event
 
 from hypertrack_jax.clustering.components import connected_components
 from hypertrack_jax.clustering.micrographs import Micrographs
-from hypertrack_jax.clustering.neighbors import kept_neighbors
+from hypertrack_jax.clustering.neighbors import Neighbors, kept_neighbors
 from hypertrack_jax.clustering.search import (
+    Clusters,
     Hits,
     Members,
     SearchSizes,
+    attach_left_over,
     open_hits,
     search_clusters,
     settle,
@@ -227,6 +229,32 @@ def test_a_hit_that_several_claim_goes_to_the_surest():
     np.testing.assert_array_equal(
         kept, [[True, False, False], [True, True, True], [False, False, False]]
     )
+
+
+def found_clusters(label, membership):
+    """What a search found, as far as hits go."""
+    none = jnp.int32(0)
+    micrographs = Micrographs(
+        jnp.zeros((0, 1), jnp.int32), jnp.zeros((0, 1), jnp.int32), jnp.zeros(0, jnp.int32)
+    )
+    label, membership = jnp.array(label, jnp.int32), jnp.array(membership, jnp.float32)
+    return Clusters(
+        label, membership, none, micrographs, none, none, none, is_unfinished=jnp.array(False)
+    )
+
+
+def test_a_hit_left_over_goes_to_its_surest_neighbour_in_a_cluster():
+    """By hand: hit 2 has a surer neighbour without a cluster, hit 3 no other than hit 2."""
+    num_hits = 6
+    found = found_clusters([7, 4, -1, -1, -1, 4], [0.9, 0.8, 0, 0, 0, 0.7])
+    hit = [[5, 2, 6], [2, 5, 6], [0, 1, 3], [2, 6, 6], [6, 6, 6], [0, 1, 6]]
+    probability = [[1, 0.5, 0], [0.6, 1, 0], [0.5, 0.6, 0.9], [0.9, 0, 0], [0] * 3, [1, 1, 0]]
+    neighbors = Neighbors(
+        jnp.array(hit, jnp.int32), jnp.array(probability), jnp.zeros(num_hits, jnp.int32)
+    )
+    attached = attach_left_over(found, neighbors)
+    np.testing.assert_array_equal(attached.label, [7, 4, 4, -1, -1, 4])
+    np.testing.assert_allclose(attached.membership, [0.9, 0.8, 0.6, 0, 0, 0.7], rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_particles", [0, 1])

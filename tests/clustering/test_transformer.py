@@ -199,6 +199,24 @@ def test_labels_are_in_the_order_of_first_hits():
     np.testing.assert_array_equal(found.membership > 0, found.label >= 0)
 
 
+def test_the_tune_says_whether_hits_left_over_are_attached():
+    """Membership as the fresh weights say: some hits of most particles are left over."""
+    graph, embedding, probability, kept = scored_event()
+    tune = replace(TUNE, cluster=replace(TUNE.cluster, attach_left_over=True))
+    event = (graph, embedding, probability, kept, jax.random.key(0))
+    alone = np.asarray(complete_search(TUNE, params(), *event).label)
+    attached = np.asarray(complete_search(tune, params(), *event).label)
+    expected = alone.copy()
+    senders, receivers = np.asarray(graph.senders), np.asarray(graph.receivers)
+    is_kept = np.asarray(graph.edges.mask & (probability > TUNE.cluster.edge_threshold))
+    for hit in np.flatnonzero(alone < 0):
+        edges = np.flatnonzero(is_kept & (receivers == hit) & (alone[senders] >= 0))
+        if len(edges):
+            expected[hit] = alone[senders[edges[np.argmax(np.asarray(probability)[edges])]]]
+    np.testing.assert_array_equal(attached, expected)
+    assert np.any(attached != alone)
+
+
 def yes_sayer():
     """Parameters by which every hit of a micrograph belongs to it."""
     certain = jax.tree.map(lambda leaf: leaf, params())
