@@ -138,18 +138,19 @@ def open_hits(
     return hit_mask & (size[component] >= min_hits)
 
 
-def attach_left_over(found: Clusters, neighbors: Neighbors) -> Clusters:
+def with_left_over(found: Clusters, neighbors: Neighbors, min_hits: int) -> Clusters:
     """Gives each hit without a cluster to that of its surest neighbour in one, if it has any.
 
-    One step and no more: a hit that is attached attaches no other.
+    One step and no more: a hit that joins brings no other. Clusters that then have too few hits are
+    dropped. *Deviation*: the published program leaves these hits alone.
 
     Args:
       found: the clusters.
       neighbors: the kept edges.
+      min_hits: smallest cluster that counts as a track.
 
     Returns:
-      The clusters; the membership of an attached hit is the probability of the edge. *Deviation*:
-      the published program leaves these hits alone.
+      The clusters; the membership of a hit that joined is the probability of its edge.
     """
     label = at_hits(found.label, neighbors.hit, -1)
     probability = jnp.where(label >= 0, neighbors.probability, 0)
@@ -157,10 +158,16 @@ def attach_left_over(found: Clusters, neighbors: Neighbors) -> Clusters:
     label, probability = (
         jnp.take_along_axis(rows, surest, axis=1)[:, 0] for rows in (label, probability)
     )
-    is_left = found.label < 0
+    is_left, joins = found.label < 0, probability > 0
+    label = jnp.where(is_left, jnp.where(joins, label, -1), found.label)
+    membership = jnp.where(is_left, probability.astype(found.membership.dtype), found.membership)
+    # There are no more clusters than hits.
+    size = segment_sum((label >= 0).astype(jnp.int32), label, len(label), sorted_ids=False)
+    is_small = (label >= 0) & (at_hits(size, jnp.maximum(label, 0), 0) < min_hits)
     return found._replace(
-        label=jnp.where(is_left, jnp.where(probability > 0, label, -1), found.label),
-        membership=jnp.where(is_left, probability.astype(found.membership.dtype), found.membership),
+        label=jnp.where(is_small, -1, label),
+        membership=jnp.where(is_small, 0, membership),
+        num_clusters=((size >= min_hits) & (size > 0)).sum(dtype=jnp.int32),
     )
 
 

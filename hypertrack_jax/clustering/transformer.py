@@ -1,5 +1,6 @@
 """Device side: edge scores and hit embeddings to clusters, by the set transformer (section 5)."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,9 +18,9 @@ from hypertrack_jax.clustering.search import (
     Hits,
     Members,
     SearchSizes,
-    attach_left_over,
     open_hits,
     search_clusters,
+    with_left_over,
 )
 from hypertrack_jax.clustering.thresholds import FIXED, fisher_threshold
 from hypertrack_jax.graph.event_graph import EventGraph
@@ -227,5 +228,8 @@ def transformer_clusters(
             cluster.membership_threshold, logit.astype(jnp.float32), mask, params[THRESHOLD]
         )
 
-    found = search_clusters(hits, neighbors, membership, cluster, sizes, key)
-    return attach_left_over(found, neighbors) if cluster.attach_left_over else found
+    if cluster.core_hits is None:
+        return search_clusters(hits, neighbors, membership, cluster, sizes, key)
+    with_cores = replace(cluster, min_hits=cluster.core_hits)
+    found = search_clusters(hits, neighbors, membership, with_cores, sizes, key)
+    return with_left_over(found, neighbors, cluster.min_hits)

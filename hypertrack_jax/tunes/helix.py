@@ -22,7 +22,7 @@ TUNE = Tune(
         # Wider than published: it also has to weigh the pair features.
         edge_mlp_dims=(64, 32),
     ),
-    cluster=ClusterTune(edge_threshold=0.5, training_threshold=0.15),
+    cluster=ClusterTune(edge_threshold=0.5, training_threshold=0.15, core_hits=4),
     # The efficiency counts particles, and short, soft and displaced ones are those that are lost.
     loss=LossTune(particle_weight="equal"),
     optimizer=OptimizerTune(learning_rate=3e-3, warmup_steps=50, phase2_rate=0.5),

@@ -6,8 +6,10 @@ one setting of Voxel-Dynamics is the best for all: fit it with
 experiments/pretrain_voxdyn.py --node2node=eom --ncell=262144 --num_copies=32 with 1000 events.
 
 An edge is true when its hits are of one particle, and the transformer sees all that lies within
-eight steps of its pivots, a whole track of neighbours. `min_count` 4 gives up a smaller degree for
-a true edge efficiency of 0.98: the graph bounds what any clusterer can find.
+eight steps of its pivots, a whole track of neighbours. Three hits that it chooses are enough for a
+cluster, which others may join: short and displaced tracks have few sure neighbours. `min_count` 4
+gives up a smaller degree for a true edge efficiency of 0.98: the graph bounds what any clusterer
+can find.
 """
 
 from dataclasses import replace
@@ -25,5 +27,6 @@ TUNE = replace(
         seed_hops=2,
         micrograph_hops=8,
         largest_micrograph=64,
+        core_hits=3,
     ),
 )

@@ -113,8 +113,10 @@ class ClusterTune:
     """With `pivot-spanned`: most hits, those nearest by steps; None: all of them, as published."""
     membership_threshold: Literal["fixed", "fisher", "soft"] = "fixed"
     """Which membership is enough: 0.5; Fisher's threshold of each micrograph; or a learnt one."""
-    attach_left_over: bool = False
-    """Whether a hit that no cluster took goes to that of its surest neighbour; published: no."""
+    core_hits: int | None = None
+    """Fewest hits that the transformer has to choose for a cluster. Hits that none took then join
+    that of their surest neighbour, and clusters still below `min_hits` are dropped. None, as
+    published: `min_hits`, and hits left over stay alone."""
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from hypertrack_jax.clustering.search import (
     Hits,
     Members,
     SearchSizes,
-    attach_left_over,
     open_hits,
     search_clusters,
     settle,
+    with_left_over,
 )
 from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.tunes.tune import ClusterTune
@@ -243,18 +243,24 @@ def found_clusters(label, membership):
     )
 
 
-def test_a_hit_left_over_goes_to_its_surest_neighbour_in_a_cluster():
+def test_a_hit_left_over_joins_its_surest_neighbour_in_a_cluster():
     """By hand: hit 2 has a surer neighbour without a cluster, hit 3 no other than hit 2."""
     num_hits = 6
-    found = found_clusters([7, 4, -1, -1, -1, 4], [0.9, 0.8, 0, 0, 0, 0.7])
+    found = found_clusters([3, 4, -1, -1, -1, 4], [0.9, 0.8, 0, 0, 0, 0.7])
     hit = [[5, 2, 6], [2, 5, 6], [0, 1, 3], [2, 6, 6], [6, 6, 6], [0, 1, 6]]
     probability = [[1, 0.5, 0], [0.6, 1, 0], [0.5, 0.6, 0.9], [0.9, 0, 0], [0] * 3, [1, 1, 0]]
     neighbors = Neighbors(
         jnp.array(hit, jnp.int32), jnp.array(probability), jnp.zeros(num_hits, jnp.int32)
     )
-    attached = attach_left_over(found, neighbors)
-    np.testing.assert_array_equal(attached.label, [7, 4, 4, -1, -1, 4])
-    np.testing.assert_allclose(attached.membership, [0.9, 0.8, 0.6, 0, 0, 0.7], rtol=1e-6)
+    joined = with_left_over(found, neighbors, 1)
+    np.testing.assert_array_equal(joined.label, [3, 4, 4, -1, -1, 4])
+    np.testing.assert_allclose(joined.membership, [0.9, 0.8, 0.6, 0, 0, 0.7], rtol=1e-6)
+    assert joined.num_clusters == 2
+    # Cluster 3 has one hit, cluster 4 three with the one that joined.
+    large = with_left_over(found, neighbors, 3)
+    np.testing.assert_array_equal(large.label, [-1, 4, 4, -1, -1, 4])
+    np.testing.assert_allclose(large.membership, [0, 0.8, 0.6, 0, 0, 0.7], rtol=1e-6)
+    assert large.num_clusters == 1
 
 
 @pytest.mark.parametrize("num_particles", [0, 1])

@@ -199,22 +199,30 @@ def test_labels_are_in_the_order_of_first_hits():
     np.testing.assert_array_equal(found.membership > 0, found.label >= 0)
 
 
-def test_the_tune_says_whether_hits_left_over_are_attached():
+@pytest.mark.parametrize("core_hits", [1, 3, 4])
+def test_hits_left_over_join_cores_and_small_clusters_are_dropped(core_hits):
     """Membership as the fresh weights say: some hits of most particles are left over."""
     graph, embedding, probability, kept = scored_event()
-    tune = replace(TUNE, cluster=replace(TUNE.cluster, attach_left_over=True))
     event = (graph, embedding, probability, kept, jax.random.key(0))
-    alone = np.asarray(complete_search(TUNE, params(), *event).label)
-    attached = np.asarray(complete_search(tune, params(), *event).label)
-    expected = alone.copy()
+
+    def labels(**settings):
+        tune = replace(TUNE, cluster=replace(TUNE.cluster, **settings))
+        return np.asarray(complete_search(tune, params(), *event).label)
+
+    # Components of fewer than four hits would be searched, too, but all are larger.
+    cores = labels(min_hits=core_hits)
+    expected = cores.copy()
     senders, receivers = np.asarray(graph.senders), np.asarray(graph.receivers)
     is_kept = np.asarray(graph.edges.mask & (probability > TUNE.cluster.edge_threshold))
-    for hit in np.flatnonzero(alone < 0):
-        edges = np.flatnonzero(is_kept & (receivers == hit) & (alone[senders] >= 0))
+    for hit in np.flatnonzero(cores < 0):
+        edges = np.flatnonzero(is_kept & (receivers == hit) & (cores[senders] >= 0))
         if len(edges):
-            expected[hit] = alone[senders[edges[np.argmax(np.asarray(probability)[edges])]]]
-    np.testing.assert_array_equal(attached, expected)
-    assert np.any(attached != alone)
+            expected[hit] = cores[senders[edges[np.argmax(np.asarray(probability)[edges])]]]
+    assert np.any(expected != cores)
+    for cluster in range(cores.max() + 1):
+        if (expected == cluster).sum() < TUNE.cluster.min_hits:
+            expected[expected == cluster] = -1
+    np.testing.assert_array_equal(labels(core_hits=core_hits), expected)
 
 
 def yes_sayer():
