@@ -25,9 +25,11 @@ def add_to_segments(
     total: Shaped[Array, "segment ..."],
     data: Shaped[Array, "entry ..."],
     segment_ids: Int[Array, " entry"],
+    *,
+    sorted_ids: bool = True,
 ) -> Shaped[Array, "segment ..."]:
     """`total` plus the sum of the entries of each segment, for data that comes in blocks."""
-    return total.at[segment_ids].add(data, indices_are_sorted=True, mode="drop")
+    return total.at[segment_ids].add(data, indices_are_sorted=sorted_ids, mode="drop")
 
 
 def raise_segments(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from hypertrack_jax.graph.segment import add_to_segments
 from hypertrack_jax.networks.aggregation import (
     OF_ALL_AT_ONCE,
     aggregate,
@@ -14,9 +15,12 @@ from hypertrack_jax.networks.aggregation import (
     with_messages,
 )
 from hypertrack_jax.networks.edge_inputs import (
+    NUM_ODD,
     EdgeInputs,
+    PairInputs,
     block_at,
     in_blocks,
+    masked,
     num_real_blocks,
     pair_product,
 )
@@ -53,6 +57,20 @@ class PairLinear(NamedTuple):
             + tall_matmul(distance[:, None], self.distance)
             + tall_matmul(edges.scalars, self.scalar)
         )
+
+    def both_ways(self, pairs: PairInputs) -> tuple[Array, Array]:
+        """The Linear's value on the edges sender -> receiver, and on those back."""
+        receivers, senders = pairs.receivers, pairs.senders
+        product = pair_product(self.x, senders, receivers)
+        odd, even = pairs.scalars[:, :NUM_ODD], pairs.scalars[:, NUM_ODD:]
+        same = (
+            product @ self.product
+            + _distance(self.x, product, pairs)[:, None] * self.distance
+            + even @ self.scalar[NUM_ODD:]
+        )
+        turned = odd @ self.scalar[:NUM_ODD]
+        there = same + turned + self.of_receiver[receivers] + self.of_sender[senders]
+        return there, same - turned + self.of_receiver[senders] + self.of_sender[receivers]
 
 
 class SuperEdgeConv(nn.Module):
@@ -119,16 +137,22 @@ class SuperEdgeConv(nn.Module):
         kernel, bias = kernel.astype(linear.x.dtype), bias[None, :].astype(linear.x.dtype)
         norm, kind, dtype = self.edge_second.norm.running(), self.aggregation, linear.x.dtype
 
-        def hidden_of(block: EdgeInputs):
-            return silu(silu(linear(block)) @ kernel + bias)
+        def hidden_of(value):
+            return silu(silu(value) @ kernel + bias)
 
         if kind in OF_ALL_AT_ONCE:
-            return self._collect(hidden_of(edges), norm, edges, degree)
+            return self._collect(hidden_of(linear(edges)), norm, edges, degree)
         blocks = in_blocks(edges, len(degree) - 1)
 
         def add_block(place, total):
             block = block_at(blocks, place)
-            return with_messages(kind, total, hidden_of(block), norm, block)
+            if not isinstance(block, PairInputs):
+                return with_messages(kind, total, hidden_of(linear(block)), norm, block)
+            there, back = map(hidden_of, linear.both_ways(block))
+            total = with_messages(kind, total, there, norm, block)
+            has_back = block._replace(mask=block.mask & (block.senders != block.receivers))
+            back = masked(back, has_back)
+            return add_to_segments(total, back, block.senders, sorted_ids=False)
 
         total = no_messages(kind, len(degree), self.features, dtype)
         total = jax.lax.fori_loop(0, num_real_blocks(blocks), add_block, total)

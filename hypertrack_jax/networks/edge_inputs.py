@@ -7,10 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from hypertrack_jax.graph.segment import segment_sum
+from hypertrack_jax.networks.features import NUM_ODD_HELIX
 from hypertrack_jax.networks.mlp import wide_dtype
 
 EDGE_BLOCK = 8192
 """Edges handled together in inference, so that what is computed of them stays in cache."""
+NUM_ODD = 1 + NUM_ODD_HELIX
+"""Scalars that change sign when the hits are exchanged, which are the first."""
 
 
 class EdgeInputs(NamedTuple):
@@ -23,10 +26,21 @@ class EdgeInputs(NamedTuple):
     """Inputs that are the same in every layer: the degree attribute a_ij, then features."""
 
 
+class PairInputs(EdgeInputs):
+    """The same, but each stands for sender -> receiver and for the way back, self-loops apart.
+
+    On the way back the first `NUM_ODD` scalars have the other sign.
+    """
+
+
 def in_blocks(edges: EdgeInputs, padding_hit: int) -> EdgeInputs:
-    """The edges as [block, EDGE_BLOCK, ...], filled up with padding edges at `padding_hit`."""
+    """The edges as [block, EDGE_BLOCK, ...], filled up with padding edges at `padding_hit`.
+
+    Of pairs there are half as many in a block, because each is two edges.
+    """
     num_edges = len(edges.mask)
-    size = min(EDGE_BLOCK, max(num_edges, 1))
+    block = EDGE_BLOCK // 2 if isinstance(edges, PairInputs) else EDGE_BLOCK
+    size = min(block, max(num_edges, 1))
     num_missing = -num_edges % size
     num_blocks = (num_edges + num_missing) // size
 
@@ -35,7 +49,7 @@ def in_blocks(edges: EdgeInputs, padding_hit: int) -> EdgeInputs:
         padded = jnp.pad(array, widths, constant_values=value)
         return padded.reshape(num_blocks, size, *array.shape[1:])
 
-    return EdgeInputs(
+    return type(edges)(
         split(edges.senders, padding_hit),
         split(edges.receivers, padding_hit),
         split(edges.mask, False),

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from hypertrack_jax.graph.edge_pairs import EdgePairs, edge_pairs, graph_of_pairs
 from hypertrack_jax.graph.event_graph import EventGraph, Nodes
 from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.networks.edge_conv import SuperEdgeConv
 from hypertrack_jax.networks.edge_inputs import (
     EdgeInputs,
+    PairInputs,
     block_at,
     in_blocks,
     num_real_blocks,
@@ -76,7 +78,11 @@ class EdgePredictor(nn.Module):
         self.edge_mlp = MLP((num_edge_inputs, *tune.edge_mlp_dims, 1), plain_last=True)
 
     def __call__(
-        self, graph: EventGraph, train: bool, dtype: DTypeLike = jnp.float32
+        self,
+        graph: EventGraph,
+        train: bool,
+        dtype: DTypeLike = jnp.float32,
+        pairs: EdgePairs | None = None,
     ) -> EdgePrediction:
         """Scores the edges of a padded graph.
 
@@ -84,24 +90,36 @@ class EdgePredictor(nn.Module):
           graph: one event as `graph.event_graph.event_graph` makes it.
           train: normalise by the statistics of this event (True) or by the running ones.
           dtype: type of the arrays over hits and edges; statistics stay in float32 or wider.
+          pairs: those of a symmetric graph, if what both directions of an edge share is to be
+            computed once; for inference with networks that `takes_pairs`.
 
         Returns:
           Embeddings and logits; those of padding are meaningless but finite.
+
+        Raises:
+          ValueError: pairs are given for training, or to a network that does not take them.
         """
+        if pairs is not None and (train or not takes_pairs(self.tune)):
+            raise ValueError(
+                "pairs of edges were given to a network that does not take them, or in training; "
+                "leave them out."
+            )
         nodes, mask = graph.nodes, graph.edges.mask
         degree = segment_sum(mask.astype(wide_dtype(dtype)), graph.receivers, nodes.mask.shape[0])
+        if pairs is not None:
+            graph = graph_of_pairs(graph, pairs)
         attribute = _degree_attribute(degree, nodes.mask, graph).astype(dtype)
         directed, symmetric = self._pair_features(graph)
         scalars = jnp.concatenate([attribute, directed.astype(dtype)], axis=1)
-        edges = EdgeInputs(graph.senders, graph.receivers, mask, scalars)
+        kind = EdgeInputs if pairs is None else PairInputs
+        edges = kind(graph.senders, graph.receivers, graph.edges.mask, scalars)
 
         latents_of = self._gauge_latents if self.tune.convolution == "gauge" else self._latents
         latents = latents_of(nodes, edges, degree, train, dtype)
         embedding = self.fusion(jnp.concatenate(latents, axis=1), nodes.mask, train)
         score = self._logit_in_training if train else self._logit_in_inference
-        return EdgePrediction(
-            embedding, score(embedding, edges._replace(scalars=symmetric.astype(dtype)))
-        )
+        logit = score(embedding, edges._replace(scalars=symmetric.astype(dtype)))
+        return EdgePrediction(embedding, logit if pairs is None else logit[pairs.pair])
 
     def _latents(self, nodes: Nodes, edges: EdgeInputs, degree, train, dtype):
         """What every layer makes of the hits."""
@@ -171,11 +189,28 @@ def predict(
     graph: EventGraph,
     dtype: DTypeLike = jnp.float32,
 ) -> EdgePrediction:
-    """The prediction of a trained network, by its running BatchNorm statistics."""
+    """The prediction of a trained network, by its running BatchNorm statistics.
+
+    In a symmetric graph what both directions of an edge share is computed once; whether a graph is
+    symmetric is seen on the device.
+    """
     variables = {"params": params, "batch_stats": batch_stats}
-    return cast(
-        EdgePrediction, EdgePredictor(tune).apply(variables, graph, train=False, dtype=dtype)
-    )
+
+    def scored(pairs: EdgePairs | None) -> EdgePrediction:
+        network = EdgePredictor(tune)
+        prediction = network.apply(variables, graph, train=False, dtype=dtype, pairs=pairs)
+        return cast(EdgePrediction, prediction)
+
+    if not takes_pairs(tune):
+        return scored(None)
+    pairs = edge_pairs(graph)
+    return jax.lax.cond(pairs.is_symmetric, lambda: scored(pairs), lambda: scored(None))
+
+
+def takes_pairs(tune: NetworkTune) -> bool:
+    """Whether messages are summed, and both directions of an edge have one logit."""
+    has_sums = tune.convolution == "super" and tune.aggregation in ("mean", "sum")
+    return has_sums and tune.edge_type != "asymmetric"
 
 
 def _num_inputs(tune: NetworkTune) -> int:

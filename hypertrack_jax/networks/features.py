@@ -11,6 +11,8 @@ CLIP = 5.0
 """Pair features are clipped here: two hits at one radius have no finite slope."""
 NUM_CYLINDRICAL = 5
 NUM_HELIX = 8
+NUM_ODD_HELIX = 5
+"""The first of them, which change sign when the hits are exchanged."""
 NUM_COUNT = 1
 
 

@@ -11,9 +11,10 @@ import pytest
 from toy_graph import SMALL_NETWORK, permute_hits, toy_graph
 
 from hypertrack_jax.events.event import NOISE
+from hypertrack_jax.graph.edge_pairs import edge_pairs
 from hypertrack_jax.graph.event_graph import Bucket, EventGraph, hit_graph
 from hypertrack_jax.networks import edge_inputs
-from hypertrack_jax.networks.edge_predictor import EdgePrediction, EdgePredictor
+from hypertrack_jax.networks.edge_predictor import EdgePrediction, EdgePredictor, predict
 from hypertrack_jax.networks.mlp import ROW_BLOCK
 
 HELIX = replace(SMALL_NETWORK, node_features="cylindrical", edge_features="helix")
@@ -201,3 +202,59 @@ def test_bfloat16_is_near_float32():
     assert np.all(np.isfinite(half.logit.astype(np.float32)))
     embedding = np.asarray(half.embedding[0], np.float32)
     assert np.linalg.norm(embedding - full.embedding[0]) < 0.03 * np.linalg.norm(full.embedding[0])
+
+
+PAIRED = {
+    "helix": HELIX,
+    "no features": replace(HELIX, edge_features="none"),
+    "sum, symmetrized": replace(HELIX, aggregation="sum", edge_type="symmetrized"),
+}
+
+
+@pytest.fixture(scope="module", params=PAIRED)
+def both(request, float64, small_blocks):
+    """What a network gives of a graph edge by edge, and what `predict` gives."""
+    tune = PAIRED[request.param]
+    network = EdgePredictor(tune)
+    variables = randomised(init(network, wide(toy_graph()), jnp.float64))
+    weights = variables["params"], variables["batch_stats"]
+
+    def predictions(graph):
+        by_edges = network.apply(variables, graph, False, jnp.float64)
+        return by_edges, predict(tune, *weights, graph, jnp.float64)
+
+    return jax.jit(predictions)
+
+
+def padded_toy_graph(num_missing):
+    """A toy graph with padding, the senders of a receiver in no order, and some edges left out."""
+    full = toy_graph()
+    edges = np.random.default_rng(2).permutation(len(full.senders))[num_missing:]
+    edges = edges[np.argsort(full.receivers[edges], kind="stable")]
+    ends = full.senders[edges], full.receivers[edges]
+    assert np.any(ends[0] == ends[1])
+    bucket = Bucket(len(full.nodes.mask) + 20, len(full.senders) + 100)
+    position = np.asarray(full.nodes.position[:-1])
+    return wide(hit_graph(position, *ends, np.ones(len(edges), np.int32), bucket))
+
+
+@pytest.mark.parametrize("num_missing", [0, 1, 50])
+def test_predictions_are_those_edge_by_edge_whether_the_graph_is_symmetric_or_not(
+    both, num_missing
+):
+    graph = padded_toy_graph(num_missing)
+    assert edge_pairs(graph).is_symmetric == (num_missing == 0)
+    expected, found = both(graph)
+    hits, edges = graph.nodes.mask, graph.edges.mask
+    assert np.std(expected.logit[edges]) > 1e-3
+    assert_trees_close(found.embedding[hits], expected.embedding[hits])
+    assert_trees_close(found.logit[edges], expected.logit[edges])
+    assert np.all(np.isfinite(found.logit)) and np.all(np.isfinite(found.embedding))
+
+
+@pytest.mark.parametrize("changes", [{}, {"aggregation": "max"}, {"edge_type": "asymmetric"}])
+def test_pairs_are_refused_where_they_are_of_no_use(changes):
+    graph = wide(toy_graph())
+    network = EdgePredictor(replace(HELIX, **changes))
+    with pytest.raises(ValueError, match="leave them out"):
+        network.apply({}, graph, not changes, jnp.float64, edge_pairs(graph))

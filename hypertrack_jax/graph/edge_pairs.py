@@ -1,0 +1,115 @@
+"""Device side: which two directed edges of a symmetric graph join the same two hits.
+
+What is the same in both directions then has to be computed but once. An edge j -> i with i <= j is
+the first of its pair; pairs keep the order of their first edges, so that receivers stay sorted.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, Int32
+
+from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.graph.segment import put_rows
+
+MAX_ROUNDS = 16
+"""Rounds of the search for the second edges; 4 do for 3e6 edges."""
+
+
+class EdgePairs(NamedTuple):
+    """The pairs of hits that a graph joins; a self-loop is a pair of its own."""
+
+    edge: Int32[Array, " pair"]
+    """Index of the first edge; any where there is no pair."""
+    mask: Bool[Array, " pair"]
+    """True for real pairs."""
+    pair: Int32[Array, " edge"]
+    """The pair of each edge; any for padding."""
+    is_symmetric: Bool[Array, ""]
+    """Whether each edge has one edge back, of the same count; if not, the rest is of no use."""
+
+
+def edge_pairs(graph: EventGraph) -> EdgePairs:
+    """The pairs of a graph with sorted receivers; the senders of a receiver may have any order."""
+    senders, receivers, mask = graph.senders, graph.receivers, graph.edges.mask
+    # As many as a symmetric graph has at most.
+    capacity = (len(mask) + len(graph.nodes.mask)) // 2
+    is_first, is_second = mask & (receivers <= senders), mask & (receivers > senders)
+    rank = jnp.cumsum(is_first, dtype=jnp.int32) - 1
+    edge = put_rows(
+        jnp.full(capacity, len(mask) - 1, jnp.int32),
+        jnp.arange(len(mask), dtype=jnp.int32),
+        jnp.where(is_first, rank, capacity),
+    )
+    num_pairs = is_first.sum(dtype=jnp.int32)
+    pair_mask = jnp.arange(capacity, dtype=jnp.int32) < num_pairs
+    low, high = receivers[edge], senders[edge]
+    has_second = pair_mask & (low != high)
+    pair = jnp.where(is_second, _look_up(low, high, has_second, senders, receivers), rank)
+
+    is_met = put_rows(~has_second, jnp.ones(len(mask), bool), jnp.where(is_second, pair, capacity))
+    count = graph.edges.count
+    is_symmetric = (
+        (num_pairs <= capacity)
+        # As many as there are pairs, and all pairs met: to each its own.
+        & (is_second.sum(dtype=jnp.int32) == has_second.sum(dtype=jnp.int32))
+        & is_met.all()
+        & (~mask | ((pair >= 0) & (count[edge[pair]] == count))).all()
+    )
+    return EdgePairs(edge, pair_mask, pair, is_symmetric)
+
+
+def graph_of_pairs(graph: EventGraph, pairs: EdgePairs) -> EventGraph:
+    """The graph with the first edge of each pair alone, padded as before."""
+    edges = jax.tree.map(lambda array: array[pairs.edge], graph.edges)
+    padding_hit = len(graph.nodes.mask) - 1
+    num_pairs = pairs.mask.sum(dtype=jnp.int32)
+    return graph._replace(
+        n_edge=jnp.stack([num_pairs, len(pairs.mask) - num_pairs]),
+        edges=edges._replace(mask=pairs.mask),
+        senders=jnp.where(pairs.mask, graph.senders[pairs.edge], padding_hit),
+        receivers=jnp.where(pairs.mask, graph.receivers[pairs.edge], padding_hit),
+    )
+
+
+def _look_up(
+    low: Int[Array, " pair"],
+    high: Int[Array, " pair"],
+    is_sought: Bool[Array, " pair"],
+    senders: Int[Array, " edge"],
+    receivers: Int[Array, " edge"],
+) -> Int32[Array, " edge"]:
+    """The pair with (low, high) = (sender, receiver), or -1.
+
+    By a hash table, without a sort, which would take as long as a layer of the GNN. Of the pairs
+    with one slot one is written, and found; the others have other slots in the next round.
+    """
+    pairs = jnp.arange(len(low), dtype=jnp.int32)
+    num_bits = (2 * len(low)).bit_length()
+
+    def next_round(state):
+        number, found, is_left = state
+        slot = _hash(low, high, number, num_bits)
+        table = jnp.zeros(2**num_bits, jnp.int32)
+        table = put_rows(table, pairs, jnp.where(is_left, slot, len(table)))
+        pair = table[_hash(senders, receivers, number, num_bits)]
+        is_found = (low[pair] == senders) & (high[pair] == receivers)
+        return number + 1, jnp.where(is_found, pair, found), is_left & (table[slot] != pairs)
+
+    def is_unfinished(state):
+        return (state[0] < MAX_ROUNDS) & state[2].any()
+
+    nothing = jnp.full(len(senders), -1, jnp.int32)
+    return jax.lax.while_loop(is_unfinished, next_round, (jnp.int32(0), nothing, is_sought))[1]
+
+
+def _hash(
+    low: Int[Array, " entry"], high: Int[Array, " entry"], number: Int[Array, ""], num_bits: int
+) -> Int32[Array, " entry"]:
+    """A random number of so many bits for each two hits, another one in each round."""
+    key = low.astype(jnp.uint32) * np.uint32(0x9E3779B1) + high.astype(jnp.uint32)
+    key = (key + number.astype(jnp.uint32) * np.uint32(0x7FEB352D)) * np.uint32(0x85EBCA6B)
+    key = (key ^ (key >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return (key >> np.uint32(32 - num_bits)).astype(jnp.int32)
