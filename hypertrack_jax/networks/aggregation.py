@@ -25,6 +25,8 @@ from hypertrack_jax.networks.mlp import Affine, Linear, wide_dtype
 
 NUM_INDUCING = 4
 """Vectors by which the messages to a hit learn of each other in `set-transformer`."""
+SUMMED = ("mean", "sum")
+"""Aggregations by sums that are taken before the norm of the messages is known."""
 EPSILON = 1e-5
 """Added to a variance, whose root else had no finite gradient at 0."""
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from hypertrack_jax.graph.segment import add_to_segments
 from hypertrack_jax.networks.aggregation import (
     OF_ALL_AT_ONCE,
+    SUMMED,
     aggregate,
     no_messages,
     with_messages,
@@ -18,11 +19,16 @@ from hypertrack_jax.networks.edge_inputs import (
     NUM_ODD,
     EdgeInputs,
     PairInputs,
+    are_many,
     block_at,
+    block_moments,
     in_blocks,
+    joint_moments,
     masked,
+    moments_in_blocks,
     num_real_blocks,
     pair_product,
+    scan_blocks,
 )
 from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, silu, tall_matmul
 
@@ -107,6 +113,8 @@ class SuperEdgeConv(nn.Module):
     ) -> Float[Array, "hit feat"]:
         """The hits' next latent; messages go from sender j to receiver i."""
         collect = self._collect_in_training if train else self._collect_in_inference
+        if train and are_many(edges) and self.aggregation in SUMMED:
+            collect = self._collect_in_training_by_blocks
         message = collect(self._pair_linear(x), edges, degree)
         y = self.latent(jnp.concatenate([x, message], axis=1), hit_mask, train)
         return y + x if self.residual else y
@@ -130,6 +138,27 @@ class SuperEdgeConv(nn.Module):
         first_norm = self.edge_first.norm.batch(hidden, edges.mask)
         hidden, norm = self.edge_second(hidden, edges.mask, True, first_norm)
         return self._collect(hidden, norm, edges, degree)
+
+    def _collect_in_training_by_blocks(self, linear: PairLinear, edges: EdgeInputs, degree):
+        """The same, block by block: one pass for the first norm, one for the second and the sums.
+
+        The gradient computes every block again, so of a layer only arrays over hits are kept.
+        """
+        kind, dtype = self.aggregation, linear.x.dtype
+        blocks = in_blocks(edges, len(degree) - 1, train=True)
+        moments = moments_in_blocks(lambda block: silu(linear(block)), blocks)
+        kernel, bias = self.edge_second.folded(self.edge_first.norm.of_moments(*moments))
+        kernel, bias = kernel.astype(dtype), bias[None, :].astype(dtype)
+
+        def add_block(total, block):
+            hidden = silu(tall_matmul(silu(linear(block)), kernel) + bias)
+            moments = block_moments(hidden, block.mask)
+            return add_to_segments(total, masked(hidden, block), block.receivers), moments
+
+        total = no_messages(kind, len(degree), self.features, dtype)
+        total, moments = scan_blocks(add_block, total, blocks)
+        norm = self.edge_second.norm.of_moments(*joint_moments(*moments))
+        return aggregate(kind, total, norm, degree, dtype)
 
     def _collect_in_inference(self, linear: PairLinear, edges: EdgeInputs, degree):
         """The same with running statistics; block by block, no [edge, feat] array is ever whole."""

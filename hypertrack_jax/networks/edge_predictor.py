@@ -11,14 +11,18 @@ from jaxtyping import Array, Float
 from hypertrack_jax.graph.edge_pairs import EdgePairs, edge_pairs, graph_of_pairs
 from hypertrack_jax.graph.event_graph import EventGraph, Nodes
 from hypertrack_jax.graph.segment import segment_sum
+from hypertrack_jax.networks.aggregation import SUMMED
 from hypertrack_jax.networks.edge_conv import SuperEdgeConv
 from hypertrack_jax.networks.edge_inputs import (
     EdgeInputs,
     PairInputs,
+    are_many,
     block_at,
     in_blocks,
+    moments_in_blocks,
     num_real_blocks,
     pair_product,
+    scan_blocks,
 )
 from hypertrack_jax.networks.features import (
     LENGTH_SCALE,
@@ -118,6 +122,8 @@ class EdgePredictor(nn.Module):
         latents = latents_of(nodes, edges, degree, train, dtype)
         embedding = self.fusion(jnp.concatenate(latents, axis=1), nodes.mask, train)
         score = self._logit_in_training if train else self._logit_in_inference
+        if train and are_many(edges):
+            score = self._logit_in_training_by_blocks
         logit = score(embedding, edges._replace(scalars=symmetric.astype(dtype)))
         return EdgePrediction(embedding, logit if pairs is None else logit[pairs.pair])
 
@@ -153,6 +159,23 @@ class EdgePredictor(nn.Module):
         # Where both orders are looked at, they share the statistics of their norms.
         mask = jnp.tile(edges.mask, len(inputs) // len(edges.mask))
         return _edge_logit(kind, self.edge_mlp(inputs, mask, True))
+
+    def _logit_in_training_by_blocks(self, embedding, edges: EdgeInputs):
+        """The same, block by block: a pass for each norm and one for the logits."""
+        kind, blocks = self.tune.edge_type, in_blocks(edges, len(embedding) - 1, train=True)
+
+        def inputs_of(block: EdgeInputs):
+            return _edge_mlp_inputs(kind, embedding, block)
+
+        layers = self.edge_mlp.frozen_in_training(
+            lambda hidden: moments_in_blocks(lambda block: hidden(inputs_of(block)), blocks)
+        )
+
+        def score_block(_, block: EdgeInputs):
+            return None, _edge_logit(kind, apply_frozen(layers, inputs_of(block)))
+
+        _, logit = scan_blocks(score_block, None, blocks)
+        return logit.reshape(-1)[: len(edges.mask)]
 
     def _logit_in_inference(self, embedding, edges: EdgeInputs):
         layers, kind = self.edge_mlp.frozen(), self.tune.edge_type
@@ -209,7 +232,7 @@ def predict(
 
 def takes_pairs(tune: NetworkTune) -> bool:
     """Whether messages are summed, and both directions of an edge have one logit."""
-    has_sums = tune.convolution == "super" and tune.aggregation in ("mean", "sum")
+    has_sums = tune.convolution == "super" and tune.aggregation in SUMMED
     return has_sums and tune.edge_type != "asymmetric"
 
 

@@ -5,7 +5,8 @@ and does not apply it, so that it can be folded into the Linear that follows; on
 per edge this saves a pass over memory in every layer, in training as well as in inference.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -55,7 +56,12 @@ class BatchNorm(nn.Module):
 
     def batch(self, x: Float[Array, "row feat"], mask: Bool[Array, " row"]) -> Affine:
         """The normalisation by the statistics of `x[mask]`; moves the running ones if mutable."""
-        mean, var, count = masked_moments(x, mask)
+        return self.of_moments(*masked_moments(x, mask))
+
+    def of_moments(
+        self, mean: Float[Array, " feat"], var: Float[Array, " feat"], count: Float[Array, ""]
+    ) -> Affine:
+        """The same from what `masked_moments` gives of those rows."""
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             unbiased = var * (count / jnp.maximum(count - 1, 1))
             self.mean.value = self._moved(self.mean.value, mean)
@@ -253,6 +259,21 @@ class MLP(nn.Module):
         kernel, bias = fold(affine, self.last_kernel, self.last_bias)
         return tall_matmul(x, kernel.astype(x.dtype)) + bias[None, :].astype(x.dtype)
 
+    def frozen_in_training(
+        self, moments_of: Callable[[Callable[[Array], Array]], tuple[Array, Array, Array]]
+    ) -> list[tuple[Array, Array]]:
+        """The same with the norms of an event, whose rows are never all in memory.
+
+        `moments_of` gives the `masked_moments` of what a function makes of the rows; it is asked
+        once for each norm.
+        """
+        folded, affine = [], None
+        for layer in self.layers:
+            folded.append(layer.folded(affine))
+            hidden = partial(_hidden, list(folded))
+            affine = layer.norm.of_moments(*moments_of(hidden))
+        return [*folded, fold(affine, self.last_kernel, self.last_bias)]
+
     def frozen(self, before: Affine | None = None) -> list[tuple[Array, Array]]:
         """Kernels and biases of an MLP with a plain last layer, norms by running statistics folded.
 
@@ -270,9 +291,14 @@ def apply_frozen(
     layers: list[tuple[Array, Array]], x: Float[Array, "row in_feat"]
 ) -> Float[Array, "row feat"]:
     """Applies what `MLP.frozen` gives."""
-    *hidden, last = [
-        (kernel.astype(x.dtype), bias[None].astype(x.dtype)) for kernel, bias in layers
-    ]
-    for kernel, bias in hidden:
-        x = silu(x @ kernel + bias)
-    return x @ last[0] + last[1]
+    *hidden, (kernel, bias) = layers
+    x = _hidden(hidden, x)
+    return tall_matmul(x, kernel.astype(x.dtype)) + bias[None].astype(x.dtype)
+
+
+def _hidden(
+    layers: list[tuple[Array, Array]], x: Float[Array, "row in_feat"]
+) -> Float[Array, "row feat"]:
+    for kernel, bias in layers:
+        x = silu(tall_matmul(x, kernel.astype(x.dtype)) + bias[None].astype(x.dtype))
+    return x

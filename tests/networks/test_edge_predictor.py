@@ -176,6 +176,34 @@ def test_a_graph_of_self_loops_alone_has_finite_outputs_and_gradients(case, num_
         assert np.all(np.isfinite(leaf))
 
 
+@pytest.mark.parametrize(
+    "tune", [HELIX, replace(HELIX, aggregation="sum", edge_type="symmetrized")]
+)
+def test_training_by_blocks_equals_training_at_once(tune, monkeypatch):
+    case = Case(tune)
+    size = len(case.graph.edges.mask)
+    block = ROW_BLOCK // 2
+    assert 2 * block < size
+    # Several blocks with edges, the last of them incomplete, and many of padding.
+    graph = wide(toy_graph(bucket=Bucket(len(case.graph.nodes.mask), 32 * ROW_BLOCK)))
+
+    def outcome():
+        compiled = jax.jit(lambda graph: case._outputs(graph)).lower(graph).compile()
+        return compiled(graph), compiled.memory_analysis().temp_size_in_bytes
+
+    at_once, memory_at_once = outcome()
+    monkeypatch.setattr(edge_inputs, "WHOLE_EDGES", 0)
+    monkeypatch.setattr(edge_inputs, "TRAINING_BLOCK", block)
+    by_blocks, memory_by_blocks = outcome()
+    assert_trees_close(at_once.trained.embedding, by_blocks.trained.embedding)
+    # The logits of padding have no meaning.
+    assert_trees_close(at_once.trained.logit[:size], by_blocks.trained.logit[:size])
+    assert_trees_close(at_once.statistics, by_blocks.statistics)
+    assert_trees_close(at_once.gradient, by_blocks.gradient)
+    assert np.any(at_once.trained.logit[:size] != by_blocks.trained.logit[:size])
+    assert memory_by_blocks < memory_at_once / 2
+
+
 def star(num_leaves):
     """One hit that all the others send to, and it to them."""
     rng = np.random.default_rng(0)
