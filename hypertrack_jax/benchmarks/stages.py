@@ -4,18 +4,19 @@ import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool
 
 from hypertrack_jax.benchmarks.peers.torch_gnn import backward_pass, torch_gnn
 from hypertrack_jax.benchmarks.program_cost import ProgramCost, program_cost
 from hypertrack_jax.benchmarks.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.clustering.density import dbscan, hdbscan
 from hypertrack_jax.compiled import scored_graph
-from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.event import NOISE, Event
+from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.reconstruct import Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
@@ -131,8 +132,9 @@ def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works
 
 
 def _cluster_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
-    graph = _labelled_graph(event, model)
-    probability = jnp.where(graph.edges.label, GOOD_EDGE, BAD_EDGE)
+    graph = model.graph(event.position)
+    is_true = _are_of_one_particle(event, graph)
+    probability = jnp.where(is_true, GOOD_EDGE, BAD_EDGE)
     scores = model.score(graph)._replace(probability=probability)
     works: Works = {"ours": lambda: model.cluster(graph, scores, model.keep(graph, scores))}
     if "sklearn" in peers:
@@ -170,6 +172,9 @@ def _train_step_work(event: Event, model: Reconstructor, peers: Sequence[str], p
     return works
 
 
-def _labelled_graph(event: Event, model: Reconstructor) -> Any:
-    batch = graph_batch([event], model.voxdyn, model.tune).graphs
-    return jax.device_put(jax.tree.map(lambda array: array[0], batch))
+def _are_of_one_particle(event: Event, graph: EventGraph) -> Bool[Array, " edge"]:
+    """Which edges join two hits of one particle."""
+    missing = len(graph.nodes.mask) - len(event.hit_particle)
+    particle = jnp.pad(jnp.asarray(event.hit_particle), (0, missing), constant_values=NOISE)
+    sender = particle[graph.senders]
+    return graph.edges.mask & (sender == particle[graph.receivers]) & (sender != NOISE)

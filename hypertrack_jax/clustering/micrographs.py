@@ -116,7 +116,9 @@ def _span(
         near = jnp.take_along_axis(steps, jnp.minimum(place, num_slots - 1), axis=1) < hops
         is_waiting = place < jnp.minimum(size, num_slots)[:, None]
         # What does not fit is searched again in larger rows: this one is of no more use.
-        goes_on = size <= num_slots if largest is None else size < min(num_slots + 1, largest)
+        goes_on = size <= num_slots
+        if largest is not None:
+            goes_on &= size < largest
         is_open = is_waiting & near & goes_on[:, None]
         return _Queue(hit, steps, size, head, is_open)
 

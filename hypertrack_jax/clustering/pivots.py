@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
-from hypertrack_jax.graph.segment import segment_max
+from hypertrack_jax.graph.segment import put_rows, segment_max
 from hypertrack_jax.tunes.tune import ClusterTune
 
 MIN_DOUBT = 1e-3
@@ -35,16 +35,20 @@ class Walks(NamedTuple):
 def seed_ranks(
     strategy: str, position: Float[Array, "hit 3"], key: PRNGKeyArray
 ) -> Int32[Array, " hit"]:
-    """A rank for every hit, all different; of two neighbours the higher one is the seed.
+    """A rank for every hit; of two neighbours the higher one is the seed, of equal ones both.
 
     Args:
       strategy: `random`, or `largest` / `smallest`, `_3d` or `_transverse`: by distance from the
         origin or from the beam line.
       position: hit positions in mm.
       key: for `random`, and for the order of hits at one distance.
+
+    Returns:
+      The ranks, from 0. At random there are 2^31 of them, so that hardly two of an event are the
+      same, and a hit's does not depend on how many others there are; by distance all are different.
     """
     num_hits = len(position)
-    lottery = jax.random.permutation(key, jnp.arange(num_hits, dtype=jnp.int32))
+    lottery = (jax.random.bits(key, (num_hits,), jnp.uint32) >> 1).astype(jnp.int32)
     if strategy == "random":
         return lottery
     direction, dimension = strategy.split("_")
@@ -61,22 +65,22 @@ def choose_seeds(
     num_seeds: int,
     hops: int,
 ) -> Int32[Array, " seed"]:
-    """Active hits that outrank all active hits within `hops` steps, the highest ranks first.
+    """Active hits that no active hit within `hops` steps outranks, in the order of the hits.
 
     Returns:
       Their indices, at most `num_seeds`; the number of hits fills the rest. Seeds that find no
       place come in a later round.
     """
-    num_hits = len(rank)
     own = jnp.where(active, rank, -1)
     highest = own
     for _ in range(hops):
         around = at_hits(highest, neighbors.hit, -1).max(axis=1)
         highest = jnp.where(active, jnp.maximum(highest, around), -1)
     is_seed = active & (highest == own)
-    best, seed = jax.lax.top_k(jnp.where(is_seed, rank, -1), min(num_seeds, num_hits))
-    seed = jnp.where(best >= 0, seed, num_hits)
-    return jnp.pad(seed, (0, num_seeds - len(seed)), constant_values=num_hits)
+    num_hits = len(rank)
+    place = jnp.where(is_seed, jnp.cumsum(is_seed, dtype=jnp.int32) - 1, num_seeds)
+    nothing = jnp.full(num_seeds, num_hits, jnp.int32)
+    return put_rows(nothing, jnp.arange(num_hits, dtype=jnp.int32), place)
 
 
 def walk(
