@@ -8,6 +8,12 @@ from typing import NamedTuple
 import numpy as np
 
 from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.evaluation.efficiency import (
+    both,
+    efficiency_table,
+    found_particles,
+    plot_efficiency,
+)
 from hypertrack_jax.evaluation.evaluate import Batched, evaluate_events, write_figures
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.report import Row, event_table, summary_table
@@ -40,8 +46,8 @@ class InferenceReport(NamedTuple):
     rows: list[Row]
     """Sizes, scores and milliseconds of each event."""
     text: str
-    """The rows and their summary as tables, and notes: where model and truth differ in topology,
-    and where events were reconstructed in batches."""
+    """The rows and their summary as tables, the efficiency by what the particles are, and notes:
+    where model and truth differ in topology, and where events were reconstructed in batches."""
     figures: list[Path]
     """Those drawn: none where no event has truth."""
 
@@ -77,14 +83,23 @@ def report_events(
     if wanted.node2node:
         truth = replace(tune.voxdyn, node2node=wanted.node2node, labels="node2node")
         judged_by = replace(tune, voxdyn=truth)
-    rows, shown = [], []
+    rows, shown, found = [], [], None
     for evaluated in evaluate_events(reconstruct, events, judged_by):
         rows.append(evaluated.row)
         if wanted.submissions:
             name = f"event{evaluated.event.event_id:09d}-submission.csv"
             write_submission(wanted.submissions / name, evaluated.event, evaluated.tracks.hit_label)
-        if wanted.figures and evaluated.event.has_truth and len(shown) < MAX_SHOWN:
+        if not evaluated.event.has_truth:
+            continue
+        new = found_particles(evaluated.event, evaluated.tracks.hit_label, tune.cluster.min_hits)
+        found = both(found, new) if found else new
+        if wanted.figures and len(shown) < MAX_SHOWN:
             shown.append(evaluated)
-    files = write_figures(wanted.figures, shown, judged_by) if wanted.figures and shown else []
-    text = "\n\n".join([event_table(rows), summary_table(rows), *notes])
-    return InferenceReport(rows, text, files)
+    tables, files = [event_table(rows), summary_table(rows)], []
+    if found:
+        tables.append(efficiency_table(found))
+    if found and wanted.figures:
+        files = write_figures(wanted.figures, shown, judged_by)
+        files.append(wanted.figures / "efficiency.png")
+        plot_efficiency(files[-1], found)
+    return InferenceReport(rows, "\n\n".join([*tables, *notes]), files)

@@ -8,6 +8,7 @@ from toy import helix_event
 
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.evaluation import inference_report
+from hypertrack_jax.evaluation.efficiency import both, efficiency_table, found_particles
 from hypertrack_jax.evaluation.evaluate import evaluate_events
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.evaluation.report import event_table, summary_table
@@ -48,6 +49,7 @@ def drawn(monkeypatch):
         return [directory / "event.png"]
 
     monkeypatch.setattr(inference_report, "write_figures", write_figures)
+    monkeypatch.setattr(inference_report, "plot_efficiency", lambda path, found: None)
     return calls
 
 
@@ -55,7 +57,11 @@ def test_rows_are_those_of_the_events_and_the_text_shows_them(tmp_path, drawn):
     report = report_events(perfect, EVENTS, TUNE, Wanted())
     assert report.rows == [one.row for one in evaluate_events(perfect, EVENTS, TUNE)]
     assert {row["VD TPR"] for row in report.rows} == {1.0}
-    assert report.text == f"{event_table(report.rows)}\n\n{summary_table(report.rows)}\n\n"
+    found = found_particles(EVENTS[0], EVENTS[0].hit_particle)
+    for event in EVENTS[1:]:
+        found = both(found, found_particles(event, event.hit_particle))
+    tables = event_table(report.rows), summary_table(report.rows), efficiency_table(found)
+    assert report.text == "\n\n".join([*tables, ""])
     assert (report.figures, drawn, [*tmp_path.iterdir()]) == ([], [], [])
 
 
@@ -87,13 +93,14 @@ def test_figures_show_the_first_events_that_have_truth(tmp_path, drawn):
     events = [without_truth(EVENTS[0]), *EVENTS[1:]]
     report = report_events(perfect, events, TUNE, Wanted(figures=tmp_path))
     assert drawn == [(tmp_path, [*range(1, 1 + inference_report.MAX_SHOWN)], "eom")]
-    assert report.figures == [tmp_path / "event.png"]
+    assert report.figures == [tmp_path / "event.png", tmp_path / "efficiency.png"]
     assert len(report.rows) == len(EVENTS)
 
 
 def test_without_truth_there_is_nothing_to_draw(tmp_path, drawn):
     report = report_events(perfect, map(without_truth, EVENTS), TUNE, Wanted(figures=tmp_path))
     assert (report.figures, drawn) == ([], [])
+    assert "particles" not in report.text
     assert {row["DMS"] for row in report.rows} == {None}
 
 
