@@ -10,17 +10,14 @@ from absl import flags
 
 from hypertrack_jax.reconstruct import Reconstructor
 from hypertrack_jax.training.weights import Weights, count_pairs, save_weights
+from hypertrack_jax.tunes.load import load_tune
 
 flags.adopt_module_key_flags(command_line)
 
 READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.", required=True)
 EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
-EDGE_THRESHOLD = flags.DEFINE_float(
-    "edge_threshold",
-    None,
-    "To ship it with; default: as it was trained.",
-    0.0,
-    1.0,
+PARAM = flags.DEFINE_string(
+    "param", None, "Tune that the settings of the clusterer are from; default: its own."
 )
 OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz.", required=True)
 
@@ -28,7 +25,8 @@ OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz.", required=Tr
 def main() -> None:
     """Loads the model, which needs its Voxel-Dynamics file, and writes its weights."""
     model = Reconstructor.load(READ_TAG.value, command_line.workdir("models"), EPOCH.value)
-    model = model.with_cluster(command_line.changed(model.tune.cluster, EDGE_THRESHOLD))
+    if PARAM.value:
+        model = model.with_cluster(load_tune(PARAM.value).cluster)
     weights = Weights(model.tune, model.params, model.batch_stats, count_pairs(model.voxdyn))
     path = save_weights(Path(OUTPUT.value), weights)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
