@@ -96,7 +96,7 @@ def test_events_together_get_the_tracks_that_they_get_one_by_one(model, method, 
         # The search of the transformer may need more, and then runs again.
         assert len(ran) == len(positions) - 1
         assert len(runs) == sum(-(-capacities.count(one) // 2) for one in set(capacities))
-    assert len(set(capacities)) > 1 and len(runs) < len(positions) - 1
+        assert len(set(capacities)) > 1 and len(runs) < len(positions) - 1
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,7 @@ def compiled_once():
 def small_tune() -> Tune:
     """Of the particles of an event two enter the contrastive loss.
 
-    Seeds and clusters are found with the edges of an untrained network, too, and seeds do not
-    depend on padding, as random ones do.
+    Seeds and clusters are found with the edges of an untrained network, too.
     """
     return Tune(
         "small",

@@ -340,12 +340,10 @@ from toy import helix_event
 from toy_graph import candidate_edges
 
 from hypertrack_jax.graph.event_graph import Bucket, event_graph
-from hypertrack_jax.networks import edge_inputs
 from hypertrack_jax.training.event_loss import GNN_PHASE
 from hypertrack_jax.training.step import init_state, make_batch_gradient
 from hypertrack_jax.tunes.tune import NetworkTune, Tune
 
-edge_inputs.WHOLE_EDGES = {whole_edges}
 tune = Tune("wide", network=NetworkTune("cylindrical", "helix", num_layers=1))
 event = helix_event(0, num_particles=8)
 edges = candidate_edges(event, 0, 60)
@@ -359,11 +357,10 @@ assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((gradient, losse
 """
 
 
-@pytest.mark.parametrize("whole_edges", [100_000, 0])
-def test_a_gradient_over_many_edges_does_not_crash(whole_edges):
+def test_a_gradient_over_many_edges_does_not_crash():
     """In a process that compiles as users do: it is the compiler's libraries that crashed."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-    command = [sys.executable, "-c", MANY_EDGES.format(whole_edges=whole_edges)]
+    command = [sys.executable, "-c", MANY_EDGES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
