@@ -16,7 +16,7 @@ from hypertrack_jax.events.kinematics import pseudorapidity
 EDGES = {
     "hits": (5, 6, 8, 10, 12, 14, 16),
     "pT (GeV)": (0.2, 0.3, 0.5, 0.8, 1.5, 3.0),
-    "|eta|": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
+    "abs(eta)": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
     "vertex radius (mm)": (1, 3, 10, 30, 100, 300),
 }
 """Where a bin ends and the next begins; the first and the last are open."""
@@ -54,7 +54,7 @@ def found_particles(
     quantities = {
         "hits": matching.particle_size,
         "pT (GeV)": np.hypot(momentum[:, 0], momentum[:, 1]),
-        "|eta|": np.abs(pseudorapidity(momentum.astype(np.float64))),
+        "abs(eta)": np.abs(pseudorapidity(momentum.astype(np.float64))),
         "vertex radius (mm)": np.hypot(vertex[:, 0], vertex[:, 1]),
     }
     found = {}

@@ -50,7 +50,7 @@ def test_particles_are_counted_in_their_bins():
         "hits": ([1, 0, 7], [1, 7]),
         # 0.15, 0.5 and 10 GeV.
         "pT (GeV)": ([0, 3, 6], [0, 6]),
-        "|eta|": ([0, 2, 6], [0, 6]),
+        "abs(eta)": ([0, 2, 6], [0, 6]),
         # 0, 5 and 300 mm.
         "vertex radius (mm)": ([0, 2, 6], [0, 6]),
     }
@@ -89,8 +89,8 @@ def test_the_table_has_a_line_for_each_bin_with_particles():
 
 
 def test_bins_say_what_they_hold():
-    assert bin_labels("|eta|")[:2] == ["< 0.5", "0.5 - 1"]
-    assert bin_labels("|eta|")[-1] == "from 3"
+    assert bin_labels("abs(eta)")[:2] == ["< 0.5", "0.5 - 1"]
+    assert bin_labels("abs(eta)")[-1] == "from 3"
     assert all(len(bin_labels(name)) == len(EDGES[name]) + 1 for name in EDGES)
 
 
