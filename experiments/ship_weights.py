@@ -3,6 +3,7 @@
 python experiments/ship_weights.py --read_tag=pu2 --output=hypertrack_jax/weights/pu2.npz
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import command_line
@@ -17,7 +18,9 @@ flags.adopt_module_key_flags(command_line)
 READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.", required=True)
 EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
 PARAM = flags.DEFINE_string(
-    "param", None, "Tune that the settings of the clusterer are from; default: its own."
+    "param",
+    None,
+    "Tune that min_count and the settings of the clusterer are from; default: its own.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz.", required=True)
 
@@ -25,9 +28,12 @@ OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz.", required=Tr
 def main() -> None:
     """Loads the model, which needs its Voxel-Dynamics file, and writes its weights."""
     model = Reconstructor.load(READ_TAG.value, command_line.workdir("models"), EPOCH.value)
+    tune = model.tune
     if PARAM.value:
-        model = model.with_cluster(load_tune(PARAM.value).cluster)
-    weights = Weights(model.tune, model.params, model.batch_stats, count_pairs(model.voxdyn))
+        asked = load_tune(PARAM.value)
+        voxdyn = replace(tune.voxdyn, min_count=asked.voxdyn.min_count)
+        tune = replace(tune, voxdyn=voxdyn, cluster=asked.cluster)
+    weights = Weights(tune, model.params, model.batch_stats, count_pairs(model.voxdyn))
     path = save_weights(Path(OUTPUT.value), weights)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
