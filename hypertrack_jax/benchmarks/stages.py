@@ -8,15 +8,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
 
 from hypertrack_jax.benchmarks.peers.torch_gnn import backward_pass, torch_gnn
 from hypertrack_jax.benchmarks.program_cost import ProgramCost, program_cost
 from hypertrack_jax.benchmarks.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.clustering.density import dbscan, hdbscan
 from hypertrack_jax.compiled import scored_graph
-from hypertrack_jax.events.event import NOISE, Event
-from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.reconstruct import Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
@@ -133,16 +132,14 @@ def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works
 
 def _cluster_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
     graph = model.graph(event.position)
-    is_true = _are_of_one_particle(event, graph)
-    probability = jnp.where(is_true, GOOD_EDGE, BAD_EDGE)
-    scores = model.score(graph)._replace(probability=probability)
+    num_edges = int(graph.n_edge[0])
+    senders, receivers = (np.asarray(a)[:num_edges] for a in (graph.senders, graph.receivers))
+    probability = np.full(len(graph.senders), BAD_EDGE, np.float32)
+    probability[:num_edges][edge_labels(event, senders, receivers, "hyper")] = GOOD_EDGE
+    scores = model.score(graph)._replace(probability=jnp.asarray(probability))
     works: Works = {"ours": lambda: model.cluster(graph, scores, model.keep(graph, scores))}
     if "sklearn" in peers:
-        num_edges = int(graph.n_edge[0])
-        edges = (
-            np.asarray(array)[:num_edges] for array in (probability, graph.senders, graph.receivers)
-        )
-        arguments = *edges, len(event.position)
+        arguments = probability[:num_edges], senders, receivers, len(event.position)
         for name, peer in {"DBSCAN": dbscan, "HDBSCAN": hdbscan}.items():
             works[f"scikit-learn {name}"] = partial(peer, *arguments)
     return works
@@ -170,11 +167,3 @@ def _train_step_work(event: Event, model: Reconstructor, peers: Sequence[str], p
         label = np.asarray(graph.edges.label)[: int(graph.n_edge[0])]
         works["PyTorch Geometric, gradient of one loss"] = lambda: backward_pass(peer, label)
     return works
-
-
-def _are_of_one_particle(event: Event, graph: EventGraph) -> Bool[Array, " edge"]:
-    """Which edges join two hits of one particle."""
-    missing = len(graph.nodes.mask) - len(event.hit_particle)
-    particle = jnp.pad(jnp.asarray(event.hit_particle), (0, missing), constant_values=NOISE)
-    sender = particle[graph.senders]
-    return graph.edges.mask & (sender == particle[graph.receivers]) & (sender != NOISE)
