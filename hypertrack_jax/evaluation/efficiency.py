@@ -1,28 +1,32 @@
 """Host side: which particles are found: the efficiency by momentum, direction, origin and hits."""
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int, Int64
+from jaxtyping import Int, Int64
+from scipy.stats import binomtest
 
 from hypertrack_jax.evaluation.metrics import match_tracks
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.events.kinematics import pseudorapidity
 
-EDGES = {
+BIN_EDGES = {
     "hits": (5, 6, 8, 10, 12, 14, 16),
     "pT (GeV)": (0.2, 0.3, 0.5, 0.8, 1.5, 3.0),
     "abs(eta)": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
     "vertex radius (mm)": (1, 3, 10, 30, 100, 300),
 }
 """Where a bin ends and the next begins; the first and the last are open."""
+ONE_SIGMA = math.erf(math.sqrt(0.5))
+"""Probability to be within one standard deviation."""
 
 
-class Found(NamedTuple):
+class BinnedEfficiency(NamedTuple):
     """Reconstructable particles in bins of one quantity."""
 
     num_found: Int64[np.ndarray, " bin"]
@@ -30,9 +34,9 @@ class Found(NamedTuple):
     num_all: Int64[np.ndarray, " bin"]
 
 
-def found_particles(
+def binned_efficiency(
     event: Event, hit_label: Int[np.ndarray, " hit"], min_hits: int = 4
-) -> dict[str, Found]:
+) -> dict[str, BinnedEfficiency]:
     """The reconstructable particles of an event, and those found by double majority.
 
     Args:
@@ -41,7 +45,7 @@ def found_particles(
       min_hits: as in `metrics.track_scores`.
 
     Returns:
-      For each quantity of `EDGES` the particles in its bins.
+      For each quantity of `BIN_EDGES` the particles in its bins.
 
     Raises:
       ValueError: the event has no truth, or the labels are not as many as the hits.
@@ -59,9 +63,9 @@ def found_particles(
     }
     found = {}
     for name, value in quantities.items():
-        place = np.searchsorted(EDGES[name], value, side="right")
-        num_bins = len(EDGES[name]) + 1
-        found[name] = Found(
+        place = np.searchsorted(BIN_EDGES[name], value, side="right")
+        num_bins = len(BIN_EDGES[name]) + 1
+        found[name] = BinnedEfficiency(
             *(
                 np.bincount(place[kind & reconstructable], minlength=num_bins)
                 for kind in (is_found, True)
@@ -70,44 +74,43 @@ def found_particles(
     return found
 
 
-def both(first: Mapping[str, Found], second: Mapping[str, Found]) -> dict[str, Found]:
+def joint_efficiency(
+    first: Mapping[str, BinnedEfficiency], second: Mapping[str, BinnedEfficiency]
+) -> dict[str, BinnedEfficiency]:
     """The particles of two events, or of two sets of them, together."""
-    return {name: Found(*np.add(first[name], second[name])) for name in first}
+    return {name: BinnedEfficiency(*np.add(first[name], second[name])) for name in first}
 
 
-def wilson_interval(found: Found) -> Float64[np.ndarray, "2 bin"]:
-    """Lower and upper end of the efficiency, at one standard deviation.
+def wilson_interval(num_found: int, num_all: int) -> tuple[float, float]:
+    """Lower and upper end of an efficiency, at one standard deviation.
 
-    E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209; inside [0, 1], where few particles are, too.
-    Nothing is known of an empty bin: it has 0 and 1.
+    E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209: inside [0, 1], where few particles are, too.
     """
-    number = np.maximum(found.num_all, 1)
-    share = found.num_found / number
-    centre = (share + 0.5 / number) / (1 + 1 / number)
-    half = np.sqrt(share * (1 - share) / number + 0.25 / number**2) / (1 + 1 / number)
-    is_empty = found.num_all == 0
-    return np.stack([np.where(is_empty, 0, centre - half), np.where(is_empty, 1, centre + half)])
+    interval = binomtest(num_found, num_all).proportion_ci(ONE_SIGMA, method="wilson")
+    return interval.low, interval.high
 
 
-def efficiency_table(found: Mapping[str, Found]) -> str:
+def efficiency_table(found: Mapping[str, BinnedEfficiency]) -> str:
     """One line per bin that has particles, in Markdown, with `wilson_interval`."""
     lines = ["| | | particles | efficiency |", "|---|---|--:|--:|"]
     for name, of in found.items():
-        low, high = wilson_interval(of)
-        for place, label in enumerate(bin_labels(name)):
-            if of.num_all[place]:
-                share = of.num_found[place] / of.num_all[place]
-                ends = f"{share:.3f} (-{share - low[place]:.3f} +{high[place] - share:.3f})"
-                lines.append(f"| {name} | {label} | {of.num_all[place]} | {ends} |")
+        for label, num_found, num_all in zip(
+            bin_labels(name), of.num_found.tolist(), of.num_all.tolist(), strict=True
+        ):
+            if num_all:
+                share = num_found / num_all
+                low, high = wilson_interval(num_found, num_all)
+                ends = f"{share:.3f} (-{share - low:.3f} +{high - share:.3f})"
+                lines.append(f"| {name} | {label} | {num_all} | {ends} |")
     return "\n".join(lines)
 
 
-def plot_efficiency(path: Path, found: Mapping[str, Found]) -> None:
+def plot_efficiency(path: Path, found: Mapping[str, BinnedEfficiency]) -> None:
     """Draws the efficiency in the bins of each quantity.
 
     Args:
       path: the file to write.
-      found: what `found_particles` gives, of one event or of several.
+      found: what `binned_efficiency` gives, of one event or of several.
 
     Raises:
       ImportError: matplotlib or mplhep is missing.
@@ -117,8 +120,9 @@ def plot_efficiency(path: Path, found: Mapping[str, Found]) -> None:
         panels = figure.subplots(2, 2, sharey=True)
         for axes, (name, of) in zip(panels.ravel(), found.items(), strict=True):
             place = np.flatnonzero(of.num_all)
-            share = of.num_found[place] / of.num_all[place]
-            low, high = wilson_interval(of)[:, place]
+            num_found, num_all = (number[place] for number in of)
+            share = num_found / num_all
+            low, high = np.transpose([*map(wilson_interval, num_found.tolist(), num_all.tolist())])
             axes.errorbar(
                 place,
                 share,
@@ -137,6 +141,6 @@ def plot_efficiency(path: Path, found: Mapping[str, Found]) -> None:
 
 def bin_labels(name: str) -> list[str]:
     """What the bins of a quantity hold."""
-    edges = [f"{edge:g}" for edge in EDGES[name]]
+    edges = [f"{edge:g}" for edge in BIN_EDGES[name]]
     inner = [f"{low} - {high}" for low, high in pairwise(edges)]
     return [f"< {edges[0]}", *inner, f"from {edges[-1]}"]

@@ -9,9 +9,9 @@ import numpy as np
 
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.evaluation.efficiency import (
-    both,
+    binned_efficiency,
     efficiency_table,
-    found_particles,
+    joint_efficiency,
     plot_efficiency,
 )
 from hypertrack_jax.evaluation.evaluate import Batched, evaluate_events, write_figures
@@ -91,8 +91,8 @@ def report_events(
             write_submission(wanted.submissions / name, evaluated.event, evaluated.tracks.hit_label)
         if not evaluated.event.has_truth:
             continue
-        new = found_particles(evaluated.event, evaluated.tracks.hit_label, tune.cluster.min_hits)
-        found = both(found, new) if found else new
+        new = binned_efficiency(evaluated.event, evaluated.tracks.hit_label, tune.cluster.min_hits)
+        found = joint_efficiency(found, new) if found else new
         if wanted.figures and len(shown) < MAX_SHOWN:
             shown.append(evaluated)
     tables, files = [event_table(rows), summary_table(rows)], []

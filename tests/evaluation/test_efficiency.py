@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from hypertrack_jax.evaluation.efficiency import (
-    EDGES,
-    Found,
+    BIN_EDGES,
     bin_labels,
-    both,
+    binned_efficiency,
     efficiency_table,
-    found_particles,
+    joint_efficiency,
     plot_efficiency,
     wilson_interval,
 )
@@ -54,36 +53,33 @@ def test_particles_are_counted_in_their_bins():
         # 0, 5 and 300 mm.
         "vertex radius (mm)": ([0, 2, 6], [0, 6]),
     }
-    found = found_particles(event, label)
-    assert list(found) == list(EDGES)
+    found = binned_efficiency(event, label)
+    assert list(found) == list(BIN_EDGES)
     for name, (all_bins, found_bins) in expected.items():
-        num_bins = len(EDGES[name]) + 1
+        num_bins = len(BIN_EDGES[name]) + 1
         np.testing.assert_array_equal(
             found[name].num_all, np.bincount(all_bins, minlength=num_bins)
         )
         np.testing.assert_array_equal(
             found[name].num_found, np.bincount(found_bins, minlength=num_bins)
         )
-    twice = both(found, found)
+    twice = joint_efficiency(found, found)
     np.testing.assert_array_equal(twice["hits"].num_all, 2 * found["hits"].num_all)
     np.testing.assert_array_equal(twice["hits"].num_found, 2 * found["hits"].num_found)
 
 
 def test_the_interval_ends_where_the_share_is_one_standard_deviation_off():
     """Wilson's definition: (share - p)^2 = p (1 - p) / n at both ends."""
-    num_found, num_all = np.array([0, 1, 3, 40, 7]), np.array([5, 1, 4, 80, 7])
-    for p in wilson_interval(Found(num_found, num_all)):
-        off = num_found / num_all - p
-        np.testing.assert_allclose(off**2, p * (1 - p) / num_all, atol=1e-12)
-        assert np.all((p > -1e-12) & (p < 1 + 1e-12))
-    np.testing.assert_array_equal(
-        wilson_interval(Found(np.array([0]), np.array([0]))), [[0.0], [1.0]]
-    )
+    for num_found, num_all in ((0, 5), (1, 1), (3, 4), (40, 80), (7, 7)):
+        for p in wilson_interval(num_found, num_all):
+            off = num_found / num_all - p
+            assert off**2 == pytest.approx(p * (1 - p) / num_all, abs=1e-12)
+            assert 0 <= p <= 1
 
 
 def test_the_table_has_a_line_for_each_bin_with_particles():
     event = event_of_four()
-    lines = efficiency_table(found_particles(event, event.hit_particle)).splitlines()
+    lines = efficiency_table(binned_efficiency(event, event.hit_particle)).splitlines()
     assert len(lines) == 2 + 4 * 3
     assert lines[2].startswith("| hits | < 5 | 1 | 1.000 (-0.500 +0.000)")
 
@@ -91,11 +87,11 @@ def test_the_table_has_a_line_for_each_bin_with_particles():
 def test_bins_say_what_they_hold():
     assert bin_labels("abs(eta)")[:2] == ["< 0.5", "0.5 - 1"]
     assert bin_labels("abs(eta)")[-1] == "from 3"
-    assert all(len(bin_labels(name)) == len(EDGES[name]) + 1 for name in EDGES)
+    assert all(len(bin_labels(name)) == len(BIN_EDGES[name]) + 1 for name in BIN_EDGES)
 
 
 def test_the_figure_is_written(tmp_path):
     pytest.importorskip("mplhep", reason="needs the extra plots")
     event = event_of_four()
-    plot_efficiency(tmp_path / "efficiency.png", found_particles(event, event.hit_particle))
+    plot_efficiency(tmp_path / "efficiency.png", binned_efficiency(event, event.hit_particle))
     assert (tmp_path / "efficiency.png").stat().st_size > 10_000

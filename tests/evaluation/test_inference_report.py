@@ -8,7 +8,11 @@ from toy import helix_event
 
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.evaluation import inference_report
-from hypertrack_jax.evaluation.efficiency import both, efficiency_table, found_particles
+from hypertrack_jax.evaluation.efficiency import (
+    binned_efficiency,
+    efficiency_table,
+    joint_efficiency,
+)
 from hypertrack_jax.evaluation.evaluate import evaluate_events
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.evaluation.report import event_table, summary_table
@@ -57,9 +61,9 @@ def test_rows_are_those_of_the_events_and_the_text_shows_them(tmp_path, drawn):
     report = report_events(perfect, EVENTS, TUNE, Wanted())
     assert report.rows == [one.row for one in evaluate_events(perfect, EVENTS, TUNE)]
     assert {row["VD TPR"] for row in report.rows} == {1.0}
-    found = found_particles(EVENTS[0], EVENTS[0].hit_particle)
+    found = binned_efficiency(EVENTS[0], EVENTS[0].hit_particle)
     for event in EVENTS[1:]:
-        found = both(found, found_particles(event, event.hit_particle))
+        found = joint_efficiency(found, binned_efficiency(event, event.hit_particle))
     tables = event_table(report.rows), summary_table(report.rows), efficiency_table(found)
     assert report.text == "\n\n".join([*tables, ""])
     assert (report.figures, drawn, [*tmp_path.iterdir()]) == ([], [], [])
