@@ -40,7 +40,7 @@ CLUSTER = flags.DEFINE_enum(
     "What makes tracks; default: the tune's, or cut where its transformer is not trained.",
 )
 EDGE_THRESHOLD = flags.DEFINE_float("edge_threshold", None, "Default: the tune's.", 0.0, 1.0)
-CORE_HITS = flags.DEFINE_integer("core_hits", None, "Fewest chosen; default: the tune's.", 1)
+CORE_HITS = flags.DEFINE_integer("core_hits", None, "Least hits chosen; default: the tune's.", 1)
 RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")
 NOISE_RATIO = flags.DEFINE_string("noise_ratio", "-1", "-1: as in the event; none: no noise hits.")
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
-from hypertrack_jax.graph.segment import put_rows, segment_max
+from hypertrack_jax.graph.segment import segment_max
 from hypertrack_jax.tunes.tune import ClusterTune
 
 MIN_DOUBT = 1e-3
@@ -77,10 +77,8 @@ def choose_seeds(
         around = at_hits(highest, neighbors.hit, -1).max(axis=1)
         highest = jnp.where(active, jnp.maximum(highest, around), -1)
     is_seed = active & (highest == own)
-    num_hits = len(rank)
-    place = jnp.where(is_seed, jnp.cumsum(is_seed, dtype=jnp.int32) - 1, num_seeds)
-    nothing = jnp.full(num_seeds, num_hits, jnp.int32)
-    return put_rows(nothing, jnp.arange(num_hits, dtype=jnp.int32), place)
+    (seed,) = jnp.nonzero(is_seed, size=num_seeds, fill_value=len(rank))
+    return seed.astype(jnp.int32)
 
 
 def walk(

@@ -155,19 +155,20 @@ def with_left_over(found: Clusters, neighbors: Neighbors, min_hits: int) -> Clus
     label = at_hits(found.label, neighbors.hit, -1)
     probability = jnp.where(label >= 0, neighbors.probability, 0)
     surest = jnp.argmax(probability, axis=1)[:, None]
+    # Where no neighbour is in a cluster, all of these are -1 and 0.
     label, probability = (
         jnp.take_along_axis(rows, surest, axis=1)[:, 0] for rows in (label, probability)
     )
-    is_left, joins = found.label < 0, probability > 0
-    label = jnp.where(is_left, jnp.where(joins, label, -1), found.label)
+    is_left = found.label < 0
+    label = jnp.where(is_left, label, found.label)
     membership = jnp.where(is_left, probability.astype(found.membership.dtype), found.membership)
     # There are no more clusters than hits.
     size = segment_sum((label >= 0).astype(jnp.int32), label, len(label), sorted_ids=False)
-    is_small = (label >= 0) & (at_hits(size, jnp.maximum(label, 0), 0) < min_hits)
+    is_track = (label >= 0) & (size[label] >= min_hits)
     return found._replace(
-        label=jnp.where(is_small, -1, label),
-        membership=jnp.where(is_small, 0, membership),
-        num_clusters=((size >= min_hits) & (size > 0)).sum(dtype=jnp.int32),
+        label=jnp.where(is_track, label, -1),
+        membership=jnp.where(is_track, membership, 0),
+        num_clusters=(size >= min_hits).sum(dtype=jnp.int32),
     )
 
 

@@ -21,7 +21,6 @@ from hypertrack_jax.networks.edge_inputs import (
     PairInputs,
     are_many,
     block_at,
-    block_moments,
     in_blocks,
     joint_moments,
     masked,
@@ -30,7 +29,7 @@ from hypertrack_jax.networks.edge_inputs import (
     pair_product,
     scan_blocks,
 )
-from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, silu, tall_matmul
+from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, masked_moments, silu, tall_matmul
 
 WIDE = 16
 """Width from which distances are computed from scalar products."""
@@ -152,7 +151,7 @@ class SuperEdgeConv(nn.Module):
 
         def add_block(total, block):
             hidden = silu(tall_matmul(silu(linear(block)), kernel) + bias)
-            moments = block_moments(hidden, block.mask)
+            moments = masked_moments(hidden, block.mask)
             return add_to_segments(total, masked(hidden, block), block.receivers), moments
 
         total = no_messages(kind, len(degree), self.features, dtype)

@@ -101,21 +101,12 @@ def scan_blocks(
     return jax.lax.scan(step, start, blocks)
 
 
-def block_moments(
-    x: Float[Array, "row feat"], mask: Bool[Array, " edge"]
-) -> tuple[Float[Array, " feat"], Float[Array, " feat"], Float[Array, ""]]:
-    """Mean, variance and number of a block's real rows, of which an edge may have several."""
-    mask = jnp.tile(mask, len(x) // len(mask))
-    mean, var, _ = masked_moments(x, mask)
-    return mean, var, mask.sum(dtype=mean.dtype)
-
-
 def joint_moments(
     mean: Float[Array, "block feat"],
     var: Float[Array, "block feat"],
     count: Float[Array, " block"],
 ) -> tuple[Float[Array, " feat"], Float[Array, " feat"], Float[Array, ""]]:
-    """`masked_moments` of all rows from the `block_moments` of each block."""
+    """`masked_moments` of all rows from those of each block, zeros where one was passed over."""
     total = jnp.maximum(count.sum(), 1)
     share = count / total
     joint = share @ mean
@@ -125,10 +116,11 @@ def joint_moments(
 def moments_in_blocks(
     value_of: Callable[[EdgeInputs], Float[Array, "row feat"]], blocks: EdgeInputs
 ) -> tuple[Float[Array, " feat"], Float[Array, " feat"], Float[Array, ""]]:
-    """`masked_moments` of a function of all edges."""
+    """`masked_moments` of a function of all edges, of which one may have several rows."""
 
     def of_block(_, block: EdgeInputs):
-        return None, block_moments(value_of(block), block.mask)
+        value = value_of(block)
+        return None, masked_moments(value, jnp.tile(block.mask, len(value) // len(block.mask)))
 
     return joint_moments(*scan_blocks(of_block, None, blocks)[1])
 
