@@ -1,6 +1,7 @@
 """Strict modes for every test, and the shapes in annotations checked by beartype."""
 
 import os
+import signal
 import tempfile
 
 # Before jax starts: two CPU devices, so that code for several devices is tested on one machine; and
@@ -19,6 +20,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="compiled", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+# A shell has its background jobs ignore Ctrl-C, which the scripts started here would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from jaxtyping import install_import_hook
 

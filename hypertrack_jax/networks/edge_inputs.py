@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.networks.features import NUM_ODD_HELIX
@@ -79,6 +79,20 @@ def num_real_blocks(blocks: EdgeInputs) -> Int[Array, ""]:
 def block_at(blocks: EdgeInputs, place: Int[Array, ""]) -> EdgeInputs:
     """One block of `in_blocks`."""
     return jax.tree.map(lambda array: array[place], blocks)
+
+
+def map_real_blocks(
+    function: Callable[[EdgeInputs], Shaped[Array, "edge ..."]], blocks: EdgeInputs
+) -> Shaped[Array, "edge ..."]:
+    """What a function of blocks gives of all edges, 0 for blocks of padding alone; no gradient."""
+    one = jax.eval_shape(function, jax.eval_shape(block_at, blocks, jnp.int32(0)))
+
+    def put(place, values):
+        return values.at[place].set(function(block_at(blocks, place)))
+
+    values = jnp.zeros((len(blocks.mask), *one.shape), one.dtype)
+    values = jax.lax.fori_loop(0, num_real_blocks(blocks), put, values)
+    return values.reshape(-1, *one.shape[1:])
 
 
 def scan_blocks(

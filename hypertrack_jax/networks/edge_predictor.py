@@ -17,10 +17,9 @@ from hypertrack_jax.networks.edge_inputs import (
     EdgeInputs,
     PairInputs,
     are_many,
-    block_at,
     in_blocks,
+    map_real_blocks,
     moments_in_blocks,
-    num_real_blocks,
     pair_product,
     scan_blocks,
 )
@@ -31,7 +30,9 @@ from hypertrack_jax.networks.features import (
     NUM_HELIX,
     count_feature,
     cylindrical_features,
-    helix_features_of_edges,
+    features_of_coordinates,
+    helix_coordinates,
+    without_direction,
 )
 from hypertrack_jax.networks.gauge_conv import GaugeEdgeConv
 from hypertrack_jax.networks.mlp import MLP, apply_frozen, wide_dtype
@@ -112,11 +113,7 @@ class EdgePredictor(nn.Module):
         degree = segment_sum(mask.astype(wide_dtype(dtype)), graph.receivers, nodes.mask.shape[0])
         if pairs is not None:
             graph = graph_of_pairs(graph, pairs)
-        attribute = _degree_attribute(degree, nodes.mask, graph).astype(dtype)
-        directed, symmetric = self._pair_features(graph)
-        scalars = jnp.concatenate([attribute, directed.astype(dtype)], axis=1)
-        kind = EdgeInputs if pairs is None else PairInputs
-        edges = kind(graph.senders, graph.receivers, graph.edges.mask, scalars)
+        edges = self._edge_inputs(graph, degree, train, dtype, pairs is not None)
 
         latents_of = self._gauge_latents if self.tune.convolution == "gauge" else self._latents
         latents = latents_of(nodes, edges, degree, train, dtype)
@@ -124,8 +121,34 @@ class EdgePredictor(nn.Module):
         score = self._logit_in_training if train else self._logit_in_inference
         if train and are_many(edges):
             score = self._logit_in_training_by_blocks
-        logit = score(embedding, edges._replace(scalars=symmetric.astype(dtype)))
-        return EdgePrediction(embedding, logit if pairs is None else logit[pairs.pair])
+        logit = score(embedding, edges)
+        return EdgePrediction(embedding, logit[: len(mask)] if pairs is None else logit[pairs.pair])
+
+    def _edge_inputs(self, graph: EventGraph, degree, train, dtype, are_pairs) -> EdgeInputs:
+        """What the layers need of the edges, in inference filled up to whole blocks.
+
+        Features are made block by block where no more than they should be in memory.
+        """
+        nodes, kind = graph.nodes, PairInputs if are_pairs else EdgeInputs
+        level = _relative_degree(degree, nodes.mask)[:, None]
+        coordinates = helix_coordinates(nodes.position)
+
+        def scalars_of(edges: EdgeInputs):
+            """The degree attribute a_ij = (d_j - d_i) / mean(d), then features."""
+            senders, receivers = edges.senders, edges.receivers
+            scalars = [level[senders] - level[receivers]]
+            if self.tune.edge_features != "none":
+                pair = features_of_coordinates(coordinates[receivers], coordinates[senders])
+                scalars += [pair, edges.scalars]
+            return jnp.concatenate([part.astype(dtype) for part in scalars], axis=1)
+
+        count = count_feature(graph.edges.count)
+        edges = kind(graph.senders, graph.receivers, graph.edges.mask, count)
+        if train and not are_many(edges):
+            return edges._replace(scalars=scalars_of(edges))
+        blocks = in_blocks(edges, len(nodes.mask) - 1, train)
+        scalars = map_real_blocks(scalars_of, blocks)
+        return kind(*(array.reshape(-1) for array in blocks[:3]), scalars)
 
     def _latents(self, nodes: Nodes, edges: EdgeInputs, degree, train, dtype):
         """What every layer makes of the hits."""
@@ -174,35 +197,15 @@ class EdgePredictor(nn.Module):
         def score_block(_, block: EdgeInputs):
             return None, _edge_logit(kind, apply_frozen(layers, inputs_of(block)))
 
-        _, logit = scan_blocks(score_block, None, blocks)
-        return logit.reshape(-1)[: len(edges.mask)]
+        return scan_blocks(score_block, None, blocks)[1].reshape(-1)
 
     def _logit_in_inference(self, embedding, edges: EdgeInputs):
         layers, kind = self.edge_mlp.frozen(), self.tune.edge_type
 
-        blocks = in_blocks(edges, len(embedding) - 1)
+        def score_block(block: EdgeInputs):
+            return _edge_logit(kind, apply_frozen(layers, _edge_mlp_inputs(kind, embedding, block)))
 
-        def score_block(place, logit):
-            inputs = _edge_mlp_inputs(kind, embedding, block_at(blocks, place))
-            return logit.at[place].set(_edge_logit(kind, apply_frozen(layers, inputs)))
-
-        # Blocks of padding alone keep a logit of 0.
-        logit = jnp.zeros(blocks.mask.shape, embedding.dtype)
-        logit = jax.lax.fori_loop(0, num_real_blocks(blocks), score_block, logit)
-        return logit.reshape(-1)[: len(edges.mask)]
-
-    def _pair_features(self, graph: EventGraph):
-        """Features of the edges for the layers, and symmetric ones for the edge MLP."""
-        if self.tune.edge_features == "none":
-            nothing = jnp.zeros((len(graph.edges.mask), 0))
-            return nothing, nothing
-        position = graph.nodes.position
-        pair = helix_features_of_edges(position, graph.receivers, graph.senders)
-        count = count_feature(graph.edges.count).astype(position.dtype)
-        return (
-            jnp.concatenate([pair.directed, count], axis=1),
-            jnp.concatenate([pair.symmetric, count], axis=1),
-        )
+        return map_real_blocks(score_block, in_blocks(edges, len(embedding) - 1))
 
 
 def predict(
@@ -243,16 +246,15 @@ def _num_inputs(tune: NetworkTune) -> int:
     return 1 if tune.convolution == "gauge" else 3
 
 
-def _degree_attribute(degree, node_mask, graph):
-    """a_ij = (d_j - d_i) / mean(d) over real hits; j the sender, i the receiver."""
+def _relative_degree(degree, node_mask):
+    """d_i / mean(d), the mean over real hits."""
     num_real = jnp.maximum(node_mask.sum(), 1).astype(degree.dtype)
     mean = jnp.where(node_mask, degree, 0).sum() / num_real
-    difference = degree[graph.senders] - degree[graph.receivers]
-    return (difference / jnp.maximum(mean, 1e-6))[:, None]
+    return degree / jnp.maximum(mean, 1e-6)
 
 
 def _edge_mlp_inputs(kind: str, embedding, edges: EdgeInputs):
-    """What the edge MLP sees; features stand behind the hits, as in the layers.
+    """What the edge MLP sees; features that both directions share stand behind the hits.
 
     A row per edge, or with `symmetrized` two: first all edges, then all with their hits exchanged.
     """
@@ -261,9 +263,8 @@ def _edge_mlp_inputs(kind: str, embedding, edges: EdgeInputs):
     else:
         z_i, z_j = embedding[edges.receivers], embedding[edges.senders]
         rows = {"symmetrized": [[z_i, z_j], [z_j, z_i]], "asymmetric": [[z_i, z_j]]}[kind]
-    return jnp.concatenate(
-        [jnp.concatenate([*hits, edges.scalars], axis=1) for hits in rows], axis=0
-    )
+    features = without_direction(edges.scalars[:, 1:])
+    return jnp.concatenate([jnp.concatenate([*hits, features], axis=1) for hits in rows], axis=0)
 
 
 def _edge_logit(kind: str, output: Float[Array, "row 1"]) -> Float[Array, " edge"]:

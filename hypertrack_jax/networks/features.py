@@ -1,7 +1,5 @@
 """Device side: what the networks see of hit positions and of pairs of hits."""
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -23,17 +21,9 @@ def cylindrical_features(position: Float[Array, "hit 3"]) -> Float[Array, "hit 5
     return jnp.stack([x / r, y / r, r / LENGTH_SCALE, z / LENGTH_SCALE, jnp.arcsinh(z / r)], axis=1)
 
 
-class HelixFeatures(NamedTuple):
-    """Geometry of pairs of hits, under the hypothesis of a helix from the beam line."""
-
-    directed: Float[Array, "edge 8"]
-    """delta phi, delta r, delta z, delta eta and curvature, which change sign when the hits are
-    exchanged; slope, intercept and straight-line intercept, which do not."""
-    symmetric: Float[Array, "edge 8"]
-    """The same with the first five by absolute value: invariant under exchange of the hits."""
-
-
-def helix_features(first: Float[Array, "edge 3"], second: Float[Array, "edge 3"]) -> HelixFeatures:
+def helix_features(
+    first: Float[Array, "edge 3"], second: Float[Array, "edge 3"]
+) -> Float[Array, "edge 8"]:
     """Pair features of hits `first` and `second`, in mm, scaled to order 1 and clipped to +-5.
 
     The hypothesis of a circle through the beam line and both hits gives the curvature
@@ -41,21 +31,18 @@ def helix_features(first: Float[Array, "edge 3"], second: Float[Array, "edge 3"]
     the beam line to a hit at radius r is s = 2 asin(kappa r / 2) / kappa; the helix is a straight
     line in (s, z), with slope cot theta and intercept z0. The straight-line z0 in (r, z) stands
     beside it, because for pairs on one layer neither is well defined and they fail differently.
+
+    Returns:
+      delta phi, delta r, delta z, delta eta and curvature, which change sign when the hits are
+      exchanged; slope, intercept and straight-line intercept, which do not.
     """
-    return _of_pairs(_coordinates(first), _coordinates(second))
+    return features_of_coordinates(helix_coordinates(first), helix_coordinates(second))
 
 
-def helix_features_of_edges(
-    position: Float[Array, "hit 3"],
-    first: Int[Array, " edge"],
-    second: Int[Array, " edge"],
-) -> HelixFeatures:
-    """The same of the hits `first` and `second`; angles are computed per hit and not per edge."""
-    coordinates = _coordinates(position)
-    return _of_pairs(coordinates[first], coordinates[second])
-
-
-def _of_pairs(first: Float[Array, "edge 6"], second: Float[Array, "edge 6"]) -> HelixFeatures:
+def features_of_coordinates(
+    first: Float[Array, "edge 6"], second: Float[Array, "edge 6"]
+) -> Float[Array, "edge 8"]:
+    """The same from `helix_coordinates`, so that angles are computed per hit and not per edge."""
     x1, y1, z1, r1, phi1, eta1 = first.T
     x2, y2, z2, r2, phi2, eta2 = second.T
     turn = phi2 - phi1
@@ -70,11 +57,23 @@ def _of_pairs(first: Float[Array, "edge 6"], second: Float[Array, "edge 6"]) -> 
     curvature = kappa * LENGTH_SCALE / 2
     odd = [delta_phi, delta_r / LENGTH_SCALE, delta_z / LENGTH_SCALE, delta_eta, curvature]
     even = [jnp.arcsinh(slope), intercept / 200.0, straight_intercept / 200.0]
-    odd, even = ([jnp.clip(value, -CLIP, CLIP) for value in part] for part in (odd, even))
-    return HelixFeatures(
-        directed=jnp.stack([*odd, *even], axis=1),
-        symmetric=jnp.stack([*map(jnp.abs, odd), *even], axis=1),
-    )
+    return jnp.stack([jnp.clip(value, -CLIP, CLIP) for value in odd + even], axis=1)
+
+
+def helix_coordinates(position: Float[Array, "hit 3"]) -> Float[Array, "hit 6"]:
+    """x, y, z, r, phi and eta."""
+    x, y, z = position.T
+    r = jnp.maximum(jnp.hypot(x, y), 1e-3)
+    return jnp.stack([x, y, z, r, jnp.arctan2(y, x), jnp.arcsinh(z / r)], axis=1)
+
+
+def without_direction(features: Float[Array, "edge feature"]) -> Float[Array, "edge feature"]:
+    """`helix_features`, and any even ones behind them, with the odd ones by absolute value.
+
+    They are invariant under exchange of the hits.
+    """
+    odd, even = features[:, :NUM_ODD_HELIX], features[:, NUM_ODD_HELIX:]
+    return jnp.concatenate([jnp.abs(odd), even], axis=1)
 
 
 def count_feature(count: Int[Array, " edge"]) -> Float[Array, "edge 1"]:
@@ -85,13 +84,6 @@ def count_feature(count: Int[Array, " edge"]) -> Float[Array, "edge 1"]:
     the C-matrix that it was trained with.
     """
     return (jnp.log(jnp.maximum(count, 1).astype(jnp.float32)) / 3 - 1)[:, None]
-
-
-def _coordinates(position: Float[Array, "hit 3"]) -> Float[Array, "hit 6"]:
-    """x, y, z, r, phi and eta."""
-    x, y, z = position.T
-    r = jnp.maximum(jnp.hypot(x, y), 1e-3)
-    return jnp.stack([x, y, z, r, jnp.arctan2(y, x), jnp.arcsinh(z / r)], axis=1)
 
 
 def _arc_length(kappa, r):

@@ -12,7 +12,7 @@ from hypertrack_jax.networks.features import (
     count_feature,
     cylindrical_features,
     helix_features,
-    helix_features_of_edges,
+    without_direction,
 )
 
 CURVATURE = 1 / 700.0  # per mm
@@ -35,7 +35,7 @@ def pair(first, second):
 @pytest.mark.parametrize("turns", [(0.05, 0.12), (0.12, 0.9), (1.3, 0.4)])
 def test_two_points_give_the_helix(sign, turns):
     first, second = (point_on_helix(turn, sign) for turn in turns)
-    feature = np.asarray(helix_features(*pair(first, second)).symmetric[0])
+    feature = np.asarray(without_direction(helix_features(*pair(first, second)))[0])
     # A chord's softening by 1 mm costs 3e-4 here.
     assert abs(feature[4]) == pytest.approx(CURVATURE * 1000 / 2, rel=1e-3)
     assert np.sinh(feature[5]) == pytest.approx(COT_THETA, rel=1e-3)
@@ -46,25 +46,25 @@ def test_two_points_give_the_helix(sign, turns):
 def test_outward_curvature_has_the_sign_of_the_turn(turns):
     for sign in (-1, 1):
         ends = pair(*(point_on_helix(turn, sign) for turn in turns))
-        assert np.sign(helix_features(*ends).directed[0, 4]) == sign
+        assert np.sign(helix_features(*ends)[0, 4]) == sign
 
 
 def test_directed_features_of_a_hand_computed_pair():
     first, second = pair([300.0, 0.0, 100.0], [0.0, 400.0, -200.0])
-    feature = np.asarray(helix_features(first, second).directed[0])
+    feature = np.asarray(helix_features(first, second)[0])
     eta = np.arcsinh([100 / 300, -200 / 400])
     np.testing.assert_allclose(feature[:4], [np.pi / 2, 0.1, -0.3, eta[1] - eta[0]], rtol=1e-5)
     # The straight line in (r, z) falls 3 mm per mm from (300, 100): 1000 mm at r = 0, clipped.
     assert feature[7] == CLIP
     second = jnp.asarray([[0.0, 400.0, 110.0]])
-    assert helix_features(first, second).directed[0, 7] * 200 == pytest.approx(70, rel=1e-4)
+    assert helix_features(first, second)[0, 7] * 200 == pytest.approx(70, rel=1e-4)
 
 
 def test_delta_phi_takes_the_short_way_round():
     first = jnp.asarray([[-100.0, 1.0, 0.0]])
     second = jnp.asarray([[-100.0, -1.0, 0.0]])
-    assert helix_features(first, second).directed[0, 0] == pytest.approx(0.02, rel=1e-3)
-    assert helix_features(second, first).directed[0, 0] == pytest.approx(-0.02, rel=1e-3)
+    assert helix_features(first, second)[0, 0] == pytest.approx(0.02, rel=1e-3)
+    assert helix_features(second, first)[0, 0] == pytest.approx(-0.02, rel=1e-3)
 
 
 def random_pairs(same_radius):
@@ -80,43 +80,31 @@ def random_pairs(same_radius):
 def test_symmetric_features_do_not_know_the_direction(same_radius):
     first, second = random_pairs(same_radius)
     there, back = helix_features(first, second), helix_features(second, first)
-    np.testing.assert_allclose(there.symmetric, back.symmetric, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(there.directed[:, :4], -back.directed[:, :4], atol=1e-5)
+    np.testing.assert_allclose(*map(without_direction, (there, back)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(there[:, :4], -back[:, :4], atol=1e-5)
 
 
 @pytest.mark.parametrize("same_radius", [False, True])
 def test_features_are_finite_clipped_and_as_many_as_said(same_radius):
     features = helix_features(*random_pairs(same_radius))
-    for part in features:
-        assert part.shape == (200, NUM_HELIX)
-        assert np.all(np.abs(part) <= CLIP)
-
-
-def test_features_of_edges_are_those_of_the_pairs_of_hits():
-    position = jnp.asarray(np.random.default_rng(1).normal(0, 300, (40, 3)), jnp.float32)
-    first, second = np.random.default_rng(2).integers(0, 40, (2, 150))
-    found = helix_features_of_edges(position, jnp.asarray(first), jnp.asarray(second))
-    expected = helix_features(position[first], position[second])
-    for ours, of_pairs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, of_pairs, rtol=1e-6, atol=1e-6)
+    assert features.shape == without_direction(features).shape == (200, NUM_HELIX)
+    assert np.all(np.abs(features) <= CLIP)
 
 
 def test_self_loops_have_finite_features_and_gradients():
     hits = jnp.asarray([[30.0, 10.0, -500.0], [1000.0, 0.0, 0.0]])
 
     def total(position):
-        features = helix_features(position, position)
-        return features.directed.sum() + features.symmetric.sum()
+        return without_direction(helix_features(position, position)).sum()
 
     features = helix_features(hits, hits)
-    np.testing.assert_array_equal(features.directed[:, :5], np.zeros((2, 5)))
+    np.testing.assert_array_equal(features[:, :5], np.zeros((2, 5)))
     assert np.all(np.isfinite(jax.grad(total)(hits)))
 
 
 def test_padding_at_the_origin_has_finite_features():
     origin = jnp.zeros((1, 3))
-    for part in helix_features(origin, origin):
-        assert np.all(np.isfinite(part))
+    assert np.all(np.isfinite(helix_features(origin, origin)))
     assert np.all(np.isfinite(cylindrical_features(origin)))
 
 

@@ -15,7 +15,12 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from hypertrack_jax.graph.event_graph import EventGraph
-from hypertrack_jax.networks.features import count_feature, cylindrical_features, helix_features
+from hypertrack_jax.networks.features import (
+    count_feature,
+    cylindrical_features,
+    helix_features,
+    without_direction,
+)
 from hypertrack_jax.tunes.tune import NetworkTune
 
 
@@ -89,8 +94,8 @@ def graph_inputs(tune: NetworkTune, graph: EventGraph) -> GraphInputs:
     if tune.edge_features == "helix":
         pair = helix_features(jnp.asarray(position[receivers]), jnp.asarray(position[senders]))
         count = np.asarray(count_feature(jnp.asarray(graph.edges.count)[is_edge]))
-        scalars = np.concatenate([scalars, np.asarray(pair.directed), count], axis=1)
-        symmetric = np.concatenate([np.asarray(pair.symmetric), count], axis=1)
+        scalars = np.concatenate([scalars, np.asarray(pair), count], axis=1)
+        symmetric = np.concatenate([np.asarray(without_direction(pair)), count], axis=1)
     is_cartesian = tune.node_features == "cartesian"
     x = position if is_cartesian else np.array(cylindrical_features(jnp.asarray(position)))
     return GraphInputs(x, np.stack([senders, receivers]), scalars, symmetric)
