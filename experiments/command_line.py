@@ -13,6 +13,7 @@ from absl import app, flags
 from hardware import choose_device
 
 from hypertrack_jax.events.store import event_ids, parse_int_list, require_events
+from hypertrack_jax.memory import keep_freed_memory
 
 WORKDIR = flags.DEFINE_string("workdir", ".", "Directory of data/, models/, runs/ and figs/.")
 DEVICE = flags.DEFINE_enum(
@@ -36,6 +37,7 @@ def run(main: Callable[[], None], before_devices: Callable[[], None] | None = No
             # Orbax and jax tell much that is of no use to those who only run a script.
             absl.logging.set_verbosity(absl.logging.WARNING)
         logging.getLogger("hypertrack_jax").setLevel(logging.INFO)
+        keep_freed_memory()
         try:
             if before_devices is not None:
                 before_devices()

@@ -1,8 +1,30 @@
 """What does not fit into memory is refused before it begins."""
 
+import subprocess
+import sys
+
 import pytest
 
 from hypertrack_jax import memory
+
+PAGES_OF_THIRD_RUN = """
+import resource, sys
+import jax, jax.numpy as jnp
+from hypertrack_jax.memory import keep_freed_memory
+
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+
+@jax.jit
+def of_square(x):  # holds arrays of 36 MB inside
+    matrix = jnp.full((3000, 3000), x)
+    return (matrix @ matrix).max()
+
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    of_square(-1.0).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
 def test_this_machine_has_memory():
@@ -22,3 +44,14 @@ def test_too_large_is_one_sentence(monkeypatch):
 def test_where_nobody_knows_nothing_is_refused(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: None)
     memory.require_memory(10**18, "C", "fewer cells")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of the C library of GNU")
+def test_a_program_runs_again_in_the_memory_that_it_freed():
+    def pages(how):
+        command = [sys.executable, "-c", PAGES_OF_THIRD_RUN, how]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    size = 36_000_000 // 4096
+    assert pages("give back") > size
+    assert pages("keep") < size / 100

@@ -18,6 +18,7 @@ import jax
 
 from hypertrack_jax.benchmarks.program_cost import ProgramCost
 from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.memory import keep_freed_memory
 
 _PACKAGES = (
     "jax",
@@ -115,7 +116,7 @@ def alone(function: Callable, *arguments: Any) -> Any:
     with ProcessPoolExecutor(
         1,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_use_platforms,
+        initializer=_start,
         initargs=(jax.config.values["jax_platforms"],),
     ) as pool:
         return pool.submit(function, *arguments).result()
@@ -176,8 +177,10 @@ def machine() -> str:
     )
 
 
-def _use_platforms(names: str | None) -> None:
-    jax.config.update("jax_platforms", names)
+def _start(platforms: str | None) -> None:
+    """What the scripts do, too."""
+    keep_freed_memory()
+    jax.config.update("jax_platforms", platforms)
 
 
 def _processor() -> str:

@@ -24,7 +24,7 @@ FIRST_NEIGHBORS = {1: {4096: 32, 32768: 64, 2**31: 128}, 2: {4096: 16, 2**31: 32
 """Kept edges of a hit that are tried first, by the largest node capacity that they are for: more
 hits lie nearer together. Fewer where micrographs reach two steps or more, in sparse graphs."""
 FIRST_SLOTS = {32768: 64, 2**31: 128}
-"""Hits of a micrograph that are tried first, likewise."""
+"""Hits of a micrograph that are tried first, likewise; fewer where the tune sets a limit."""
 
 
 class HitClusters(NamedTuple):
@@ -166,10 +166,11 @@ def first_sizes(num_nodes: int, tune: ClusterTune) -> SearchSizes:
     def of(table: dict[int, int]) -> int:
         return next(number for most, number in table.items() if num_nodes <= most)
 
+    num_slots = of(FIRST_SLOTS)
     return SearchSizes(
         num_neighbors=of(FIRST_NEIGHBORS[min(tune.micrograph_hops, 2)]),
         num_seeds=max(16, num_nodes // HITS_PER_SEED),
-        num_slots=of(FIRST_SLOTS),
+        num_slots=min(num_slots, tune.largest_micrograph or num_slots),
         num_rounds=200,
     )
 

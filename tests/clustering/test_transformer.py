@@ -173,15 +173,18 @@ def test_the_first_size_that_did_not_suffice_is_doubled_until_it_does():
 
 
 def test_searches_begin_with_capacities_that_their_hits_decide():
-    for num_nodes, hops, expected in (
-        (128, 1, (32, 64)),
-        (4096, 1, (32, 64)),
-        (4097, 1, (64, 64)),
-        (10**6, 1, (128, 128)),
-        (4096, 2, (16, 64)),
-        (10**6, 8, (32, 128)),
+    for num_nodes, hops, largest, expected in (
+        (128, 1, None, (32, 64)),
+        (4096, 1, None, (32, 64)),
+        (4097, 1, None, (64, 64)),
+        (10**6, 1, None, (128, 128)),
+        (4096, 2, None, (16, 64)),
+        (10**6, 8, None, (32, 128)),
+        (10**6, 8, 48, (32, 48)),
+        (4096, 1, 500, (32, 64)),
     ):
-        sizes = first_sizes(num_nodes, ClusterTune(micrograph_hops=hops))
+        tune = ClusterTune(micrograph_hops=hops, largest_micrograph=largest)
+        sizes = first_sizes(num_nodes, tune)
         assert (sizes.num_neighbors, sizes.num_slots) == expected
         assert sizes.num_seeds == max(16, num_nodes // 16)
 
