@@ -104,37 +104,10 @@ def _run_fatras(detector, particles, seed):
     acts = _import_acts()
     # Errors are single particles born in a gap between volumes, one in 1e4; they get no hits.
     examples, quiet = acts.examples, acts.logging.FATAL
-    crossings = []
-
-    class ParticleGun(examples.IReader):
-        """Hands the particles to the event store."""
-
-        def __init__(self):
-            super().__init__("ParticleGun", quiet)
-            self.output = examples.WriteDataHandle(self, examples.SimParticleContainer, "output")
-            self.output.initialize("particles")
-
-        def availableEvents(self):
-            return 0, 1
-
-        def read(self, context):
-            self.output(context, _acts_particles(acts, particles))
-            return examples.ProcessCode.SUCCESS
-
-    class HitCollector(examples.IAlgorithm):
-        """Takes the hits from the event store; they do not live longer than the event there."""
-
-        def __init__(self):
-            super().__init__("HitCollector", quiet)
-            self.input = examples.ReadDataHandle(self, examples.SimHitContainer, "input")
-            self.input.initialize("hits")
-
-        def execute(self, context):
-            crossings.extend(_hit_arrays(self.input(context.eventStore)))
-            return examples.ProcessCode.SUCCESS
-
+    particle_gun, hit_collector = _store_doors()
+    gun, collector = particle_gun(particles), hit_collector()
     sequencer = examples.Sequencer(events=1, numThreads=1, logLevel=quiet, trackFpes=False)
-    sequencer.addReader(ParticleGun())
+    sequencer.addReader(gun)
     sequencer.addAlgorithm(
         examples.FatrasSimulation(
             level=quiet,
@@ -154,9 +127,55 @@ def _run_fatras(detector, particles, seed):
             emPhotonConversion=False,
         )
     )
-    sequencer.addAlgorithm(HitCollector())
+    sequencer.addAlgorithm(collector)
     sequencer.run()
+    crossings = collector.crossings
+    # Each keeps its handle alive and the handle it, by references in C++ that Python does not see:
+    # what they hold would stay for good, 8 MB for each full event.
+    vars(gun).clear()
+    vars(collector).clear()
     return crossings
+
+
+@functools.cache
+def _store_doors():
+    """Two classes: one hands particles to acts' event store, one takes the hits from it.
+
+    Made once, because acts never forgets a class; and only when acts is used.
+    """
+    acts = _import_acts()
+    examples, quiet = acts.examples, acts.logging.FATAL
+
+    class ParticleGun(examples.IReader):
+        """Hands the particles to the event store."""
+
+        def __init__(self, particles):
+            super().__init__("ParticleGun", quiet)
+            self.particles = particles
+            self.output = examples.WriteDataHandle(self, examples.SimParticleContainer, "output")
+            self.output.initialize("particles")
+
+        def availableEvents(self):
+            return 0, 1
+
+        def read(self, context):
+            self.output(context, _acts_particles(acts, self.particles))
+            return examples.ProcessCode.SUCCESS
+
+    class HitCollector(examples.IAlgorithm):
+        """Takes the hits from the event store; they do not live longer than the event there."""
+
+        def __init__(self):
+            super().__init__("HitCollector", quiet)
+            self.crossings = ()
+            self.input = examples.ReadDataHandle(self, examples.SimHitContainer, "input")
+            self.input.initialize("hits")
+
+        def execute(self, context):
+            self.crossings = _hit_arrays(self.input(context.eventStore))
+            return examples.ProcessCode.SUCCESS
+
+    return ParticleGun, HitCollector
 
 
 def _acts_particles(acts, particles):

@@ -1,7 +1,9 @@
 """Simulated events: reproducible, physical, and in the format of the real ones."""
 
+import gc
 import importlib.util
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -225,3 +227,15 @@ def test_without_pyacts_the_extra_is_named(monkeypatch):
 def test_negative_seed_or_event(event_id, seed, message):
     with pytest.raises(ValueError, match=message):
         simulate_event(event_id, 1, seed)
+
+
+@needs_acts
+def test_nothing_of_an_event_stays_in_memory():
+    simulate_event(1, 10, 0)
+    tracemalloc.start()
+    for event_id in range(2, 5):
+        crossings = simulate_event(event_id, 10, 0).true_position.nbytes
+    gc.collect()
+    left, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert left < crossings
