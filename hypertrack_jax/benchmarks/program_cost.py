@@ -10,7 +10,8 @@ class ProgramCost(NamedTuple):
 
     products: float
     """Multiplications and additions of its matrix products. A loop counts as often as it runs; one
-    whose number of runs depends on the data counts once, so with such loops it is a least value."""
+    whose number of runs depends on the data counts once, so with such loops it is a least value,
+    unless it is said how often they run."""
     operations: float
     """All floating-point operations, as the compiler counts them: every loop body once."""
     bytes_accessed: float
@@ -21,19 +22,20 @@ class ProgramCost(NamedTuple):
     """Memory that it takes beside arguments and results."""
 
 
-def program_cost(function: Any, *arguments: Any) -> ProgramCost:
+def program_cost(function: Any, *arguments: Any, loop_runs: int = 1) -> ProgramCost:
     """Compiles a jitted function for some arguments and reads off what it costs.
 
     Args:
       function: what `jax.jit` gives.
       arguments: what it would be called with; they are not changed.
+      loop_runs: how often the loops run whose number of runs depends on the data.
     """
     traced = function.trace(*arguments)
     compiled = traced.lower().compile()
     # Some backends say nothing.
     counted, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return ProgramCost(
-        products=product_operations(traced.jaxpr),
+        products=product_operations(traced.jaxpr, loop_runs),
         operations=counted.get("flops", 0.0),
         bytes_accessed=counted.get("bytes accessed", 0.0),
         argument_bytes=getattr(memory, "argument_size_in_bytes", 0),
@@ -42,8 +44,8 @@ def program_cost(function: Any, *arguments: Any) -> ProgramCost:
     )
 
 
-def product_operations(jaxpr: Any) -> float:
-    """Multiplications and additions of the matrix products of a jaxpr; see `ProgramCost`."""
+def product_operations(jaxpr: Any, loop_runs: int = 1) -> float:
+    """Multiplications and additions of the matrix products of a jaxpr; see `program_cost`."""
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if equation.primitive.name == "dot_general":
@@ -51,11 +53,10 @@ def product_operations(jaxpr: Any) -> float:
             length = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2.0 * length * math.prod(equation.outvars[0].aval.shape)
             continue
-        within = [product_operations(inner) for inner in _inner_jaxprs(equation.params)]
-        if equation.primitive.name == "cond":
-            total += max(within, default=0.0)
-        else:
-            total += equation.params.get("length", 1) * sum(within)
+        name, parameters = equation.primitive.name, equation.params
+        within = [product_operations(inner, loop_runs) for inner in _inner_jaxprs(parameters)]
+        runs = loop_runs if name == "while" else parameters.get("length", 1)
+        total += max(within, default=0.0) if name == "cond" else runs * sum(within)
     return total
 
 

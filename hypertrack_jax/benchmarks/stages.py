@@ -8,14 +8,24 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float32
 
 from hypertrack_jax.benchmarks.peers.torch_gnn import backward_pass, torch_gnn
-from hypertrack_jax.benchmarks.program_cost import ProgramCost, program_cost
+from hypertrack_jax.benchmarks.program_cost import (
+    ProgramCost,
+    product_operations,
+    program_cost,
+)
 from hypertrack_jax.benchmarks.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.clustering.density import dbscan, hdbscan
 from hypertrack_jax.compiled import scored_graph
+from hypertrack_jax.evaluation.metrics import auc
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels
+from hypertrack_jax.graph.edge_pairs import EdgePairs, edge_pairs
+from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.networks.edge_inputs import EDGE_BLOCK
+from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict, takes_pairs
 from hypertrack_jax.reconstruct import Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
@@ -61,11 +71,11 @@ def measure(
 
     Args:
       suites: of `graph` (hits to padded graph), `gnn` (forward pass of the edge predictor in
-        inference; peer: torch), `train_step` (gradient of all losses of phase 1, and update; torch
-        makes the gradient of a binary cross entropy alone), `phase2_step` (the same in phase 2, the
-        search for clusters included) and `cluster` (components and clusters from good edges: true
-        ones at 0.95, false ones at 0.02; sklearn: DBSCAN and HDBSCAN on the same). The last two do
-        as much work as the weights have learnt to find clusters.
+        inference, also in bfloat16; peer: torch), `train_step` (gradient of all losses of phase 1,
+        and update; torch makes the gradient of a binary cross entropy alone), `phase2_step` (the
+        same in phase 2, the search for clusters included) and `cluster` (components and clusters
+        from good edges: true ones at 0.95, false ones at 0.02; sklearn: DBSCAN and HDBSCAN on the
+        same). The last two do as much work as the weights have learnt to find clusters.
       event: the event, thinned to the pile-up wanted.
       model: weights, graph constructor and tune.
       runs: counted runs of each.
@@ -107,11 +117,23 @@ def measure(
 
 
 def gnn_cost(event: Event, model: Reconstructor) -> ProgramCost:
-    """Operations and bytes of the edge predictor on an event."""
-    graph = model.graph(event.position)
-    return program_cost(
-        scored_graph, model.tune.network, model.params[EDGE], model.batch_stats, graph
-    )
+    """Operations and bytes of the edge predictor on an event.
+
+    Its products are those of the blocks that the event fills, by pairs of edges where it goes so.
+    """
+    graph, tune = model.graph(event.position), model.tune.network
+    variables = {"params": model.params[EDGE], "batch_stats": model.batch_stats}
+    pairs = edge_pairs(graph) if takes_pairs(tune) else None
+
+    @jax.jit
+    def scored(graph: EventGraph, pairs: EdgePairs | None):
+        return EdgePredictor(tune).apply(variables, graph, train=False, pairs=pairs)
+
+    number = int(graph.n_edge[0] if pairs is None else pairs.mask.sum())
+    loop_runs = -(-number // (EDGE_BLOCK if pairs is None else EDGE_BLOCK // 2))
+    products = product_operations(scored.trace(graph, pairs).jaxpr, loop_runs)
+    cost = program_cost(scored_graph, tune, model.params[EDGE], model.batch_stats, graph)
+    return cost._replace(products=products)
 
 
 def _graph_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
@@ -120,7 +142,15 @@ def _graph_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Wor
 
 def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
     graph = jax.device_put(model.graph(event.position))
-    works: Works = {"ours": lambda: model.score(graph)}
+    weights = model.params[EDGE], model.batch_stats
+    half = jax.jit(partial(predict, model.tune.network, dtype=jnp.bfloat16))
+    areas = _edge_auc(event, model, graph, half(*weights, graph).logit.astype(jnp.float32))
+    works: Works = {
+        "ours": lambda: model.score(graph),
+        f"ours in bfloat16 (edge AUC {areas[1]:.4f}, not {areas[0]:.4f})": lambda: half(
+            *weights, graph
+        ),
+    }
     if "torch" in peers:
         peer = torch_gnn(model.tune.network, model.params[EDGE], model.batch_stats, graph)
         logit = peer()
@@ -128,6 +158,18 @@ def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works
         difference = np.abs(1 / (1 + np.exp(-logit.astype(np.float64))) - ours).max()
         works[f"PyTorch Geometric (probabilities differ by {difference:.0e} at most)"] = peer
     return works
+
+
+def _edge_auc(
+    event: Event, model: Reconstructor, graph: EventGraph, half: Float32[Array, " edge"]
+) -> list[float]:
+    """Edge AUC by the probabilities in float32, and by some logits; NaN where there is none."""
+    num_edges = int(graph.n_edge[0])
+    senders, receivers = (np.asarray(a)[:num_edges] for a in (graph.senders, graph.receivers))
+    label = edge_labels(event, senders, receivers, model.tune.voxdyn.label_topology)
+    scores = (np.asarray(score)[:num_edges] for score in (model.score(graph).probability, half))
+    areas = [auc(label, score) for score in scores]
+    return [float("nan") if area is None else area for area in areas]
 
 
 def _cluster_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:

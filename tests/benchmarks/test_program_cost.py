@@ -35,3 +35,13 @@ def test_of_two_branches_the_dearer_counts():
 
     one = 2 * ROWS * WIDTH * 4
     assert program_cost(either, X, KERNEL).products == 3 * one
+
+
+def test_a_loop_of_unknown_length_counts_as_often_as_said():
+    @jax.jit
+    def powers(x, kernel, number):
+        return jax.lax.fori_loop(0, number, lambda _, total: total + x @ kernel, X[:, :4])
+
+    one, number = 2 * ROWS * WIDTH * 4, jnp.int32(5)
+    assert program_cost(powers, X, KERNEL, number).products == one
+    assert program_cost(powers, X, KERNEL, number, loop_runs=5).products == 5 * one

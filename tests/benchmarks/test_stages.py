@@ -1,6 +1,7 @@
 """The benchmark of the stages measures what it says, and what it says can be read."""
 
 import json
+import re
 from dataclasses import replace
 
 import jax
@@ -12,6 +13,7 @@ from hypertrack_jax.benchmarks import stages, timing
 from hypertrack_jax.benchmarks.program_cost import ProgramCost
 from hypertrack_jax.benchmarks.stages import fresh_model, gnn_cost, measure
 from hypertrack_jax.benchmarks.timing import Timing, markdown, write_timings
+from hypertrack_jax.graph.edge_pairs import edge_pairs
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
@@ -34,7 +36,13 @@ def model():
 def test_suites_beside_their_peers(model, event):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
     timings = list(measure(["graph", "gnn", "cluster"], event, model, 3, ["sklearn"]))
-    assert [one.suite for one in timings] == [
+    names = [one.suite for one in timings]
+    single, half = re.fullmatch(
+        r"gnn / ours in bfloat16 \(edge AUC (0\.\d{4}), not (0\.\d{4})\)", names.pop(2)
+    ).groups()
+    # The weights are random, and so are the ranks of edges that differ little.
+    assert abs(float(single) - float(half)) < 0.05
+    assert names == [
         "graph / ours",
         "gnn / ours",
         "cluster / ours",
@@ -54,7 +62,8 @@ def test_training_step_beside_torch(model, event):
     # Optax has no strict promotion.
     with jax.numpy_dtype_promotion("standard"):
         timings = list(measure(["gnn", "train_step"], event, model, 2, ["torch"]))
-    assert [one.suite.split(" / ")[1][:7] for one in timings] == ["ours", "PyTorch"] * 2
+    names = [one.suite.split(" / ")[1][:7] for one in timings]
+    assert names == ["ours", "ours in", "PyTorch", "ours", "PyTorch"]
     jax.tree.map(np.testing.assert_array_equal, weights, jax.tree.map(np.asarray, model.params))
 
 
@@ -63,8 +72,13 @@ def test_cost_of_the_network_grows_with_its_layers(model, event):
     tune = replace(model.tune, network=replace(model.tune.network, num_layers=3))
     deeper = gnn_cost(event, fresh_model(model.voxdyn, tune))
     num_edges = len(model.graph(event.position).senders)
-    # One layer more has at least one product of latent times latent width on each edge.
-    assert deeper.products - cost.products >= 2 * num_edges * 8 * 8
+    # By pairs, one layer more has three products of latent times latent width for two edges, one of
+    # ten scalars, and five on each hit: two before the messages, and latents of twice the width.
+    # Two norms are folded into what follows them.
+    graph = model.graph(event.position)
+    num_pairs, num_hits = len(edge_pairs(graph).mask), len(graph.nodes.mask)
+    more = num_pairs * (3 * 8 * 8 + 10 * 8) + num_hits * (2 * 8 * 8 + 16 * 8 + 8 * 8 + 8 * 8)
+    assert deeper.products - cost.products == 2 * (more + 2 * 8 * 8)
     assert cost.argument_bytes > 2 * 4 * num_edges
 
 
