@@ -208,7 +208,6 @@ def _acts_particles(acts, particles):
 def _hit_arrays(hits):
     """Geometry id, particle, position and momentum of the hits; acts has one object per hit."""
     rows, vector = len(hits), np.dtype((np.float64, 3))
-    # Vectors are indexed, because iterating over an acts vector is four times slower.
     positions = (((p := hit.fourPosition)[0], p[1], p[2]) for hit in hits)
     momenta = (((p := hit.momentum4Before)[0], p[1], p[2]) for hit in hits)
     return (
@@ -223,13 +222,17 @@ def _modules(acts, surfaces) -> Modules:
     """Turns the sensitive surfaces into arrays."""
     context = acts.GeometryContext.dangerouslyDefaultConstruct()
     normal = acts.Vector3(0, 0, 1)  # not used by planes
-
-    def to_global(surface, u, v):
-        return tuple(surface.localToGlobal(context, acts.Vector2(u, v), normal))
-
-    center = np.array([to_global(surface, 0, 0) for surface in surfaces])
-    along_u = np.array([to_global(surface, 1, 0) for surface in surfaces])
-    along_v = np.array([to_global(surface, 0, 1) for surface in surfaces])
+    # Vectors are indexed, here and for the hits: to iterate over an acts vector ends in a C++
+    # exception, which takes 50 us, and the longer the more programs jax has compiled.
+    center, along_u, along_v = (
+        np.array(
+            [
+                ((p := surface.localToGlobal(context, local, normal))[0], p[1], p[2])
+                for surface in surfaces
+            ]
+        )
+        for local in (acts.Vector2(0, 0), acts.Vector2(1, 0), acts.Vector2(0, 1))
+    )
     ids = [surface.geometryId for surface in surfaces]
     return Modules(
         geometry_id=np.array([i.value >> 8 for i in ids], np.int64),
