@@ -20,7 +20,7 @@ DENSITY = {"dbscan": dbscan, "hdbscan": hdbscan}
 """Clusterers that run on the host."""
 HITS_PER_SEED = 16
 """Node capacity per micrograph of a round: about a track of ten hits each, and padding."""
-FIRST_NEIGHBORS = {1: {4096: 32, 32768: 64, 2**31: 128}, 2: {4096: 16, 2**31: 32}}
+FIRST_NEIGHBORS = {1: {4096: 32, 32768: 64, 2**31: 128}, 2: {65536: 16, 2**31: 32}}
 """Kept edges of a hit that are tried first, by the largest node capacity that they are for: more
 hits lie nearer together. Fewer where micrographs reach two steps or more, in sparse graphs."""
 FIRST_SLOTS = {32768: 64, 2**31: 128}

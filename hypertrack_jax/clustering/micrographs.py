@@ -126,23 +126,24 @@ def _span(
         place = jnp.where(queue.is_open, queue.head[:, None] + ahead, 0)
         source = jnp.take_along_axis(queue.hit, place, axis=1)
         steps = jnp.take_along_axis(queue.hops, place, axis=1) + 1
-        around = at_hits(neighbors.hit, jnp.where(queue.is_open, source, num_hits), num_hits)
-        steps = jnp.broadcast_to(steps[:, :, None], around.shape).reshape(num_rows, -1)
-        around = around.reshape(num_rows, -1)
-        is_new = at_hits(active, around, False)
-        is_new &= (around[:, :, None] != queue.hit[:, None, :]).all(axis=2)
-        earlier = jnp.tri(around.shape[1], k=-1, dtype=bool)[None]
-        is_new &= ~((around[:, :, None] == around[:, None, :]) & earlier).any(axis=2)
-        column = queue.size[:, None] + jnp.cumsum(is_new, axis=1, dtype=jnp.int32) - 1
-        if largest is not None:
-            is_new &= column < largest
-        column = jnp.where(is_new, column, num_slots)
-        return with_head(
-            put_columns(queue.hit, around, column),
-            put_columns(queue.hops, steps, column),
-            queue.size + is_new.sum(axis=1, dtype=jnp.int32),
-            queue.head + queue.is_open.sum(axis=1, dtype=jnp.int32),
-        )
+        source = jnp.where(queue.is_open, source, num_hits)
+        hit, hops_of, size = queue.hit, queue.hops, queue.size
+        # One source after another: no hit is twice among the neighbours of one.
+        for k in range(width):
+            around = at_hits(neighbors.hit, source[:, k], num_hits)
+            is_new = at_hits(active, around, False)
+            is_new &= (around[:, :, None] != hit[:, None, :]).all(axis=2)
+            column = size[:, None] + jnp.cumsum(is_new, axis=1, dtype=jnp.int32) - 1
+            if largest is not None:
+                is_new &= column < largest
+            column = jnp.where(is_new, column, num_slots)
+            hit = put_columns(hit, around, column)
+            hops_of = put_columns(
+                hops_of, jnp.broadcast_to(steps[:, k, None], around.shape), column
+            )
+            size += is_new.sum(axis=1, dtype=jnp.int32)
+        head = queue.head + queue.is_open.sum(axis=1, dtype=jnp.int32)
+        return with_head(hit, hops_of, size, head)
 
     columns = jnp.broadcast_to(jnp.arange(pivot.shape[1]), pivot.shape)
     start = with_head(
