@@ -62,6 +62,7 @@ def end_to_end_timings() -> list[Timing]:
         data=command_line.workdir("data"),
         models=command_line.workdir("models"),
         read_tag=asked.read_tag(),
+        min_count=asked.MIN_COUNT.value,
         event_ids=range(first, first + asked.NUM_EVENTS.value),
         rfactors=command_line.floats(asked.RFACTOR),
         noise_ratio=command_line.noise_ratio(asked.NOISE_RATIO),

@@ -65,7 +65,8 @@ def model() -> Reconstructor:
     """The trained model that is asked for, or one with fresh weights."""
     models = command_line.workdir("models")
     if READ_TAG.value:
-        return Reconstructor.load(READ_TAG.value, models)
+        loaded = Reconstructor.load(READ_TAG.value, models)
+        return loaded if MIN_COUNT.value is None else loaded.with_min_count(MIN_COUNT.value)
     tune = load_tune(PARAM.value)
     wanted = command_line.changed(tune.voxdyn, NCELL, MIN_COUNT)
     path = voxdyn_path(models, wanted.node2node, wanted.ncell)

@@ -39,6 +39,8 @@ class EndToEnd(NamedTuple):
     """Directory of the model and of its Voxel-Dynamics file."""
     read_tag: str
     """The model."""
+    min_count: float | int | None
+    """Smallest C that makes edges; None: the model's own."""
     event_ids: Sequence[int]
     rfactors: Sequence[float]
     noise_ratio: float | int | None
@@ -127,6 +129,8 @@ def reconstruction_cost(model: Reconstructor, event: Event) -> ProgramCost:
 
 def _time_ours(setting: EndToEnd, rfactor: float, suite: str) -> Timing:
     model = Reconstructor.load(setting.read_tag, setting.models)
+    if setting.min_count is not None:
+        model = model.with_min_count(setting.min_count)
     events = _events(setting, rfactor)
 
     def run(event: Event) -> Run:

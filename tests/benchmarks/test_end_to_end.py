@@ -27,6 +27,7 @@ def setting(tmp_path):
         data=tmp_path,
         models=tmp_path,
         read_tag="small",
+        min_count=None,
         event_ids=[3, 4],
         rfactors=[0.5, 1.0],
         noise_ratio=-1,
@@ -101,13 +102,29 @@ def test_acts_is_timed_on_simulated_events(setting):
     assert 0 < timing.cpu and 0 < timing.min
 
 
-def test_cost_of_the_whole_program():
+@pytest.fixture(scope="module")
+def model():
     network = NetworkTune("cartesian", "none", 1, 8, 5, (4,), num_attention_blocks=1)
     cut = ClusterTune(cluster="cut")
     tune = Tune("small", voxdyn=VoxdynTune(ncell=64), network=network, cluster=cut)
     events = [helix_event(1, 20, event_id=number) for number in range(3)]
-    model = fresh_model(fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2), tune)
-    cost = reconstruction_cost(model, events[0])
-    num_edges = model.sizes(len(events[0].position)).num_edges
+    return fresh_model(fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2), tune)
+
+
+def test_a_larger_min_count_leaves_fewer_edges(setting, model, monkeypatch):
+    monkeypatch.setattr(end_to_end.Reconstructor, "load", lambda *_: model)
+    for event_id in setting.event_ids:
+        save_event(setting.data, helix_event(2, 20, event_id=event_id))
+    all_edges, fewer = (
+        end_to_end._time_ours(setting._replace(min_count=count), 1.0, "work / ours").edges
+        for count in (None, 3)
+    )
+    assert 0 < fewer < all_edges
+
+
+def test_cost_of_the_whole_program(model):
+    event = helix_event(1, 20, event_id=0)
+    cost = reconstruction_cost(model, event)
+    num_edges = model.sizes(len(event.position)).num_edges
     assert cost.products > 2 * num_edges * 8 * 8
     assert cost.temporary_bytes > 4 * num_edges
