@@ -64,3 +64,11 @@ def keep_freed_memory() -> bool:
     return all(
         [mallopt(*setting) for setting in (ONE_ARENA, LARGEST_KEPT_BLOCK, LARGEST_KEPT_REST)]
     )
+
+
+def give_back_freed_memory() -> None:
+    """Gives the system what this process has freed and kept, where the C library knows how."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        pass

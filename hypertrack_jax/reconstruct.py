@@ -56,7 +56,7 @@ from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 _LOG = logging.getLogger(__name__)
 LARGEST_HITS = 2**17
 """The largest capacity for hits that is made without a word: enough for a full TrackML event."""
-BYTES_PER_EDGE = 280
+BYTES_PER_EDGE = 120
 """Memory that the program takes for each edge of its capacity, about."""
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from hypertrack_jax import memory
 
-PAGES_OF_THIRD_RUN = """
+PAGES_OF_A_RUN = """
 import resource, sys
 import jax, jax.numpy as jnp
 from hypertrack_jax.memory import keep_freed_memory
@@ -20,10 +20,15 @@ def of_square(x):  # holds arrays of 36 MB inside
     matrix = jnp.full((3000, 3000), x)
     return (matrix @ matrix).max()
 
-for _ in range(3):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def pages():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+new = []
+for _ in range(8):
+    before = pages()
     of_square(-1.0).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    new.append(pages() - before)
+print(sorted(new)[3])  # the last run may not have freed everything yet
 """
 
 
@@ -49,9 +54,7 @@ def test_where_nobody_knows_nothing_is_refused(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of the C library of GNU")
 def test_a_program_runs_again_in_the_memory_that_it_freed():
     def pages(how):
-        command = [sys.executable, "-c", PAGES_OF_THIRD_RUN, how]
+        command = [sys.executable, "-c", PAGES_OF_A_RUN, how]
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    size = 36_000_000 // 4096
-    assert pages("give back") > size
-    assert pages("keep") < size / 100
+    assert 10 * pages("keep") < pages("give back")

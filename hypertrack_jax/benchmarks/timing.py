@@ -1,5 +1,6 @@
 """Host side: what is measured of a piece of work, and how it is told and written."""
 
+import contextlib
 import datetime
 import json
 import multiprocessing
@@ -18,7 +19,7 @@ import jax
 
 from hypertrack_jax.benchmarks.program_cost import ProgramCost
 from hypertrack_jax.events.store import replace_file
-from hypertrack_jax.memory import keep_freed_memory
+from hypertrack_jax.memory import give_back_freed_memory, keep_freed_memory
 
 _PACKAGES = (
     "jax",
@@ -51,12 +52,13 @@ class Timing(NamedTuple):
     min: float
     max: float
     peak_memory: float
-    """Largest resident memory of the process up to the end of this suite, in GB."""
+    """Largest resident memory of the process up to the end of this suite, in GB; of whole
+    reconstructions that of the runs alone, with everything loaded and compiled."""
     cpu: float | None = None
     """Median processor time, summed over threads, in seconds. Beside other busy processes it says
     more than the wall time."""
     idle_memory: float | None = None
-    """The same as `peak_memory` before the first run, with everything loaded."""
+    """What was resident before these runs, with everything loaded and compiled."""
     efficiency: float | None = None
     """Mean over the events, as are the next two."""
     purity: float | None = None
@@ -123,9 +125,26 @@ def alone(function: Callable, *arguments: Any) -> Any:
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process up to now, in GB."""
+    """Largest resident memory of this process up to now, or since `forget_peak`, in GB."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / 1e9
     # Linux counts in units of 1024 bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def forget_peak() -> float:
+    """Begins `peak_memory` anew, without what loading and compiling took only for a while.
+
+    Returns:
+      The memory that is held now, in GB; where the system cannot forget, the peak up to now.
+    """
+    give_back_freed_memory()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
 
 
 def markdown(timings: Sequence[Timing]) -> str:

@@ -45,7 +45,7 @@ def stub_timing(setting, rfactor, suite, *more):
 
 def test_scores_and_times_are_of_the_counted_runs():
     events = [helix_event(1, 6, event_id=1), helix_event(1, 10, event_id=2)]
-    times = iter([9.0, 1.0, 2.0, 9.0, 3.0, 5.0])
+    times = iter([9.0, 8.0, 1.0, 2.0, 9.0, 8.0, 3.0, 5.0])
 
     def run(event):
         # The second event's tracks are not found.
@@ -60,6 +60,19 @@ def test_scores_and_times_are_of_the_counted_runs():
     # An event without tracks has no purity, which is no reason for a 0.
     assert timing.purity == 1.0
     assert timing.peak_memory >= timing.idle_memory > 0.05
+
+
+def test_memory_is_of_the_runs_and_not_of_what_came_before():
+    before = np.ones(2 * 10**8, np.int8)
+    del before
+    sizes = iter([5, 1, 1, 1])  # the first run is that which compiles
+
+    def run(event):
+        np.ones(next(sizes) * 10**8, np.int8)
+        return Run(event.hit_particle, 1.0, 1.0)
+
+    timing = time_events([helix_event(1, 6)], run, 2, 4, "work / ours")
+    assert timing.peak_memory - timing.idle_memory == pytest.approx(0.1, abs=0.02)
 
 
 def test_all_programs_at_all_sizes_on_the_same_events(setting, monkeypatch):
