@@ -53,6 +53,7 @@ def plot_scaling(path: Path, timings: Sequence[Timing]) -> Path:
       OSError: the file cannot be written.
     """
     programs = list(zip(TRACK_COLOURS, by_program(timings).items(), strict=False))
+    all_hits = [timing.hits for timing in timings]
     with saved_figure(path, width=15.0, height=6.5) as figure:
         for axes, (what, value_of) in zip(figure.subplots(1, 2), QUANTITIES.items(), strict=True):
             for colour, (who, rows) in programs:
@@ -64,6 +65,7 @@ def plot_scaling(path: Path, timings: Sequence[Timing]) -> Path:
                     ends = np.array([min(hits), max(hits)])
                     axes.plot(ends, fit[0] * ends ** fit[1], color=colour, lw=1.5)
             axes.set(xscale="log", yscale="log", xlabel="Hits", ylabel=what[0].upper() + what[1:])
+            axes.set_xlim(0.7 * min(all_hits), 1.5 * max(all_hits))
             axes.legend(fontsize="x-small")
     return path
 

@@ -132,8 +132,8 @@ def _run_fatras(detector, particles, seed):
     crossings = collector.crossings
     # Each keeps its handle alive and the handle it, by references in C++ that Python does not see:
     # what they hold would stay for good, 8 MB for each full event.
-    vars(gun).clear()
-    vars(collector).clear()
+    gun.__dict__.clear()
+    collector.__dict__.clear()
     return crossings
 
 
@@ -167,7 +167,7 @@ def _store_doors():
 
         def __init__(self):
             super().__init__("HitCollector", quiet)
-            self.crossings = ()
+            self.crossings: Any = None
             self.input = examples.ReadDataHandle(self, examples.SimHitContainer, "input")
             self.input.initialize("hits")
 

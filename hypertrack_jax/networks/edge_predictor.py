@@ -148,7 +148,8 @@ class EdgePredictor(nn.Module):
             return edges._replace(scalars=scalars_of(edges))
         blocks = in_blocks(edges, len(nodes.mask) - 1, train)
         scalars = map_real_blocks(scalars_of, blocks)
-        return kind(*(array.reshape(-1) for array in blocks[:3]), scalars)
+        senders, receivers, mask = (array.reshape(-1) for array in blocks[:3])
+        return kind(senders, receivers, mask, scalars)
 
     def _latents(self, nodes: Nodes, edges: EdgeInputs, degree, train, dtype):
         """What every layer makes of the hits."""
