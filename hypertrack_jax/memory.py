@@ -49,9 +49,9 @@ def keep_freed_memory() -> bool:
     """Has this process keep up to 2 GB of what it frees, for the next allocation; on Linux.
 
     XLA on CPU allocates the arrays inside a program anew in every run. The C library fetches large
-    ones from the system and gives them back, so that each run pays for every page of 4 kB: a third
-    of the time of a training step. It holds for the whole process, and so it is for programs to
-    say, and not for a library; best before the first array.
+    ones from the system and gives them back, so that each run pays for every page of 4 kB: a sixth
+    to a quarter of the time of a training step. It holds for the whole process, and so it is for
+    programs to say, and not for a library; best before the first array.
 
     Returns:
       Whether the C library knows how (that of GNU does).

@@ -1,4 +1,4 @@
-"""What does not fit into memory is refused before it begins."""
+"""Memory: what does not fit is refused before it begins, and what was freed is used again."""
 
 import subprocess
 import sys
@@ -51,7 +51,6 @@ def test_where_nobody_knows_nothing_is_refused(monkeypatch):
     memory.require_memory(10**18, "C", "fewer cells")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a setting of the C library of GNU")
 def test_a_program_runs_again_in_the_memory_that_it_freed():
     def pages(how):
         command = [sys.executable, "-c", PAGES_OF_A_RUN, how]

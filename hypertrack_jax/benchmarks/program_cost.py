@@ -10,8 +10,7 @@ class ProgramCost(NamedTuple):
 
     products: float
     """Multiplications and additions of its matrix products. A loop counts as often as it runs; one
-    whose number of runs depends on the data counts once, so with such loops it is a least value,
-    unless it is said how often they run."""
+    whose number of runs depends on the data counts once, so with such loops it is a least value."""
     operations: float
     """All floating-point operations, as the compiler counts them: every loop body once."""
     bytes_accessed: float
@@ -22,20 +21,19 @@ class ProgramCost(NamedTuple):
     """Memory that it takes beside arguments and results."""
 
 
-def program_cost(function: Any, *arguments: Any, loop_runs: int = 1) -> ProgramCost:
+def program_cost(function: Any, *arguments: Any) -> ProgramCost:
     """Compiles a jitted function for some arguments and reads off what it costs.
 
     Args:
       function: what `jax.jit` gives.
       arguments: what it would be called with; they are not changed.
-      loop_runs: how often the loops run whose number of runs depends on the data.
     """
     traced = function.trace(*arguments)
     compiled = traced.lower().compile()
     # Some backends say nothing.
     counted, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return ProgramCost(
-        products=product_operations(traced.jaxpr, loop_runs),
+        products=product_operations(traced.jaxpr),
         operations=counted.get("flops", 0.0),
         bytes_accessed=counted.get("bytes accessed", 0.0),
         argument_bytes=getattr(memory, "argument_size_in_bytes", 0),
@@ -45,7 +43,10 @@ def program_cost(function: Any, *arguments: Any, loop_runs: int = 1) -> ProgramC
 
 
 def product_operations(jaxpr: Any, loop_runs: int = 1) -> float:
-    """Multiplications and additions of the matrix products of a jaxpr; see `program_cost`."""
+    """Multiplications and additions of the matrix products of a jaxpr; see `ProgramCost`.
+
+    Loops whose number of runs depends on the data count `loop_runs` times.
+    """
     total = 0.0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         if equation.primitive.name == "dot_general":

@@ -95,7 +95,8 @@ def test_self_loops_have_finite_features_and_gradients():
     hits = jnp.asarray([[30.0, 10.0, -500.0], [1000.0, 0.0, 0.0]])
 
     def total(position):
-        return without_direction(helix_features(position, position)).sum()
+        features = helix_features(position, position)
+        return features.sum() + without_direction(features).sum()
 
     features = helix_features(hits, hits)
     np.testing.assert_array_equal(features[:, :5], np.zeros((2, 5)))
