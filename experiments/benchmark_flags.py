@@ -49,7 +49,9 @@ NOISE_RATIO = flags.DEFINE_string(
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
 RUNS = flags.DEFINE_integer("runs", 10, "Counted runs, of each event.", lower_bound=1)
 COST = flags.DEFINE_boolean(
-    "cost", True, "Compile GNN and reconstruction once more to read off operations and bytes."
+    "cost",
+    True,
+    "Compile GNN, training steps and reconstruction once more to read off operations and bytes.",
 )
 
 

@@ -16,7 +16,12 @@ import numpy as np
 from jaxtyping import Int
 
 from hypertrack_jax.benchmarks.peers.acts_chain import find_tracks
-from hypertrack_jax.benchmarks.program_cost import ProgramCost, program_cost
+from hypertrack_jax.benchmarks.program_cost import (
+    ProgramCost,
+    product_operations,
+    program_cost,
+)
+from hypertrack_jax.benchmarks.stages import gnn_products
 from hypertrack_jax.benchmarks.timing import (
     Seconds,
     Timing,
@@ -25,12 +30,13 @@ from hypertrack_jax.benchmarks.timing import (
     peak_memory,
     timing_of,
 )
-from hypertrack_jax.compiled import PaddedHits, method_of, reconstruct
+from hypertrack_jax.compiled import PaddedHits, method_of, reconstruct, scored_graph
 from hypertrack_jax.evaluation.metrics import TrackScores, track_scores
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.training.event_loss import EDGE
 
 _LOG = logging.getLogger(__name__)
 SEED_PT = (0.15, 0.4)
@@ -130,13 +136,22 @@ def time_events(
 
 
 def reconstruction_cost(model: Reconstructor, event: Event) -> ProgramCost:
-    """Operations and bytes of the program in the capacities that the event is tried in first."""
+    """Operations and bytes of the program in the capacities that the event is tried in first.
+
+    Its products are those of the edge predictor for this event, and of a single round of the search
+    for clusters.
+    """
     sizes = model.sizes(len(event.position))
     padding = ((0, sizes.num_hits - len(event.position)), (0, 0))
     hits = PaddedHits(np.pad(event.position, padding), np.array(len(event.position), np.int32))
-    return program_cost(
+    cost = program_cost(
         reconstruct, method_of(model.tune), sizes, model.arrays(), hits, model.settings()
     )
+    # The edge predictor's blocks, which count once in the whole, as often as the event fills them.
+    graph, weights = model.graph(event.position), (model.params[EDGE], model.batch_stats)
+    gnn = scored_graph.trace(model.tune.network, *weights, graph)
+    more = gnn_products(graph, model) - product_operations(gnn.jaxpr)
+    return cost._replace(products=cost.products + more)
 
 
 def _time_ours(setting: EndToEnd, rfactor: float, suite: str) -> Timing:

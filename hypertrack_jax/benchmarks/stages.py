@@ -30,7 +30,7 @@ from hypertrack_jax.reconstruct import Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
 from hypertrack_jax.training.event_loss import EDGE, FULL_PHASE, GNN_PHASE
-from hypertrack_jax.training.step import begin_phase, init_state
+from hypertrack_jax.training.step import begin_phase, init_state, make_batch_gradient
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 
@@ -80,7 +80,8 @@ def measure(
       model: weights, graph constructor and tune.
       runs: counted runs of each.
       peers: of `PEERS`.
-      with_cost: read off the compiled edge predictor what it has to do; compiles it once more.
+      with_cost: read off the compiled edge predictor and training steps what they have to do;
+        compiles them once more.
 
     Yields:
       Timings suite by suite; one for which the device has not the memory is left out, with a
@@ -97,6 +98,11 @@ def measure(
         "phase2_step": partial(_train_step_work, phase=FULL_PHASE),
         "cluster": _cluster_work,
     }
+    costs = {
+        "gnn": gnn_cost,
+        "train_step": partial(step_cost, phase=GNN_PHASE),
+        "phase2_step": partial(step_cost, phase=FULL_PHASE),
+    }
     for suite in suites:
         if suite not in makers:
             raise ValueError(f"--suite={suite}: expected some of {', '.join(makers)}.")
@@ -111,17 +117,24 @@ def measure(
             continue
         for who, seconds in seconds_of.items():
             timing = timing_of(f"{suite} / {who}", *sizes, seconds)
-            if with_cost and (suite, who) == ("gnn", "ours"):
-                timing = timing._replace(cost=gnn_cost(event, model))
+            if with_cost and who == "ours" and suite in costs:
+                timing = timing._replace(cost=costs[suite](event, model))
             yield timing
 
 
 def gnn_cost(event: Event, model: Reconstructor) -> ProgramCost:
-    """Operations and bytes of the edge predictor on an event.
+    """Operations and bytes of the edge predictor on an event; its products as `gnn_products`."""
+    graph, weights = model.graph(event.position), (model.params[EDGE], model.batch_stats)
+    cost = program_cost(scored_graph, model.tune.network, *weights, graph)
+    return cost._replace(products=gnn_products(graph, model))
 
-    Its products are those of the blocks that the event fills, by pairs of edges where it goes so.
+
+def gnn_products(graph: EventGraph, model: Reconstructor) -> float:
+    """Multiplications and additions of the edge predictor's matrix products.
+
+    Those of the blocks that the event fills, by pairs of edges where it goes so.
     """
-    graph, tune = model.graph(event.position), model.tune.network
+    tune = model.tune.network
     variables = {"params": model.params[EDGE], "batch_stats": model.batch_stats}
     pairs = edge_pairs(graph) if takes_pairs(tune) else None
 
@@ -131,9 +144,27 @@ def gnn_cost(event: Event, model: Reconstructor) -> ProgramCost:
 
     number = int(graph.n_edge[0] if pairs is None else pairs.mask.sum())
     loop_runs = -(-number // (EDGE_BLOCK if pairs is None else EDGE_BLOCK // 2))
-    products = product_operations(scored.trace(graph, pairs).jaxpr, loop_runs)
-    cost = program_cost(scored_graph, tune, model.params[EDGE], model.batch_stats, graph)
-    return cost._replace(products=products)
+    return product_operations(scored.trace(graph, pairs).jaxpr, loop_runs)
+
+
+def step_cost(event: Event, model: Reconstructor, phase: int) -> ProgramCost:
+    """Operations and bytes of losses and gradient of a training step on an event.
+
+    The update, which does not depend on the event, is not in it; the search of phase 2 counts as
+    many rounds as `ProgramCost` says.
+    """
+    graphs = graph_batch([event], model.voxdyn, model.tune).graphs
+    gradient = jax.jit(make_batch_gradient(model.tune, jnp.float32, phase))
+    state = init_state(model.tune, jax.random.key(0))
+    return program_cost(
+        gradient,
+        model.params,
+        model.batch_stats,
+        graphs,
+        jax.random.key(0),
+        state.step,
+        state.loss_scale,
+    )
 
 
 def _graph_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ FORMAT_VERSION = 1
 """Raised whenever a file of the former layout can no longer be read."""
 
 _PARTICLE_PREFIX = "particles/"
+
+# NumPy reads headers with the module ast, of which Python 3.11 counts the depth for all threads
+# together: where a garbage collection lets another one in, it raises a SystemError.
+_READING = threading.Lock()
 
 
 def event_path(directory: Path, event_id: int) -> Path:
@@ -59,7 +64,11 @@ def load_event(directory: Path, event_id: int) -> Event:
     path = event_path(directory, event_id)
     try:
         # np.load leaves a file that it opened itself open when the file is damaged.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        with (
+            _READING,
+            open(path, "rb") as stream,
+            np.load(stream, allow_pickle=False) as file,
+        ):
             version = int(file["format_version"])
             if version == FORMAT_VERSION:
                 return _unpack(file)

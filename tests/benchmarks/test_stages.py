@@ -10,10 +10,13 @@ import pytest
 from toy import helix_event
 
 from hypertrack_jax.benchmarks import stages, timing
-from hypertrack_jax.benchmarks.program_cost import ProgramCost
-from hypertrack_jax.benchmarks.stages import fresh_model, gnn_cost, measure
+from hypertrack_jax.benchmarks.program_cost import ProgramCost, product_operations
+from hypertrack_jax.benchmarks.stages import fresh_model, gnn_cost, measure, step_cost
 from hypertrack_jax.benchmarks.timing import Timing, markdown, write_timings
 from hypertrack_jax.graph.edge_pairs import edge_pairs
+from hypertrack_jax.networks.edge_predictor import EdgePredictor
+from hypertrack_jax.training.batches import graph_batch
+from hypertrack_jax.training.event_loss import GNN_PHASE
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
@@ -80,6 +83,21 @@ def test_cost_of_the_network_grows_with_its_layers(model, event):
     more = num_pairs * (3 * 8 * 8 + 10 * 8) + num_hits * (2 * 8 * 8 + 16 * 8 + 8 * 8 + 8 * 8)
     assert deeper.products - cost.products == 2 * (more + 2 * 8 * 8)
     assert cost.argument_bytes > 2 * 4 * num_edges
+
+
+def test_a_step_has_three_times_the_products_of_the_network_in_training(model, event):
+    graph = graph_batch([event], model.voxdyn, model.tune).graphs
+    variables = {"params": model.params[EDGE], "batch_stats": model.batch_stats}
+
+    @jax.jit
+    def forward(graph):
+        network = EdgePredictor(model.tune.network)
+        return network.apply(variables, graph, train=True, mutable=["batch_stats"])
+
+    of_graph = forward.trace(jax.tree.map(lambda array: array[0], graph))
+    products = product_operations(of_graph.jaxpr)
+    # One for each gradient beside the forward pass; the inputs of the first layer have none.
+    assert 2.5 * products < step_cost(event, model, GNN_PHASE).products <= 3 * products
 
 
 def test_unknown_suite_and_peer(model, event):

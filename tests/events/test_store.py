@@ -1,6 +1,9 @@
 """Event files, event ranges and the order of training."""
 
+import gc
 import resource
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -27,6 +30,28 @@ def test_an_event_survives_its_file(tmp_path, event):
     )
     store.save_event(path.parent, without_truth)
     assert_same_event(store.load_event(path.parent, 1000), without_truth)
+
+
+def test_threads_read_beside_each_other(tmp_path, event):
+    store.save_event(tmp_path, event)
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+
+    def let_others_in(phase, info):
+        sum(range(30))
+
+    # Threads take turns within garbage collections, which begin with every object.
+    sys.setswitchinterval(1e-6)
+    gc.callbacks.append(let_others_in)
+    gc.set_threshold(1)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            read = list(pool.map(store.load_event, [tmp_path] * 300, [event.event_id] * 300))
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.callbacks.remove(let_others_in)
+        sys.setswitchinterval(interval)
+    for one in read:
+        assert_same_event(one, event)
 
 
 def test_equal_events_give_equal_files(tmp_path, event):
