@@ -24,7 +24,7 @@ from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.graph.edge_pairs import EdgePairs, edge_pairs
 from hypertrack_jax.graph.event_graph import EventGraph
-from hypertrack_jax.networks.edge_inputs import EDGE_BLOCK
+from hypertrack_jax.networks.edge_inputs import block_size
 from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict, takes_pairs
 from hypertrack_jax.reconstruct import Reconstructor
 from hypertrack_jax.training.batches import graph_batch
@@ -143,7 +143,7 @@ def gnn_products(graph: EventGraph, model: Reconstructor) -> float:
         return EdgePredictor(tune).apply(variables, graph, train=False, pairs=pairs)
 
     number = int(graph.n_edge[0] if pairs is None else pairs.mask.sum())
-    loop_runs = -(-number // (EDGE_BLOCK if pairs is None else EDGE_BLOCK // 2))
+    loop_runs = -(-number // block_size(pairs is not None))
     return product_operations(scored.trace(graph, pairs).jaxpr, loop_runs)
 
 

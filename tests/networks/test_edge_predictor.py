@@ -204,6 +204,21 @@ def test_training_by_blocks_equals_training_at_once(tune, monkeypatch):
     assert memory_by_blocks < memory_at_once / 2
 
 
+def test_a_block_of_an_accelerator_holds_more_edges(monkeypatch):
+    number = 2 * edge_inputs.TRAINING_BLOCK + 1
+    index = np.zeros(number, np.int32)
+    arrays = index, index, np.ones(number, bool), np.zeros((number, 1), np.float32)
+
+    def num_blocks(kind, train):
+        return len(edge_inputs.in_blocks(kind(*arrays), 0, train).mask)
+
+    edges, pairs = edge_inputs.EdgeInputs, edge_inputs.PairInputs
+    assert num_blocks(edges, train=True) == 3
+    assert num_blocks(pairs, train=False) == -(-number // (edge_inputs.EDGE_BLOCK // 2))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert num_blocks(edges, train=True) == num_blocks(pairs, train=False) == 1
+
+
 def star(num_leaves):
     """One hit that all the others send to, and it to them."""
     rng = np.random.default_rng(0)
