@@ -139,6 +139,8 @@ class Found(NamedTuple):
     senders: Int32[Array, " edge"]
     receivers: Int32[Array, " edge"]
     probability: Float32[Array, " edge"]
+    embedding: Float[Array, "hit feat"]
+    """z of every hit."""
     num_outside: Int32[Array, ""]
     """Hits outside the space of the training hits."""
     needed: Needed
@@ -248,8 +250,51 @@ def reconstruct(
         graph.senders,
         graph.receivers,
         scores.probability,
+        scores.embedding,
         found.num_outside,
         needed._replace(num_blocks=found.num_blocks, num_edges=found.num_edges),
+    )
+
+
+@partial(jax.jit, static_argnames=("method", "sizes"))
+def search_again(
+    method: Method,
+    sizes: SearchSizes,
+    params: Any,
+    hits: PaddedHits,
+    found: Found,
+    settings: Settings,
+) -> tuple[Int32[Array, " hit"], Float32[Array, " hit"], Needed]:
+    """`reconstruct` from its scored edges on, where the capacities of the search alone were short.
+
+    Args:
+      method: networks and clusterer.
+      sizes: larger capacities.
+      params: weights of the clusterer.
+      hits: the event.
+      found: what `reconstruct` found; its edges are complete.
+      settings: as before.
+
+    Returns:
+      Labels, memberships and what is needed, as `reconstruct` finds them in these capacities.
+    """
+    graph = padded_graph(
+        jnp.asarray(hits.position),
+        jnp.asarray(hits.num_hits),
+        found.senders,
+        found.receivers,
+        jnp.zeros_like(found.senders),
+        jnp.asarray(found.needed.num_edges),
+    )
+    scores = Scores(found.embedding, found.probability)
+    kept = kept_edges(graph, scores.probability, settings.edge_threshold)
+    kept = jax.lax.optimization_barrier(kept)
+    label, membership, needed = clusters_of(method, sizes, params, graph, scores, kept, settings)
+    before = found.needed
+    return (
+        label,
+        membership,
+        needed._replace(num_blocks=before.num_blocks, num_edges=before.num_edges),
     )
 
 

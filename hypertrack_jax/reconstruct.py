@@ -34,6 +34,7 @@ from hypertrack_jax.compiled import (
     needed_of,
     reconstruct,
     scored_graph,
+    search_again,
     sizes_for,
 )
 from hypertrack_jax.events.event import NOISE
@@ -219,20 +220,33 @@ class Reconstructor(NamedTuple):
         sizes = self.sizes(len(hits))
         if sizes.num_hits > LARGEST_HITS:
             _LOG.info("an event of %d hits is more than usual: %s", len(hits), sizes)
-        while True:
-            self.require_memory(len(hits), sizes)
-            found = self._run(hits, sizes)
-            warn_of_outside(self.voxdyn, int(found.num_outside), len(hits))
-            enough = self.enough_sizes(found, len(hits), sizes)
-            if enough == sizes:
-                return found
+        found = self._run(hits, sizes)
+        while (enough := self.enough_sizes(found, len(hits), sizes)) != sizes:
+            is_scored = enough == sizes._replace(search=enough.search)
             sizes = enough
-            # Its memory is needed again.
-            del found
+            if is_scored:
+                found = self._search_again(hits, sizes, found)
+            else:
+                del found  # Its memory is needed again.
+                found = self._run(hits, sizes)
+        return found
 
     def _run(self, hits: Float32[np.ndarray, "hit 3"], sizes: Sizes) -> Found:
-        method = method_of(self.tune)
-        return reconstruct(method, sizes, self.arrays(), padded_hits(hits, sizes), self.settings())
+        self.require_memory(len(hits), sizes)
+        padded, settings = padded_hits(hits, sizes), self.settings()
+        found = reconstruct(method_of(self.tune), sizes, self.arrays(), padded, settings)
+        warn_of_outside(self.voxdyn, int(found.num_outside), len(hits))
+        return found
+
+    def _search_again(
+        self, hits: Float32[np.ndarray, "hit 3"], sizes: Sizes, found: Found
+    ) -> Found:
+        method, params = method_of(self.tune), self.params[CLUSTER]
+        padded = padded_hits(hits, sizes)
+        label, membership, needed = search_again(
+            method, sizes.search, params, padded, found, self.settings()
+        )
+        return found._replace(label=label, membership=membership, needed=needed)
 
     def require_memory(self, num_hits: int, sizes: Sizes, num_events: int = 1) -> None:
         """Refuses capacities, for so many events at once, that the memory does not hold."""

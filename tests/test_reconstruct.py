@@ -135,7 +135,10 @@ def test_every_hit_has_a_label_and_edges_and_timings_come_if_asked_for(model):
 
 @pytest.mark.parametrize(
     ("method", "short"),
-    [("cut", {"num_blocks": 1, "num_edges": 64}), ("transformer", {"num_neighbors": 2})],
+    [
+        ("cut", {"num_blocks": 1, "num_edges": 64}),
+        ("transformer", {"num_neighbors": 2, "num_slots": 4}),
+    ],
 )
 def test_capacities_grow_until_they_suffice(model, monkeypatch, caplog, method, short):
     chosen = by_transformer(model)
@@ -146,10 +149,19 @@ def test_capacities_grow_until_they_suffice(model, monkeypatch, caplog, method, 
         tiny = ample._replace(search=ample.search._replace(**short))
     else:
         tiny = ample._replace(**short)
+    program, runs = reconstruct.reconstruct, []
+
+    def counted(method, sizes, *arguments):
+        runs.append(sizes)
+        return program(method, sizes, *arguments)
+
+    monkeypatch.setattr(reconstruct, "reconstruct", counted)
     monkeypatch.setattr(reconstruct, "sizes_for", lambda *_: tiny)
     caplog.set_level("INFO")
     assert_same(chosen(EVENT.position, with_edges=True), expected)
     tries = [one.args[1] for one in caplog.records if "larger capacities" in one.msg]
+    # Where the search alone falls short, the edges are not scored again.
+    assert runs == ([tiny] if method == "transformer" else [tiny, *tries])
     assert len(tries) == len(short)
     assert expected.hit_label.max() > 0
 

@@ -108,16 +108,20 @@ def search_clusters(
       key: decides random seeds and Monte-Carlo walks: same key, same clusters.
 
     Returns:
-      The clusters. Where a needed size is above its capacity, or the search is unfinished, the
-      caller runs again with larger sizes.
+      The clusters. Where a needed size is above its capacity, which ends the search, or the search
+      is unfinished, the caller runs again with larger sizes.
     """
 
     def next_round(state: _State) -> _State:
         round_key = jax.random.fold_in(key, state.round)
         return _one_round(state, hits, neighbors, membership, tune, sizes, round_key)
 
+    def is_lost(found: Clusters) -> Bool[Array, ""]:
+        is_short_of_neighbors = found.needed_neighbors > sizes.num_neighbors
+        return is_short_of_neighbors | (found.needed_slots > sizes.num_slots)
+
     def goes_on(state: _State) -> Bool[Array, ""]:
-        return state.active.any() & (state.round < sizes.num_rounds)
+        return state.active.any() & (state.round < sizes.num_rounds) & ~is_lost(state.found)
 
     num_hits = len(hits.is_open)
     start = _State(
@@ -127,7 +131,7 @@ def search_clusters(
         found=_nothing_found(num_hits, neighbors, tune, sizes),
     )
     end = lax.while_loop(goes_on, next_round, start)
-    return end.found._replace(is_unfinished=end.active.any())
+    return end.found._replace(is_unfinished=end.active.any() & ~is_lost(end.found))
 
 
 def open_hits(

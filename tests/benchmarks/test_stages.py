@@ -16,7 +16,7 @@ from hypertrack_jax.benchmarks.timing import Timing, markdown, write_timings
 from hypertrack_jax.graph.edge_pairs import edge_pairs
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.training.batches import graph_batch
-from hypertrack_jax.training.event_loss import GNN_PHASE
+from hypertrack_jax.training.event_loss import EDGE, GNN_PHASE
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
