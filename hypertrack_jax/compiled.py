@@ -18,7 +18,6 @@ from hypertrack_jax.clustering.clusterer import DENSITY, first_sizes
 from hypertrack_jax.clustering.clusterer import enough_sizes as enough_search
 from hypertrack_jax.clustering.search import SearchSizes
 from hypertrack_jax.clustering.transformer import (
-    KeptEdges,
     by_first_hit,
     kept_edges,
     transformer_clusters,
@@ -239,10 +238,8 @@ def reconstruct(
     scores = scored_graph(method.network, model.params[EDGE], model.batch_stats, graph)
     # Behind barriers the stages are compiled as they are one by one.
     scores = jax.lax.optimization_barrier(scores)
-    kept = kept_edges(graph, scores.probability, settings.edge_threshold)
-    kept = jax.lax.optimization_barrier(kept)
     label, membership, needed = clusters_of(
-        method, sizes.search, model.params[CLUSTER], graph, scores, kept, settings
+        method, sizes.search, model.params[CLUSTER], graph, scores, settings
     )
     return Found(
         label,
@@ -287,9 +284,7 @@ def search_again(
         jnp.asarray(found.needed.num_edges),
     )
     scores = Scores(found.embedding, found.probability)
-    kept = kept_edges(graph, scores.probability, settings.edge_threshold)
-    kept = jax.lax.optimization_barrier(kept)
-    label, membership, needed = clusters_of(method, sizes, params, graph, scores, kept, settings)
+    label, membership, needed = clusters_of(method, sizes, params, graph, scores, settings)
     before = found.needed
     return (
         label,
@@ -348,10 +343,11 @@ def clusters_of(
     params: Any,
     graph: EventGraph,
     scores: Scores,
-    kept: KeptEdges,
     settings: Settings,
 ) -> tuple[Int32[Array, " hit"], Float32[Array, " hit"], Needed]:
     """Labels, memberships and what the search needs of its capacities."""
+    kept = kept_edges(graph, scores.probability, settings.edge_threshold)
+    kept = jax.lax.optimization_barrier(kept)
     needed = Needed()
     if method.cluster.cluster == "transformer":
         found = transformer_clusters(

@@ -184,7 +184,12 @@ def test_clusters_are_whole():
 )
 def test_capacities_that_do_not_suffice_are_told(sizes, flag):
     event, edges, table = setup(0)
-    assert flag(batched(event, edges, table, sizes=sizes))
+    found = batched(event, edges, table, sizes=sizes)
+    assert flag(found)
+    # A search that is of no use ends at once; one without rounds would be given more of them.
+    if sizes.num_rounds == SIZES.num_rounds:
+        assert not found.is_unfinished
+        assert found.num_micrographs <= (sizes.num_seeds if found.needed_slots else 0)
     # It tells how much is needed: enough is given, and nothing is left to tell.
     enough = batched(event, edges, table)
     assert enough.needed_neighbors <= SIZES.num_neighbors
