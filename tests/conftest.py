@@ -12,10 +12,8 @@ flags = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
 ]
-# The emitter that is quick may round a value that is computed twice in two ways, but only where one
-# instruction multiplies and adds, which AVX has not. The search for the nearest cell minds.
 if platform.machine() == "x86_64":
-    flags += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_max_isa=AVX"]
+    flags += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 # Many tests start scripts, which compile the same programs: all processes share what was compiled.

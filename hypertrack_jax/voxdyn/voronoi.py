@@ -57,6 +57,10 @@ OPEN_SHARE = 1 / 32
 """Nodes opened side by side, as a share of the hits."""
 MARGIN = 4e-6
 """Relative slack of every bound: several times the rounding error of a float32 distance."""
+ROUNDING = 2.0**-21
+"""Relative difference between squared distances, of one pair, that were computed in two ways: with
+and without instructions that multiply and add. A compiler may compute a value twice and so choose
+for each of its uses."""
 
 
 @jax.jit
@@ -163,11 +167,11 @@ def search_tree(
     # The entries pushed by one step descend from those they replace. So the stack is a pile of at
     # most one such block for each level, and a last one may be written that has no entries.
     room = (_num_levels(index) + 1) * FAN * num_open
-    hit = jnp.nonzero(~is_proven, size=num_hits, fill_value=0)[0].astype(jnp.int32)
+    hit, size = _listed(~is_proven, num_hits)
     search = _Search(
         hit=jnp.concatenate([hit, jnp.zeros(room, jnp.int32)]),
         node=jnp.ones(num_hits + room, jnp.int32),
-        size=(~is_proven).sum(dtype=jnp.int32),
+        size=size,
         cell=cell,
         distance2=distance2,
     )
@@ -303,15 +307,28 @@ def _open_nodes(index, position, num_open: int, search: _Search) -> _Search:
         _take(distance2, hit)[:, None] * (1 + MARGIN)
     )
     is_open = is_near & (is_entry & ~is_leaf)[:, None]
-    entry = jnp.nonzero(is_open.reshape(-1), size=FAN * num_open, fill_value=0)[0]
-    entry = entry.astype(jnp.int32)
+    entry, num_entries = _listed(is_open.reshape(-1), FAN * num_open)
     return _Search(
         hit=lax.dynamic_update_slice(search.hit, _take(hit, entry // FAN), (first,)),
         node=lax.dynamic_update_slice(search.node, _take(child.reshape(-1), entry), (first,)),
-        size=first + is_open.sum(dtype=jnp.int32),
+        size=first + num_entries,
         cell=cell,
         distance2=distance2,
     )
+
+
+def _listed(
+    is_member: Bool[Array, " entry"], capacity: int
+) -> tuple[Int32[Array, " member"], Int32[Array, ""]]:
+    """Indices of the members, behind them any; and their number.
+
+    Both come from one sum. Counted apart, the members could be compared and rounded once for each,
+    and the number would leave one out.
+    """
+    rank = jnp.cumsum(is_member, dtype=jnp.int32)
+    # In front of member j lie all entries whose rank is at most j.
+    index = jnp.cumsum(jnp.bincount(rank, length=capacity))
+    return jnp.minimum(index, len(is_member) - 1), rank[-1]
 
 
 def _children(node: Int32[Array, " entry"]) -> Int32[Array, "entry child"]:
@@ -333,17 +350,19 @@ def _compare_leaves(
 ) -> tuple[Int32[Array, " hit"], Float32[Array, " hit"]]:
     """Cells and squared distances of all hits after comparison with the centroids of the leaves.
 
-    Several leaves may belong to one hit: the nearest centroid wins, the lowest index among equals.
+    Several leaves may belong to one hit: the nearest centroid wins, the lowest index among those
+    that are as near but for the rounding.
     """
     num_hits, num_cells = len(cell), len(index.centroids)
     member = _take(index.leaf_cell, jnp.maximum(node - len(index.leaf_cell), 0))
     member2 = _centroid_distance2(index, position[:, None, :], member)
     found2 = member2.min(axis=1)
-    found = jnp.where(member2 == found2[:, None], member, num_cells).min(axis=1)
+    is_found = member2 <= found2[:, None] * (1 + ROUNDING)
+    found = jnp.where(is_found, member, num_cells).min(axis=1)
 
     best2 = distance2.at[jnp.where(is_leaf, hit, num_hits)].min(found2, mode="drop")
     is_closer = is_leaf & (_take(best2, hit) < _take(distance2, hit))
     cell = cell.at[jnp.where(is_closer, hit, num_hits)].set(num_cells, mode="drop")
-    is_best = is_leaf & (found2 == _take(best2, hit))
+    is_best = is_leaf & (found2 <= _take(best2, hit) * (1 + ROUNDING))
     cell = cell.at[jnp.where(is_best, hit, num_hits)].min(found, mode="drop")
     return cell, best2
