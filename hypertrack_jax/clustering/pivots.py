@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
-from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
-from hypertrack_jax.graph.segment import segment_max
+from hypertrack_jax.clustering.neighbors import Neighbors, at_hits, largest_around
+from hypertrack_jax.graph.segment import put_rows, segment_max
 from hypertrack_jax.tunes.tune import ClusterTune
 
 MIN_DOUBT = 1e-3
@@ -59,26 +59,27 @@ def seed_ranks(
 
 
 def choose_seeds(
-    rank: Int32[Array, " hit"],
+    rank: Int32[Array, "draw hit"],
     active: Bool[Array, " hit"],
     neighbors: Neighbors,
     num_seeds: int,
     hops: int,
-) -> Int32[Array, " seed"]:
+) -> Int32[Array, "draw seed"]:
     """Active hits that no active hit within `hops` steps outranks, in the order of the hits.
 
     Returns:
-      Their indices, at most `num_seeds`; the number of hits fills the rest. Seeds that find no
-      place come in a later round.
+      Their indices in each draw, at most `num_seeds`; the number of hits fills the rest. Seeds that
+      find no place come in a later round.
     """
-    own = jnp.where(active, rank, -1)
+    is_active = active[:, None]
+    own = jnp.where(is_active, rank.T, -1)
     highest = own
     for _ in range(hops):
-        around = at_hits(highest, neighbors.hit, -1).max(axis=1)
-        highest = jnp.where(active, jnp.maximum(highest, around), -1)
-    is_seed = active & (highest == own)
-    (seed,) = jnp.nonzero(is_seed, size=num_seeds, fill_value=len(rank))
-    return seed.astype(jnp.int32)
+        around = largest_around(highest, neighbors)
+        highest = jnp.where(is_active, jnp.maximum(highest, around), -1)
+    is_seed = is_active & (highest == own)
+    seeds = [jnp.nonzero(column, size=num_seeds, fill_value=len(active))[0] for column in is_seed.T]
+    return jnp.stack(seeds).astype(jnp.int32)
 
 
 def walk(
@@ -110,11 +111,17 @@ def best_walks(walks: Walks, neighbors: Neighbors) -> Bool[Array, " seed"]:
     num_hits, num_pivots = len(neighbors.hit), walks.pivot.shape[1]
     is_complete = walks.length == num_pivots
     # Ranks and not scores: no two are the same.
-    rank = jnp.argsort(jnp.argsort(walks.score)).astype(jnp.int32)
+    rank = ranks_of(walks.score)
     visited = jnp.where(is_complete[:, None], walks.pivot, num_hits).reshape(-1)
     best = segment_max(jnp.repeat(rank, num_pivots), visited, num_hits, sorted_ids=False)
-    around = jnp.maximum(best, at_hits(best, neighbors.hit, -1).max(axis=1))
+    around = jnp.maximum(best, largest_around(best, neighbors))
     return is_complete & (at_hits(around, walks.pivot, -1) <= rank[:, None]).all(axis=1)
+
+
+def ranks_of(value: Float[Array, " row"]) -> Int32[Array, " row"]:
+    """The place of each value in rising order; of equal ones the first comes first."""
+    place = jnp.arange(len(value), dtype=jnp.int32)
+    return put_rows(place, place, jnp.argsort(value))
 
 
 def _one_walk(

@@ -19,7 +19,14 @@ from hypertrack_jax.clustering.micrographs import (
     spanned_micrographs,
 )
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
-from hypertrack_jax.clustering.pivots import Walks, best_walks, choose_seeds, seed_ranks, walk
+from hypertrack_jax.clustering.pivots import (
+    Walks,
+    best_walks,
+    choose_seeds,
+    ranks_of,
+    seed_ranks,
+    walk,
+)
 from hypertrack_jax.graph.segment import put_rows, segment_max, segment_sum
 from hypertrack_jax.tunes.tune import ClusterTune
 
@@ -191,7 +198,7 @@ def settle(
     is_claimed = members.is_chosen & is_candidate[:, None]
     worth = jnp.where(is_claimed, 2 * members.probability - 1, 0).sum(axis=1)
     # Ranks and not sums: no two are the same.
-    rank = jnp.argsort(jnp.argsort(worth)).astype(jnp.int32)[:, None]
+    rank = ranks_of(worth)[:, None]
     hit = jnp.where(is_claimed, micrographs.hit, num_hits)
     ranks = jnp.broadcast_to(rank, hit.shape)
     best = segment_max(ranks.reshape(-1), hit.reshape(-1), num_hits, sorted_ids=False)
@@ -239,12 +246,13 @@ def _draw_seeds(
     num_seeds: int,
     key: PRNGKeyArray,
 ) -> Int32[Array, " seed"]:
-    """Seeds of as many draws as the tune asks for, one after another."""
-    draws = []
-    for one in jax.random.split(key, tune.num_draws):
-        rank = seed_ranks(tune.seed_strategy, hits.position, one)
-        draws.append(choose_seeds(rank, active, neighbors, num_seeds, tune.seed_hops))
-    return jnp.concatenate(draws)
+    """Seeds of as many draws as the tune asks for, one behind the other."""
+    rank = [
+        seed_ranks(tune.seed_strategy, hits.position, one)
+        for one in jax.random.split(key, tune.num_draws)
+    ]
+    seed = choose_seeds(jnp.stack(rank), active, neighbors, num_seeds, tune.seed_hops)
+    return seed.reshape(-1)
 
 
 def _best_first(

@@ -35,7 +35,7 @@ TRANSFORMER = "transformer"
 """Name of the set transformer among them."""
 CHUNK = 16
 """Micrographs that go through the transformer together."""
-WIDTHS = (24,)
+WIDTHS = (16, 24)
 """Slots that a chunk may be cut to: enough for most tracks. Each width is compiled."""
 
 

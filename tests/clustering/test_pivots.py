@@ -98,18 +98,22 @@ def test_seeds_outrank_all_active_hits_within_reach(hops):
     for seed in range(5):
         dense, edges = random_graph(seed, share=0.06)
         rng = np.random.default_rng(seed)
-        rank, active = rng.permutation(NUM_HITS).astype(np.int32), rng.random(NUM_HITS) < 0.7
+        ranks = np.stack([rng.permutation(NUM_HITS) for _ in range(2)]).astype(np.int32)
+        active = rng.random(NUM_HITS) < 0.7
         joined = (dense > 0.3) & active[:, None] & active
         reach = np.linalg.matrix_power(joined + np.eye(NUM_HITS, dtype=int), hops) > 0
-        expected = {
-            hit for hit in range(NUM_HITS) if active[hit] and rank[reach[hit]].max() == rank[hit]
-        }
-        found = choose_seeds(jnp.asarray(rank), jnp.asarray(active), rows_of(edges), 64, hops)
-        assert {int(hit) for hit in found if hit < NUM_HITS} == expected
-        few = choose_seeds(jnp.asarray(rank), jnp.asarray(active), rows_of(edges), 3, hops)
-        first = sorted(expected)[:3]
-        assert len(first) == 3
-        np.testing.assert_array_equal(few, first)
+        arguments = jnp.asarray(ranks), jnp.asarray(active), rows_of(edges)
+        found, few = (choose_seeds(*arguments, number, hops) for number in (64, 3))
+        for rank, seeds, first in zip(ranks, found, few, strict=True):
+            expected = [
+                hit
+                for hit in range(NUM_HITS)
+                if active[hit] and rank[reach[hit]].max() == rank[hit]
+            ]
+            assert len(expected) > 3
+            np.testing.assert_array_equal(seeds[: len(expected)], expected)
+            assert (seeds[len(expected) :] == NUM_HITS).all()
+            np.testing.assert_array_equal(first, expected[:3])
 
 
 def test_a_greedy_walk_follows_the_strongest_edges():
