@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int32
@@ -10,7 +11,7 @@ from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
 from hypertrack_jax.graph.segment import ordered_rows, put_columns
 
 CHUNK = 64
-"""Micrographs that are spanned together."""
+"""Micrographs that are spanned together on a CPU; elsewhere all are."""
 STEP = 4
 """Hits of each whose neighbours are looked at together: about what a step along a track adds."""
 
@@ -50,7 +51,7 @@ def spanned_micrographs(
     """
     num_rows, num_pivots = pivot.shape
     width = num_pivots if hops == 1 else STEP
-    chunk = min(CHUNK, num_rows)
+    chunk = min(CHUNK, num_rows) if jax.default_backend() == "cpu" else num_rows
     padded = jnp.pad(pivot, ((0, -num_rows % chunk), (0, 0)), constant_values=len(active))
 
     def of_chunk(pivot: Int32[Array, "row pivot"]) -> tuple[Array, Array]:

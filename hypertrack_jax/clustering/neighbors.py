@@ -61,16 +61,20 @@ def at_hits(
 
 
 def largest_around(
-    values: Int32[Array, "hit *dims"], neighbors: Neighbors
+    values: Int32[Array, "hit *dims"], around: Int32[Array, "hit neighbor"]
 ) -> Int32[Array, "hit *dims"]:
     """The largest of the values of each hit's neighbours; -1 where it has none.
 
     Column by column, and with a place for those that are missing: XLA on CPU then reads the values
     of a hit as they lie in memory, which takes an eighth of the time of `at_hits` with all columns.
+
+    Args:
+      values: of each hit, at least -1.
+      around: index of each neighbour, as `Neighbors` has it.
     """
     missing = jnp.full_like(values[:1], -1)
     values = jnp.concatenate([values, missing])
-    largest = jnp.broadcast_to(missing, (len(neighbors.hit), *values.shape[1:]))
-    for column in neighbors.hit.T:
+    largest = jnp.broadcast_to(missing, (len(around), *values.shape[1:]))
+    for column in around.T:
         largest = jnp.maximum(largest, values.at[column].get(mode="promise_in_bounds"))
     return largest

@@ -19,14 +19,7 @@ from hypertrack_jax.clustering.micrographs import (
     spanned_micrographs,
 )
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
-from hypertrack_jax.clustering.pivots import (
-    Walks,
-    best_walks,
-    choose_seeds,
-    ranks_of,
-    seed_ranks,
-    walk,
-)
+from hypertrack_jax.clustering.pivots import best_walks, choose_seeds, ranks_of, seed_ranks, walk
 from hypertrack_jax.graph.segment import put_rows, segment_max, segment_sum
 from hypertrack_jax.tunes.tune import ClusterTune
 
@@ -217,8 +210,9 @@ def _one_round(
     num_hits = len(state.active)
     seed_key, walk_key = jax.random.split(key)
     seed = _draw_seeds(hits, state.active, neighbors, tune, sizes.num_seeds, seed_key)
-    walks = walk(seed, state.active, neighbors, tune, walk_key)
-    is_asked, walked = _best_first(walks, best_walks(walks, neighbors), sizes.num_seeds)
+    is_asked, walked, fails = _walk_from(
+        seed, state.active, neighbors, tune, sizes.num_seeds, walk_key
+    )
     micrographs = _micrographs(walked, is_asked, state.active, hits, neighbors, tune, sizes)
     members = membership(micrographs)
     num_chosen = members.is_chosen.sum(axis=1)
@@ -228,10 +222,7 @@ def _one_round(
     is_taken = is_candidate & (is_kept.sum(axis=1) == num_chosen)
     is_kept &= is_taken[:, None]
 
-    is_short = (walks.length > 0) & (walks.length < tune.num_pivots)
-    fails = _is_in(walks.pivot, is_short, num_hits) | _is_in(
-        walked, is_asked & ~is_candidate, num_hits
-    )
+    fails |= _is_in(walked, is_asked & ~is_candidate, num_hits)
     failures = state.failures + fails.astype(jnp.int32)
     found = _add(state.found, micrographs, members, is_asked, is_taken, is_kept)
     active = state.active & (failures < tune.max_failures) & (found.label < 0)
@@ -255,12 +246,38 @@ def _draw_seeds(
     return seed.reshape(-1)
 
 
-def _best_first(
-    walks: Walks, is_best: Bool[Array, " walk"], num_seeds: int
-) -> tuple[Bool[Array, " seed"], Int32[Array, "seed pivot"]]:
-    """The pivots of at most `num_seeds` of the best walks, and which of these rows are one."""
-    value, chosen = lax.top_k(jnp.where(is_best, walks.score, -jnp.inf), num_seeds)
-    return value > -jnp.inf, walks.pivot[chosen]
+def _walk_from(
+    seed: Int32[Array, " draws_seed"],
+    active: Bool[Array, " hit"],
+    neighbors: Neighbors,
+    tune: ClusterTune,
+    num_seeds: int,
+    key: PRNGKeyArray,
+) -> tuple[Bool[Array, " seed"], Int32[Array, "seed pivot"], Bool[Array, " hit"]]:
+    """Pivots of at most `num_seeds` of the best walks, and the hits of walks that came to an end.
+
+    Returns:
+      Which of the rows have pivots, the rows, and whether each hit is in a walk that is too short.
+    """
+    num_hits = len(active)
+
+    def walked(seed: Int32[Array, " walk"]) -> tuple[Array, Array, Array]:
+        walks = walk(seed, active, neighbors, tune, key)
+        is_best = best_walks(walks, neighbors)
+        value, chosen = lax.top_k(jnp.where(is_best, walks.score, -jnp.inf), num_seeds)
+        is_short = (walks.length > 0) & (walks.length < tune.num_pivots)
+        return value > -jnp.inf, walks.pivot[chosen], _is_in(walks.pivot, is_short, num_hits)
+
+    if len(seed) == num_seeds:
+        return walked(seed)
+    # Most rounds have seeds for one draw in all; the order stays as it is.
+    is_seed = seed < num_hits
+    (few,) = jnp.nonzero(is_seed, size=num_seeds, fill_value=len(seed))
+    return lax.cond(
+        is_seed.sum() <= num_seeds,
+        lambda: walked(at_hits(seed, few, num_hits)),
+        lambda: walked(seed),
+    )
 
 
 def _micrographs(

@@ -34,7 +34,12 @@ THRESHOLD = "threshold"
 TRANSFORMER = "transformer"
 """Name of the set transformer among them."""
 CHUNK = 16
-"""Micrographs that go through the transformer together."""
+"""Micrographs that go through the transformer together on a CPU: what is computed of them stays in
+the cache, and few are filled up to the width of a larger one."""
+LARGE_CHUNK = 128
+"""The same where there are so many that those of one chunk differ little; both cores have work."""
+ACCELERATOR_CHUNK = 2048
+"""The same on other devices, whose programs are as long for one as for many. Not measured."""
 WIDTHS = (16, 24)
 """Slots that a chunk may be cut to: enough for most tracks. Each width is compiled."""
 
@@ -67,7 +72,8 @@ def logits_of(
     """
     num_seeds, num_slots = micrographs.hit.shape
     order = jnp.argsort(-_num_filled(micrographs.hit, len(tokens)))
-    missing = -num_seeds % CHUNK
+    size = chunk_size(num_seeds)
+    missing = -num_seeds % size
     hit, pivot = (
         jnp.pad(index[order], ((0, missing), (0, 0)), constant_values=len(tokens))
         for index in (micrographs.hit, micrographs.pivot)
@@ -77,9 +83,16 @@ def logits_of(
     def chunk_logits(params, tokens, chunk: tuple[Int32[Array, "row slot"], Int32[Array, "row p"]]):
         return _chunk_logits(tune, params, tokens, *chunk, dtype)
 
-    chunks = tuple(index.reshape(-1, CHUNK, index.shape[1]) for index in (hit, pivot))
+    chunks = tuple(index.reshape(-1, size, index.shape[1]) for index in (hit, pivot))
     logit = lax.map(lambda chunk: chunk_logits(params, tokens, chunk), chunks)
     return logit.reshape(-1, num_slots)[:num_seeds][jnp.argsort(order)]
+
+
+def chunk_size(num_seeds: int) -> int:
+    """Micrographs of a round that go through the transformer together, by how many there are."""
+    if jax.default_backend() != "cpu":
+        return min(num_seeds, ACCELERATOR_CHUNK)
+    return min(max(CHUNK, num_seeds // 64), LARGE_CHUNK)
 
 
 def members_of(

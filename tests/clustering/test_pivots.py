@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from hypertrack_jax.clustering.neighbors import kept_neighbors
-from hypertrack_jax.clustering.pivots import Walks, best_walks, choose_seeds, seed_ranks, walk
+from hypertrack_jax.clustering.pivots import (
+    FEWEST,
+    MANY_TO_FEW,
+    Walks,
+    best_walks,
+    choose_seeds,
+    seed_ranks,
+    walk,
+)
 from hypertrack_jax.tunes.tune import ClusterTune
 
 NUM_HITS = 40
@@ -114,6 +122,26 @@ def test_seeds_outrank_all_active_hits_within_reach(hops):
             np.testing.assert_array_equal(seeds[: len(expected)], expected)
             assert (seeds[len(expected) :] == NUM_HITS).all()
             np.testing.assert_array_equal(first, expected[:3])
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2])
+def test_seeds_among_few_active_hits(share):
+    """Enough hits for the way that looks at the active ones alone, and for a little too many."""
+    num_hits = MANY_TO_FEW * FEWEST
+    rng = np.random.default_rng(0)
+    active = rng.random(num_hits) < share
+    assert (active.sum() <= FEWEST) == (share == 0.1)
+    ranks = np.stack([rng.permutation(num_hits) for _ in range(3)]).astype(np.int32)
+    dense, edges = random_graph(0, num_hits, share=2 / num_hits)
+    neighbors = rows_of(edges, num_hits)
+    found = choose_seeds(jnp.asarray(ranks), jnp.asarray(active), neighbors, 400, 2)
+    joined = (dense > 0.3)[np.ix_(active, active)]
+    reach = np.linalg.matrix_power((joined + np.eye(len(joined))), 2) > 0
+    for rank, seeds in zip(ranks, found, strict=True):
+        own = rank[active]
+        is_seed = np.where(reach, own, -1).max(axis=1) == own
+        assert 0 < is_seed.sum() < 400
+        np.testing.assert_array_equal(seeds[seeds < num_hits], np.flatnonzero(active)[is_seed])
 
 
 def test_a_greedy_walk_follows_the_strongest_edges():

@@ -20,9 +20,11 @@ from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.clustering.search import SearchSizes, open_hits
 from hypertrack_jax.clustering.transformer import (
     CHUNK,
+    LARGE_CHUNK,
     TRANSFORMER,
     WIDTHS,
     by_first_hit,
+    chunk_size,
     hit_tokens,
     init_clusterer,
     kept_edges,
@@ -55,6 +57,11 @@ def some_micrographs(seed, num_seeds=2 * CHUNK + 5, num_slots=WIDTHS[0] + 10, nu
         hit[row, :number] = np.sort(rng.choice(num_hits, number, replace=False))
         pivot[row, : min(number, 3)] = rng.permutation(hit[row, :number])[:3]
     return Micrographs(*(jnp.asarray(a) for a in (hit, pivot, size.astype(np.int32))))
+
+
+def test_chunks_grow_with_the_number_of_micrographs():
+    numbers = [chunk_size(number) for number in (1, 64 * CHUNK, 64 * CHUNK + 640, 10**5)]
+    assert numbers == [CHUNK, CHUNK, CHUNK + 10, LARGE_CHUNK]
 
 
 def test_chunks_give_what_one_whole_array_gives():
