@@ -156,8 +156,9 @@ def _highest(
         higher = jnp.maximum(highest, largest_around(highest, around))
         highest = jnp.where(is_active, higher, -1)
     is_seed = is_active & (highest == own)
-    seeds = [jnp.nonzero(column, size=num_seeds, fill_value=len(active))[0] for column in is_seed.T]
-    return jnp.stack(seeds).astype(jnp.int32)
+    number = jnp.cumsum(is_seed.T, axis=1, dtype=jnp.int32)
+    wanted = jnp.arange(1, num_seeds + 1, dtype=jnp.int32)
+    return jax.vmap(lambda of_draw: jnp.searchsorted(of_draw, wanted))(number).astype(jnp.int32)
 
 
 def _one_walk(
