@@ -9,15 +9,23 @@ from numpy.typing import ArrayLike
 from hypertrack_jax.benchmarks.timing import Timing
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
 
+LEAST_MEMORY = 0.05
+"""GB; what looks like less is what the allocator had kept or not, and says nothing of the work."""
 
-def power_law(hits: ArrayLike, values: ArrayLike) -> tuple[float, float] | None:
+
+def power_law(hits: ArrayLike, values: ArrayLike, least: float = 0.0) -> tuple[float, float] | None:
     """Factor a and exponent b of the least-squares fit of a hits^b, a straight line in logarithms.
 
+    Args:
+      hits: numbers of hits.
+      values: what grows with them.
+      least: values that are no larger are left out.
+
     Returns:
-      a and b; None where fewer than two numbers of hits have a positive value.
+      a and b; None where fewer than two numbers of hits have a value.
     """
     x, y = np.asarray(hits, float), np.asarray(values, float)
-    x, y = x[y > 0], y[y > 0]
+    x, y = x[y > least], y[y > least]
     if len(np.unique(x)) < 2:
         return None
     exponent, logarithm = np.polyfit(np.log(x), np.log(y), 1)
@@ -30,8 +38,8 @@ def exponents(timings: Sequence[Timing]) -> list[str]:
     for who, rows in by_program(timings).items():
         hits = [row.hits for row in rows]
         parts = []
-        for what, value_of in QUANTITIES.items():
-            fit = power_law(hits, [value_of(row) for row in rows])
+        for what, (value_of, least) in QUANTITIES.items():
+            fit = power_law(hits, [value_of(row) for row in rows], least)
             if fit is not None:
                 parts.append(f"{what} grows as hits^{fit[1]:.2f}")
         lines.append(f"{who}: {', '.join(parts) or 'too few sizes to tell how it grows'}")
@@ -55,10 +63,11 @@ def plot_scaling(path: Path, timings: Sequence[Timing]) -> Path:
     programs = list(zip(TRACK_COLOURS, by_program(timings).items(), strict=False))
     all_hits = [timing.hits for timing in timings]
     with saved_figure(path, width=15.0, height=6.5) as figure:
-        for axes, (what, value_of) in zip(figure.subplots(1, 2), QUANTITIES.items(), strict=True):
+        for axes, what in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
+            value_of, least = QUANTITIES[what]
             for colour, (who, rows) in programs:
                 hits, values = [row.hits for row in rows], [value_of(row) for row in rows]
-                fit = power_law(hits, values)
+                fit = power_law(hits, values, least)
                 label = who if fit is None else f"{who}: hits$^{{{fit[1]:.2f}}}$"
                 axes.plot(hits, values, "o", color=colour, label=label)
                 if fit is not None:
@@ -83,8 +92,8 @@ def _memory(timing: Timing) -> float:
     return timing.peak_memory - (timing.idle_memory or 0.0)
 
 
-QUANTITIES: dict[str, Callable[[Timing], float]] = {
-    "time [s]": lambda timing: timing.median,
-    "memory [GB]": _memory,
+QUANTITIES: dict[str, tuple[Callable[[Timing], float], float]] = {
+    "time [s]": (lambda timing: timing.median, 0.0),
+    "memory [GB]": (_memory, LEAST_MEMORY),
 }
-"""What is drawn against hits."""
+"""What is drawn against hits, and the largest value that is not fitted."""

@@ -2,7 +2,13 @@
 
 import pytest
 
-from hypertrack_jax.benchmarks.scaling import by_program, exponents, plot_scaling, power_law
+from hypertrack_jax.benchmarks.scaling import (
+    LEAST_MEMORY,
+    by_program,
+    exponents,
+    plot_scaling,
+    power_law,
+)
 from hypertrack_jax.benchmarks.timing import Timing
 
 
@@ -11,8 +17,8 @@ def grown(who, hits, seconds, memory):
     return timing._replace(idle_memory=1.0)
 
 
-TIMINGS = [grown("ours", n, 1e-4 * n**1.5, 1e-6 * n) for n in (100, 1000, 10000)] + [
-    grown("peer", n, 1e-6 * n**2, 1e-3 * n**0.5) for n in (100, 1000, 10000)
+TIMINGS = [grown("ours", n, 1e-4 * n**1.5, 1e-3 * n) for n in (100, 1000, 10000)] + [
+    grown("peer", n, 1e-6 * n**2, 0.1 * n**0.5) for n in (100, 1000, 10000)
 ]
 
 
@@ -20,6 +26,11 @@ def test_a_power_law_is_found_again():
     factor, exponent = power_law([10, 100, 700], [3 * n**1.7 for n in (10, 100, 700)])
     assert factor == pytest.approx(3)
     assert exponent == pytest.approx(1.7)
+
+
+def test_what_the_allocator_had_kept_is_not_fitted():
+    kept = grown("ours", 500, 1e-4 * 500**1.5, 0.9 * LEAST_MEMORY)
+    assert exponents([*TIMINGS, kept]) == exponents(TIMINGS)
 
 
 @pytest.mark.parametrize("values", [([10], [1.0]), ([10, 10], [1.0, 2.0]), ([10, 99], [0.0, 2.0])])
