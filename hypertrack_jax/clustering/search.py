@@ -198,6 +198,40 @@ def settle(
     return is_claimed & (at_hits(best, hit, -1) == rank)
 
 
+def walk_from(
+    seed: Int32[Array, " draws_seed"],
+    active: Bool[Array, " hit"],
+    neighbors: Neighbors,
+    tune: ClusterTune,
+    num_seeds: int,
+    key: PRNGKeyArray,
+) -> tuple[Bool[Array, " seed"], Int32[Array, "seed pivot"], Bool[Array, " hit"]]:
+    """Pivots of at most `num_seeds` of the best walks, and the hits of walks that came to an end.
+
+    Returns:
+      Which of the rows have pivots, the rows, and whether each hit is in a walk that is too short.
+    """
+    num_hits = len(active)
+
+    def walked(seed: Int32[Array, " walk"]) -> tuple[Array, Array, Array]:
+        walks = walk(seed, active, neighbors, tune, key)
+        is_best = best_walks(walks, neighbors)
+        value, chosen = lax.top_k(jnp.where(is_best, walks.score, -jnp.inf), num_seeds)
+        is_short = (walks.length > 0) & (walks.length < tune.num_pivots)
+        return value > -jnp.inf, walks.pivot[chosen], _is_in(walks.pivot, is_short, num_hits)
+
+    if len(seed) == num_seeds:
+        return walked(seed)
+    # Most rounds have seeds for one draw in all; the order stays as it is.
+    is_seed = seed < num_hits
+    (few,) = jnp.nonzero(is_seed, size=num_seeds, fill_value=len(seed))
+    return lax.cond(
+        is_seed.sum() <= num_seeds,
+        lambda: walked(at_hits(seed, few, num_hits)),
+        lambda: walked(seed),
+    )
+
+
 def _one_round(
     state: _State,
     hits: Hits,
@@ -210,7 +244,7 @@ def _one_round(
     num_hits = len(state.active)
     seed_key, walk_key = jax.random.split(key)
     seed = _draw_seeds(hits, state.active, neighbors, tune, sizes.num_seeds, seed_key)
-    is_asked, walked, fails = _walk_from(
+    is_asked, walked, fails = walk_from(
         seed, state.active, neighbors, tune, sizes.num_seeds, walk_key
     )
     micrographs = _micrographs(walked, is_asked, state.active, hits, neighbors, tune, sizes)
@@ -244,40 +278,6 @@ def _draw_seeds(
     ]
     seed = choose_seeds(jnp.stack(rank), active, neighbors, num_seeds, tune.seed_hops)
     return seed.reshape(-1)
-
-
-def _walk_from(
-    seed: Int32[Array, " draws_seed"],
-    active: Bool[Array, " hit"],
-    neighbors: Neighbors,
-    tune: ClusterTune,
-    num_seeds: int,
-    key: PRNGKeyArray,
-) -> tuple[Bool[Array, " seed"], Int32[Array, "seed pivot"], Bool[Array, " hit"]]:
-    """Pivots of at most `num_seeds` of the best walks, and the hits of walks that came to an end.
-
-    Returns:
-      Which of the rows have pivots, the rows, and whether each hit is in a walk that is too short.
-    """
-    num_hits = len(active)
-
-    def walked(seed: Int32[Array, " walk"]) -> tuple[Array, Array, Array]:
-        walks = walk(seed, active, neighbors, tune, key)
-        is_best = best_walks(walks, neighbors)
-        value, chosen = lax.top_k(jnp.where(is_best, walks.score, -jnp.inf), num_seeds)
-        is_short = (walks.length > 0) & (walks.length < tune.num_pivots)
-        return value > -jnp.inf, walks.pivot[chosen], _is_in(walks.pivot, is_short, num_hits)
-
-    if len(seed) == num_seeds:
-        return walked(seed)
-    # Most rounds have seeds for one draw in all; the order stays as it is.
-    is_seed = seed < num_hits
-    (few,) = jnp.nonzero(is_seed, size=num_seeds, fill_value=len(seed))
-    return lax.cond(
-        is_seed.sum() <= num_seeds,
-        lambda: walked(at_hits(seed, few, num_hits)),
-        lambda: walked(seed),
-    )
 
 
 def _micrographs(

@@ -20,6 +20,7 @@ from hypertrack_jax.clustering.search import (
     open_hits,
     search_clusters,
     settle,
+    walk_from,
     with_left_over,
 )
 from hypertrack_jax.evaluation.metrics import track_scores
@@ -204,6 +205,32 @@ def test_few_seeds_find_as_much_in_more_rounds():
     table = ((particle[:, None] == particle) & (particle >= 0)).astype(np.float32)
     label = np.asarray(batched(event, edges, table, sizes=SIZES._replace(num_seeds=2)).label)
     assert track_scores(event, label).efficiency == 1.0
+
+
+@pytest.mark.parametrize("num_real", [7, 16])
+def test_few_seeds_of_several_draws_walk_as_those_of_one(num_real):
+    """With gaps between them or one behind the other: the same pivots, and the same dead ends."""
+    event, (probability, senders, receivers), _ = setup(5)
+    num_hits = len(event.position)
+    mask = jnp.ones(len(senders), bool)
+    edges = (jnp.asarray(a) for a in (probability, senders, receivers))
+    neighbors = kept_neighbors(*edges, mask, num_hits, SIZES.num_neighbors, 0.55)
+    seeds = np.random.default_rng(0).permutation(num_hits)[:num_real]
+    in_one, in_three = (np.full(n * SIZES.num_seeds, num_hits, np.int32) for n in (1, 3))
+    in_one[:num_real] = in_three[1 : 3 * num_real : 3] = seeds
+    one, three = (
+        walk_from(
+            jnp.asarray(seed),
+            jnp.ones(num_hits, bool),
+            neighbors,
+            PUBLISHED,
+            SIZES.num_seeds,
+            jax.random.key(0),
+        )
+        for seed in (in_one, in_three)
+    )
+    assert 1 < one[0].sum() < num_real
+    jax.tree.map(np.testing.assert_array_equal, one, three)
 
 
 def test_micrographs_are_handed_out():
