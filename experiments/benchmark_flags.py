@@ -7,7 +7,7 @@ import command_line
 from absl import flags
 
 from hypertrack_jax.benchmarks.stages import PEERS, fresh_model, installed_peers, require_peers
-from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from hypertrack_jax.evaluation.clusterers import compare_clusterers, comparison_table
 from hypertrack_jax.events.store import replace_file
-from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.tunes.tune import ClusterTune, choices
 

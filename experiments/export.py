@@ -12,9 +12,9 @@ from pathlib import Path
 import command_line
 from absl import flags
 
-from hypertrack_jax.artefact import PLATFORMS, export_reconstruction
 from hypertrack_jax.events.store import replace_file
-from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.reconstruction.export import PLATFORMS, export_reconstruction
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import ClusterTune, choices
 
 flags.adopt_module_key_flags(command_line)

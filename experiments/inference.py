@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.events.topology import TOPOLOGIES
-from hypertrack_jax.reconstruct import Reconstructor
-from hypertrack_jax.spread import as_evaluated
+from hypertrack_jax.model.checkpoint import require_same_tune
+from hypertrack_jax.reconstruction.devices import as_evaluated
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.batches import EventSource, fixed_events
-from hypertrack_jax.training.checkpoint import require_same_tune
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.tunes.tune import ClusterTune, choices
 

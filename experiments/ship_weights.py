@@ -9,8 +9,8 @@ from pathlib import Path
 import command_line
 from absl import flags
 
-from hypertrack_jax.reconstruct import Reconstructor
-from hypertrack_jax.training.weights import Weights, count_pairs, save_weights
+from hypertrack_jax.model.weights import Weights, count_pairs, save_weights
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.load import load_tune
 
 flags.adopt_module_key_flags(command_line)

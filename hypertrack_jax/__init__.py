@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hypertrack_jax.events.pileup import thin
     from hypertrack_jax.events.store import load_event, save_event
     from hypertrack_jax.events.trackml import read_event, write_submission
-    from hypertrack_jax.reconstruct import Reconstructor
+    from hypertrack_jax.reconstruction.reconstructor import Reconstructor
     from hypertrack_jax.tunes.load import load_tune
     from hypertrack_jax.voxdyn.fit import fit_voxdyn
     from hypertrack_jax.voxdyn.model import predict_edges
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Event": "events.event",
     "Particles": "events.event",
-    "Reconstructor": "reconstruct",
+    "Reconstructor": "reconstruction.reconstructor",
     "Tracks": "clustering.tracks",
     "fit_voxdyn": "voxdyn.fit",
     "load_event": "events.store",

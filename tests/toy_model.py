@@ -1,7 +1,7 @@
 """Fresh weights that find something."""
 
 from hypertrack_jax.clustering.transformer import TRANSFORMER
-from hypertrack_jax.training.event_loss import CLUSTER
+from hypertrack_jax.model.parameters import CLUSTER
 
 
 def taking_all(params):

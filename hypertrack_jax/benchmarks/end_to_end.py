@@ -30,13 +30,13 @@ from hypertrack_jax.benchmarks.timing import (
     peak_memory,
     timing_of,
 )
-from hypertrack_jax.compiled import PaddedHits, method_of, reconstruct, scored_graph
 from hypertrack_jax.evaluation.metrics import TrackScores, track_scores
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
-from hypertrack_jax.reconstruct import Reconstructor
-from hypertrack_jax.training.event_loss import EDGE
+from hypertrack_jax.model.parameters import EDGE
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+from hypertrack_jax.reconstruction.stages import PaddedHits, method_of, reconstruct, scored_graph
 
 _LOG = logging.getLogger(__name__)
 SEED_PT = (0.15, 0.4)

@@ -18,18 +18,18 @@ from hypertrack_jax.benchmarks.program_cost import (
 )
 from hypertrack_jax.benchmarks.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.clustering.density import dbscan, hdbscan
-from hypertrack_jax.compiled import scored_graph
 from hypertrack_jax.evaluation.metrics import auc
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.graph.edge_pairs import EdgePairs, edge_pairs
 from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.model.parameters import EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.networks.edge_inputs import block_size
 from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict, takes_pairs
-from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+from hypertrack_jax.reconstruction.stages import scored_graph
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
-from hypertrack_jax.training.event_loss import EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.training.step import begin_phase, init_state, make_batch_gradient
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges

@@ -10,7 +10,7 @@ import numpy as np
 
 from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.events.event import Event
-from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 
 SCORES = ("dms", "efficiency", "purity", "trackml", "hit_efficiency", "hit_purity")
 """Fields of `TrackScores` that are compared."""

@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from hypertrack_jax.networks.mlp import XAVIER_NORMAL
 from hypertrack_jax.tunes.tune import NetworkTune
 
+NUM_CONDITIONS = 7
+"""What the density of a hit depends on: vertex, momentum and charge of its particle."""
 MAX_LOG_SCALE = 4.0
 """Largest logarithm of what a block scales a channel by, so that no scale overflows or vanishes."""
 

@@ -19,13 +19,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.reconstruction.devices import EVENT, on_each_device
 from hypertrack_jax.training import step as training_step
 from hypertrack_jax.training.event_loss import Losses
 from hypertrack_jax.training.step import StepMetrics, TrainState
 from hypertrack_jax.tunes.tune import Tune
 
-EVENT = "event"
-"""Name of the axis of devices that events are spread over."""
 _SAME, _SPREAD = PartitionSpec(), PartitionSpec(EVENT)
 
 
@@ -149,16 +148,6 @@ def make_spread_step(
     return train_step
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def map_events(function: Callable[[Any, Any], Any], mesh: Mesh, known: Any, events: Any) -> Any:
-    """`function(known, event)` of every event, each device taking those that lie on it in turn."""
-
-    def of_device(known, events):
-        return jax.lax.map(partial(function, known), events)
-
-    return _on_each_device(of_device, mesh, (_SAME, _SPREAD))(known, events)
-
-
 def any_process(*wishes: bool) -> list[bool]:
     """For each wish, whether any process has it; all have to ask at once, and wait for another."""
     if jax.process_count() == 1:
@@ -245,7 +234,7 @@ def _weighted_sums(
         return ravel_pytree(total)[0][None]
 
     places = _SAME, _SPREAD, _SPREAD, _SAME
-    return _on_each_device(of_device, mesh, places)(known, graphs, slots, key)
+    return on_each_device(of_device, mesh, places)(known, graphs, slots, key)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
@@ -264,12 +253,6 @@ def _updated(
 
 def _no_losses() -> Losses:
     return Losses(*[jnp.zeros(())] * len(Losses._fields))
-
-
-def _on_each_device(function: Callable, mesh: Mesh, places: tuple[PartitionSpec, ...]) -> Callable:
-    # Without the check of what varies over the devices, which the scans in the networks fail: their
-    # carries begin as constants.
-    return jax.shard_map(function, mesh=mesh, in_specs=places, out_specs=_SPREAD, check_vma=False)
 
 
 def _regrouped(

@@ -21,6 +21,7 @@ from hypertrack_jax.clustering.transformer import (
 )
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.graph.segment import segment_sum
+from hypertrack_jax.model.parameters import CLUSTER, EDGE, FLOW, FULL_PHASE
 from hypertrack_jax.networks.edge_predictor import EdgePrediction, EdgePredictor
 from hypertrack_jax.training.cluster_losses import (
     ClusterLosses,
@@ -32,14 +33,6 @@ from hypertrack_jax.training.flow_loss import flow_loss
 from hypertrack_jax.training.losses import contrastive_edge_loss, edge_loss, particle_shares
 from hypertrack_jax.tunes.tune import ClusterTune, LossTune, Tune
 
-EDGE = "edge"
-"""Name of the edge predictor among the parameters of a model."""
-CLUSTER = "cluster"
-"""Name of the clusterer among them."""
-FLOW = "flow"
-"""Name of the experimental flow among them; it is there where its loss has a weight."""
-GNN_PHASE, FULL_PHASE = 1, 2
-"""Phase 1 trains the edge predictor alone, phase 2 both."""
 MAX_ROUNDS = 4
 """Rounds of the search in training; the micrographs of the first are enough to learn from."""
 MAX_MICROGRAPHS = 384

@@ -7,9 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from hypertrack_jax.events.event import Event
-from hypertrack_jax.networks.flow import flow_log_density
+from hypertrack_jax.networks.flow import NUM_CONDITIONS, flow_log_density
 
-NUM_CONDITIONS = 7
 VERTEX_SCALE = 10.0
 """mm; below it a coordinate of a vertex counts as it is, above it by its logarithm."""
 MOMENTUM_SCALE = 1.0

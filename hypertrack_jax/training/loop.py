@@ -11,19 +11,20 @@ import jax
 from jax.typing import DTypeLike
 
 from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.model.checkpoint import Checkpoints
+from hypertrack_jax.model.parameters import EDGE, FULL_PHASE, GNN_PHASE
+from hypertrack_jax.model.weights import count_pairs
 from hypertrack_jax.networks.edge_predictor import predict
+from hypertrack_jax.reconstruction.devices import map_events
 from hypertrack_jax.training.batches import fixed_events, graph_batch, prefetched
-from hypertrack_jax.training.checkpoint import Checkpoints
 from hypertrack_jax.training.devices import (
     Devices,
     any_process,
     make_spread_step,
-    map_events,
     mean_of_processes,
     spread_over,
 )
 from hypertrack_jax.training.edge_auc import masked_auc
-from hypertrack_jax.training.event_loss import EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.training.progress import Progress
 from hypertrack_jax.training.run import DTYPES, TrainingRun, first_state
 from hypertrack_jax.training.step import (
@@ -32,7 +33,6 @@ from hypertrack_jax.training.step import (
     begin_phase,
     due_phase,
 )
-from hypertrack_jax.training.weights import count_pairs
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 

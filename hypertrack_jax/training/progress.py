@@ -8,8 +8,8 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from hypertrack_jax.model.parameters import FULL_PHASE
 from hypertrack_jax.training.batches import Batch
-from hypertrack_jax.training.event_loss import FULL_PHASE
 from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.training.step import StepMetrics, phase_optimizer
 from hypertrack_jax.tunes.tune import OptimizerTune

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 from jaxtyping import PRNGKeyArray
 
-from hypertrack_jax.training.batches import EventSource
-from hypertrack_jax.training.checkpoint import Checkpoints, Fitted, require_same_tune
-from hypertrack_jax.training.event_loss import FULL_PHASE, GNN_PHASE
-from hypertrack_jax.training.step import TrainState, begin_phase, init_state
-from hypertrack_jax.training.weights import (
+from hypertrack_jax.model.checkpoint import Checkpoints, require_same_tune
+from hypertrack_jax.model.parameters import FULL_PHASE, GNN_PHASE, Fitted
+from hypertrack_jax.model.weights import (
     fit_weights,
     load_weights,
     require_same_counts,
     shipped_names,
     shipped_path,
 )
+from hypertrack_jax.training.batches import EventSource
+from hypertrack_jax.training.step import TrainState, begin_phase, init_state
 from hypertrack_jax.tunes.tune import Tune
 
 _LOG = logging.getLogger(__name__)

@@ -6,25 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from hypertrack_jax.clustering.transformer import init_clusterer
-from hypertrack_jax.graph.event_graph import EventGraph, hit_graph
-from hypertrack_jax.networks.edge_predictor import EdgePredictor
-from hypertrack_jax.networks.flow import init_flow
-from hypertrack_jax.training.event_loss import (
-    CLUSTER,
-    EDGE,
-    FLOW,
-    FULL_PHASE,
-    GNN_PHASE,
-    Losses,
-    make_event_loss,
-)
-from hypertrack_jax.training.flow_loss import NUM_CONDITIONS
+from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.model.parameters import CLUSTER, FULL_PHASE, GNN_PHASE, init_parameters
+from hypertrack_jax.training.event_loss import Losses, make_event_loss
 from hypertrack_jax.training.optimizer import make_optimizer
 from hypertrack_jax.tunes.tune import OptimizerTune, Tune
 
@@ -77,20 +65,11 @@ class StepMetrics(NamedTuple):
 
 def init_state(tune: Tune, key: PRNGKeyArray) -> TrainState:
     """Fresh weights, and an optimiser that has seen nothing."""
-    no_edges = np.zeros(0, np.int32)
-    graph = hit_graph(np.zeros((1, 3), np.float32), no_edges, no_edges, no_edges)
-    graph = jax.tree.map(jnp.asarray, graph)
-    edge_key, cluster_key = jax.random.split(key)
-    variables = EdgePredictor(tune.network).init(edge_key, graph, train=False)
-    params = {EDGE: variables["params"], CLUSTER: init_clusterer(tune.network, cluster_key)}
-    if tune.loss.flow > 0:
-        # Not by a split in three, which would change the other weights.
-        flow_key = jax.random.fold_in(key, 2)
-        params[FLOW] = init_flow(tune.network, NUM_CONDITIONS, flow_key)
+    params, batch_stats = init_parameters(tune, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables["batch_stats"],
+        batch_stats=batch_stats,
         opt_state=make_optimizer(tune.optimizer).init(params),
         num_skipped=jnp.zeros((), jnp.int32),
         phase=jnp.full((), GNN_PHASE, jnp.int32),

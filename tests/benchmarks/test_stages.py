@@ -14,9 +14,9 @@ from hypertrack_jax.benchmarks.program_cost import ProgramCost, product_operatio
 from hypertrack_jax.benchmarks.stages import fresh_model, gnn_cost, measure, step_cost
 from hypertrack_jax.benchmarks.timing import Timing, markdown, write_timings
 from hypertrack_jax.graph.edge_pairs import edge_pairs
+from hypertrack_jax.model.parameters import EDGE, GNN_PHASE
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.training.batches import graph_batch
-from hypertrack_jax.training.event_loss import EDGE, GNN_PHASE
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 

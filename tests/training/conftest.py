@@ -10,9 +10,9 @@ from toy import helix_event
 from toy_graph import SMALL_NETWORK
 
 from hypertrack_jax.events.store import save_event
+from hypertrack_jax.model.parameters import GNN_PHASE
 from hypertrack_jax.training import step
 from hypertrack_jax.training.batches import EventSource
-from hypertrack_jax.training.event_loss import GNN_PHASE
 from hypertrack_jax.tunes.tune import (
     ClusterTune,
     LossTune,

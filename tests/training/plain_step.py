@@ -8,8 +8,8 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.model.parameters import GNN_PHASE
 from hypertrack_jax.training import step
-from hypertrack_jax.training.event_loss import GNN_PHASE
 from hypertrack_jax.training.step import StepMetrics, TrainState
 from hypertrack_jax.tunes.tune import Tune
 

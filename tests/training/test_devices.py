@@ -8,17 +8,11 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from hypertrack_jax.model.parameters import GNN_PHASE
+from hypertrack_jax.reconstruction.devices import EVENT, map_events
 from hypertrack_jax.training import devices, step
 from hypertrack_jax.training.batches import graph_batch, step_events
-from hypertrack_jax.training.devices import (
-    EVENT,
-    Devices,
-    join_processes,
-    make_spread_step,
-    map_events,
-    spread_over,
-)
-from hypertrack_jax.training.event_loss import GNN_PHASE
+from hypertrack_jax.training.devices import Devices, join_processes, make_spread_step, spread_over
 from hypertrack_jax.training.step import init_state
 
 KEY = jax.random.key(5)

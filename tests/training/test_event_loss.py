@@ -12,8 +12,9 @@ from toy import helix_event
 
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.graph.event_graph import Bucket, event_graph
+from hypertrack_jax.model.parameters import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.training import event_loss, step
-from hypertrack_jax.training.event_loss import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE, Losses
+from hypertrack_jax.training.event_loss import Losses
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.voxdyn.model import predict_edges
 

@@ -10,12 +10,11 @@ from plain_step import make_train_step
 from toy import helix_event
 
 from hypertrack_jax.events.event import NOISE
-from hypertrack_jax.networks.flow import flow_log_density, init_flow
+from hypertrack_jax.model.parameters import FLOW
+from hypertrack_jax.networks.flow import NUM_CONDITIONS, flow_log_density, init_flow
 from hypertrack_jax.training.batches import graph_batch
-from hypertrack_jax.training.event_loss import FLOW
 from hypertrack_jax.training.flow_loss import (
     MOMENTUM_SCALE,
-    NUM_CONDITIONS,
     VERTEX_SCALE,
     flow_loss,
     hit_conditions,

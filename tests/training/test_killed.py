@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from hypertrack_jax.training.checkpoint import Checkpoints
+from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.training.step import AUC_MEMORY, init_state
 
 TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"

@@ -14,17 +14,18 @@ from tensorboardX.proto.event_pb2 import Event as LogEvent
 
 from hypertrack_jax.evaluation.metrics import auc
 from hypertrack_jax.graph.event_graph import event_graph
+from hypertrack_jax.model.checkpoint import Checkpoints
+from hypertrack_jax.model.parameters import CLUSTER, EDGE
+from hypertrack_jax.model.weights import count_pairs
 from hypertrack_jax.networks.edge_predictor import predict
 from hypertrack_jax.training import loop, progress, step
 from hypertrack_jax.training.batches import fixed_events, graph_batch, step_events
-from hypertrack_jax.training.checkpoint import Checkpoints
-from hypertrack_jax.training.event_loss import CLUSTER, EDGE, Losses
+from hypertrack_jax.training.event_loss import Losses
 from hypertrack_jax.training.loop import train
 from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.training.progress import Progress
 from hypertrack_jax.training.run import TrainingRun
 from hypertrack_jax.training.step import StepMetrics
-from hypertrack_jax.training.weights import count_pairs
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from hypertrack_jax.training.checkpoint import Checkpoints
+from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.training.loop import AGREE_INTERVAL, train
 from hypertrack_jax.training.run import TrainingRun
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypertrack_jax.training import checkpoint, weights
-from hypertrack_jax.training.checkpoint import Checkpoints
-from hypertrack_jax.training.event_loss import CLUSTER, EDGE
+from hypertrack_jax.model import checkpoint, weights
+from hypertrack_jax.model.checkpoint import Checkpoints
+from hypertrack_jax.model.parameters import CLUSTER, EDGE
 from hypertrack_jax.training.run import TrainingRun, first_state, require_consistent
 from hypertrack_jax.training.step import begin_phase, init_state
 from hypertrack_jax.tunes import tune_5

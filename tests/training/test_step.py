@@ -16,10 +16,11 @@ import pytest
 from plain_step import make_train_step
 from toy import helix_event
 
+from hypertrack_jax.model.parameters import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.training import step
 from hypertrack_jax.training.batches import graph_batch
-from hypertrack_jax.training.event_loss import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE, edge_losses
+from hypertrack_jax.training.event_loss import edge_losses
 from hypertrack_jax.training.optimizer import make_optimizer
 from hypertrack_jax.training.step import (
     AUC_MEMORY,
@@ -340,7 +341,7 @@ from toy import helix_event
 from toy_graph import candidate_edges
 
 from hypertrack_jax.graph.event_graph import Bucket, event_graph
-from hypertrack_jax.training.event_loss import GNN_PHASE
+from hypertrack_jax.model.parameters import GNN_PHASE
 from hypertrack_jax.training.step import init_state, make_batch_gradient
 from hypertrack_jax.tunes.tune import NetworkTune, Tune
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
 from hypertrack_jax.clustering.clusterer import DENSITY
-from hypertrack_jax.compiled import PaddedHits, is_exceeded, method_of, reconstruct
-from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+from hypertrack_jax.reconstruction.stages import PaddedHits, is_exceeded, method_of, reconstruct
 
 PLATFORMS = ("cpu", "cuda")
 """What the file is made for; it is compiled where it is loaded."""

@@ -4,14 +4,21 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hypertrack_jax.clustering.tracks import Tracks
-from hypertrack_jax.compiled import (
+from hypertrack_jax.evaluation.evaluate import Batched
+from hypertrack_jax.reconstruction.reconstructor import (
+    Reconstructor,
+    checked_hits,
+    no_tracks,
+    padded_hits,
+)
+from hypertrack_jax.reconstruction.stages import (
     Found,
     Method,
     Model,
@@ -21,11 +28,11 @@ from hypertrack_jax.compiled import (
     method_of,
     reconstruct,
 )
-from hypertrack_jax.evaluation.evaluate import Batched
-from hypertrack_jax.reconstruct import Reconstructor, checked_hits, no_tracks, padded_hits
-from hypertrack_jax.training.devices import EVENT, map_events
 from hypertrack_jax.voxdyn.model import warn_of_outside
 
+EVENT = "event"
+"""Name of the axis of devices that events are spread over."""
+_SAME, _SPREAD = PartitionSpec(), PartitionSpec(EVENT)
 EVENTS_PER_DEVICE = 4
 """Events that the evaluation has at once for each device; those of equal capacities run together,
 so that of more events fewer devices are left without one."""
@@ -134,3 +141,20 @@ def as_evaluated(model: Reconstructor) -> Callable[[np.ndarray], Tracks] | Batch
     spread = SpreadReconstructor.of(model)
     call = partial(spread, with_edges=True, with_timings=True)
     return Batched(call, EVENTS_PER_DEVICE * spread.mesh.size)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def map_events(function: Callable[[Any, Any], Any], mesh: Mesh, known: Any, events: Any) -> Any:
+    """`function(known, event)` of every event, each device taking those that lie on it in turn."""
+
+    def of_device(known, events):
+        return jax.lax.map(partial(function, known), events)
+
+    return on_each_device(of_device, mesh, (_SAME, _SPREAD))(known, events)
+
+
+def on_each_device(function: Callable, mesh: Mesh, places: tuple[PartitionSpec, ...]) -> Callable:
+    """`function` on the devices of a mesh, each with its part of what is spread over them."""
+    # Without the check of what varies over the devices, which the scans in the networks fail: their
+    # carries begin as constants.
+    return jax.shard_map(function, mesh=mesh, in_specs=places, out_specs=_SPREAD, check_vma=False)

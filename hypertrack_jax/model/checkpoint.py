@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from hypertrack_jax.model.parameters import Fitted, by_name, fitted, nested
 from hypertrack_jax.tunes.tune import Tune, differing_fields, tune_from_json, tune_to_json
 
 FORMAT_VERSION = 2
@@ -30,20 +31,6 @@ class Saved(NamedTuple):
     num_pairs: int | None
     """Pairs that the C-matrix of the training had counted, each once; None where that was not
     saved yet."""
-
-
-class Fitted(NamedTuple):
-    """Arrays in which saved ones stand where name and shape are the same."""
-
-    origin: str
-    """Where those come from, such as `step 7 of pu2`."""
-    arrays: Any
-    loaded: list[str]
-    """Names of the saved arrays taken, such as `params/edge/fusion/layers_0/bias`."""
-    skipped: list[str]
-    """Names of saved ones that have no place, or one of another shape."""
-    kept: list[str]
-    """Names of those that were not saved, or in another shape, and are as they were."""
 
 
 class Checkpoints:
@@ -269,15 +256,6 @@ def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], director
         )
 
 
-def by_name(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree; names are the same for tuples, NamedTuples and dicts."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def _present_names(saved: Iterable[str], version: int) -> dict[str, str]:
     """By the name that an array has now, the one that it has in a checkpoint of some version."""
     former, present = _FORMER_PLACES.get(version, ("", ""))
@@ -285,28 +263,3 @@ def _present_names(saved: Iterable[str], version: int) -> dict[str, str]:
         present + name.removeprefix(former) if name.startswith(former) else name: name
         for name in saved
     }
-
-
-def fitted(
-    origin: str, wanted: dict[str, Any], saved: Iterable[str], found: dict[str, Any]
-) -> Fitted:
-    """The wanted arrays by name, with those in their place that were found among the saved."""
-    return Fitted(
-        origin,
-        nested(wanted | found),
-        loaded=sorted(found),
-        skipped=sorted(set(saved) - found.keys()),
-        kept=sorted(wanted.keys() - found.keys()),
-    )
-
-
-def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """The tree of dicts whose leaves have these names."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *groups, last = name.split("/")
-        branch = tree
-        for group in groups:
-            branch = branch.setdefault(group, {})
-        branch[last] = leaf
-    return tree

@@ -14,18 +14,20 @@ from toy import helix_event
 from toy_graph import SMALL_NETWORK
 from toy_model import taking_all
 
-from hypertrack_jax import compiled, memory, reconstruct
+from hypertrack_jax import memory
 from hypertrack_jax.clustering.tracks import Tracks
-from hypertrack_jax.compiled import Needed, enough_sizes
 from hypertrack_jax.evaluation.evaluate import evaluate_events
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.graph.event_graph import Bucket, hit_graph
-from hypertrack_jax.reconstruct import Reconstructor
-from hypertrack_jax.training import weights as training_weights
-from hypertrack_jax.training.checkpoint import Checkpoints
+from hypertrack_jax.model import weights as training_weights
+from hypertrack_jax.model.checkpoint import Checkpoints
+from hypertrack_jax.model.weights import Weights, count_pairs, save_weights
+from hypertrack_jax.reconstruction import reconstructor as reconstruct
+from hypertrack_jax.reconstruction import stages as compiled
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+from hypertrack_jax.reconstruction.stages import Needed, enough_sizes
 from hypertrack_jax.training.step import init_state
-from hypertrack_jax.training.weights import Weights, count_pairs, save_weights
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.lookup import TOO_MANY

@@ -12,8 +12,8 @@ from toy import helix_event
 from toy_graph import SMALL_NETWORK
 from toy_model import taking_all
 
-from hypertrack_jax.artefact import export_reconstruction
-from hypertrack_jax.reconstruct import Reconstructor
+from hypertrack_jax.reconstruction.export import export_reconstruction
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn

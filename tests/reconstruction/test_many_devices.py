@@ -9,12 +9,18 @@ from toy import helix_event
 from toy_graph import SMALL_NETWORK
 from toy_model import taking_all
 
-from hypertrack_jax import memory, reconstruct, spread
+from hypertrack_jax import memory
 from hypertrack_jax.evaluation.evaluate import evaluate_events
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.events.event import NOISE
-from hypertrack_jax.reconstruct import Reconstructor
-from hypertrack_jax.spread import EVENTS_PER_DEVICE, SpreadReconstructor, as_evaluated
+from hypertrack_jax.reconstruction import devices as spread
+from hypertrack_jax.reconstruction import reconstructor as reconstruct
+from hypertrack_jax.reconstruction.devices import (
+    EVENTS_PER_DEVICE,
+    SpreadReconstructor,
+    as_evaluated,
+)
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn

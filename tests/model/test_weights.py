@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypertrack_jax.training.weights import (
+from hypertrack_jax.model.weights import (
     Weights,
     count_pairs,
     load_weights,

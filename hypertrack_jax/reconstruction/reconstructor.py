@@ -21,7 +21,19 @@ from hypertrack_jax.clustering.clusterer import (
 )
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.clustering.transformer import KeptEdges, kept_edges
-from hypertrack_jax.compiled import (
+from hypertrack_jax.events.event import NOISE
+from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.memory import require_memory
+from hypertrack_jax.model.checkpoint import Checkpoints
+from hypertrack_jax.model.parameters import CLUSTER, EDGE, GNN_PHASE
+from hypertrack_jax.model.weights import (
+    count_pairs,
+    load_weights,
+    require_same_counts,
+    shipped_names,
+    shipped_path,
+)
+from hypertrack_jax.reconstruction.stages import (
     Found,
     Model,
     PaddedHits,
@@ -37,19 +49,7 @@ from hypertrack_jax.compiled import (
     search_again,
     sizes_for,
 )
-from hypertrack_jax.events.event import NOISE
-from hypertrack_jax.graph.event_graph import EventGraph
-from hypertrack_jax.memory import require_memory
-from hypertrack_jax.training.checkpoint import Checkpoints
-from hypertrack_jax.training.event_loss import CLUSTER, EDGE, GNN_PHASE
 from hypertrack_jax.training.step import init_state
-from hypertrack_jax.training.weights import (
-    count_pairs,
-    load_weights,
-    require_same_counts,
-    shipped_names,
-    shipped_path,
-)
 from hypertrack_jax.tunes.tune import ClusterTune, Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, required_count, warn_of_outside
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path

@@ -23,8 +23,8 @@ from hypertrack_jax.clustering.transformer import (
     transformer_clusters,
 )
 from hypertrack_jax.graph.event_graph import EventGraph, edge_capacity_for, padded_graph
+from hypertrack_jax.model.parameters import CLUSTER, EDGE
 from hypertrack_jax.networks.edge_predictor import predict
-from hypertrack_jax.training.event_loss import CLUSTER, EDGE
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune
 from hypertrack_jax.voxdyn.connectivity import Rows, bucket_size
 from hypertrack_jax.voxdyn.lookup import BLOCK, TOO_MANY, edges_of_cells

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypertrack_jax.training import checkpoint
-from hypertrack_jax.training.checkpoint import Checkpoints, require_same_tune
+from hypertrack_jax.model import checkpoint
+from hypertrack_jax.model.checkpoint import Checkpoints, require_same_tune
 from hypertrack_jax.tunes import helix, tune_5
 from hypertrack_jax.tunes.tune import LossTune, NetworkTune, Tune
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from hypertrack_jax.events.store import replace_file
-from hypertrack_jax.training.checkpoint import Fitted, by_name, fitted, nested
+from hypertrack_jax.model.parameters import Fitted, by_name, fitted, nested
 from hypertrack_jax.tunes.tune import Tune, tune_from_json, tune_to_json
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 

@@ -1,0 +1,1 @@
+"""What a trained model is: its arrays by name, weights files and checkpoints."""
