@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from toy import helix_event
 
 from hypertrack_jax.model.weights import (
     Weights,
@@ -17,6 +18,7 @@ from hypertrack_jax.model.weights import (
     shipped_path,
 )
 from hypertrack_jax.tunes.tune import Tune, VoxdynTune
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
 WEIGHTS = Weights(
     Tune("mine", voxdyn=VoxdynTune(ncell=77, min_count=0.25)),
@@ -58,7 +60,9 @@ def test_another_version_and_no_file_are_told(tmp_path):
         load_weights(path)
 
 
-def test_weights_refuse_an_estimator_with_other_counts(tmp_path, voxdyn):
+def test_weights_refuse_an_estimator_with_other_counts(tmp_path):
+    events = [helix_event(1, num_particles=20)]
+    voxdyn = fit_voxdyn(lambda: events, 64, "hyper", num_iterations=3)
     fitting = count_pairs(voxdyn)
     require_same_counts(fitting, fitting, tmp_path)
     upper = np.triu(np.ones((3, 3)))

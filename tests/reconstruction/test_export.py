@@ -19,7 +19,7 @@ from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
 EVENT = helix_event(0, num_particles=6)
-EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 NETWORK = replace(
     SMALL_NETWORK,
     node_features="cylindrical",
