@@ -32,6 +32,9 @@ install_import_hook("hypertrack_jax", "beartype.beartype")
 
 import jax
 
+from hypertrack_jax.compilation import use_compilation_cache
+
+use_compilation_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "float32")

@@ -1,0 +1,88 @@
+"""Host side: keeps compiled programs on disk, so that the next process need not compile them."""
+
+import os
+import zlib
+from pathlib import Path
+
+import jax
+from jax._src import compilation_cache
+
+from hypertrack_jax.events.store import replace_file
+
+SHORTEST = 0.2
+"""Seconds; a program that compiles faster is not kept."""
+LARGEST = 2**30
+"""Bytes that a directory may hold; beyond it, programs go that were not read for longest."""
+_CHECKSUM_BYTES = 4
+
+
+class ProgramFiles:
+    """Compiled programs in a directory, one file each; several processes may share it.
+
+    jax's own store writes a file in place, so a reader can meet half of it, and half of it stays
+    where a writer is killed or the disk is full: each later process warns of it, and compiles anew.
+    Here a file is written whole or not at all, and a damaged one is removed.
+    """
+
+    def __init__(self, directory: Path):
+        self._path = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        _forget_oldest(directory)
+
+    def get(self, key: str) -> bytes | None:
+        """The program, or None where there is none that is whole."""
+        path = self._path / key
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        program = content[_CHECKSUM_BYTES:]
+        if content[:_CHECKSUM_BYTES] == _checksum(program):
+            return program
+        path.unlink(missing_ok=True)
+        return None
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keeps a program."""
+        with replace_file(self._path / key) as file:
+            file.write(_checksum(value) + value)
+
+
+def use_compilation_cache(directory: str | Path) -> None:
+    """Has jax keep what it compiles in a directory, where the next process finds it.
+
+    This holds for all that jax compiles from here on in this process. A program that cannot be read
+    or written costs a warning and its compilation, never the run. jax's key of a program has its
+    version and the features of the processor, so machines may share a directory.
+    """
+    # jax has no other place to hand it a store.
+    compilation_cache.get_file_cache = lambda path: (ProgramFiles(Path(path)), path)
+    jax.config.update("jax_compilation_cache_dir", str(Path(directory).absolute()))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
+    # An earlier compilation has settled that there is no directory, or which.
+    compilation_cache.reset_cache()
+
+
+def default_cache() -> Path | None:
+    """The user's own directory for compiled programs; None for a user without a home."""
+    try:
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return user / "hypertrack_jax" / "programs" if user.is_absolute() else None
+
+
+def _checksum(program: bytes) -> bytes:
+    return zlib.crc32(program).to_bytes(_CHECKSUM_BYTES, "big")
+
+
+def _forget_oldest(directory: Path) -> None:
+    """Removes programs until the others fit in `LARGEST`, those first that were read long ago."""
+    files = [(path.stat(), path) for path in directory.iterdir() if path.is_file()]
+    total = sum(status.st_size for status, _ in files)
+    for status, path in sorted(files, key=lambda file: file[0].st_atime):
+        if total <= LARGEST:
+            return
+        path.unlink(missing_ok=True)
+        total -= status.st_size
