@@ -7,6 +7,7 @@ import command_line
 from absl import flags
 
 from hypertrack_jax.benchmarks.stages import PEERS, fresh_model, installed_peers, require_peers
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
@@ -79,7 +80,7 @@ def model() -> Reconstructor:
 def read_tag() -> str:
     """The trained model, without which the suite has no meaning."""
     if READ_TAG.value is None:
-        raise ValueError(
+        raise UserError(
             f"--suite={','.join(SUITE.value)} scores tracks, which takes a trained model; name one "
             "with --read_tag."
         )
@@ -90,7 +91,7 @@ def rfactor() -> float:
     """The one rfactor of the stages."""
     values = command_line.floats(RFACTOR)
     if len(values) != 1:
-        raise ValueError(
+        raise UserError(
             f"--rfactor={','.join(RFACTOR.value)}: --suite={','.join(SUITE.value)} takes one; "
             "several are for reconstruct and scaling."
         )

@@ -12,6 +12,7 @@ from absl import flags
 from graph_report import graphs_of, write_rows
 from tqdm import tqdm
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.model.checkpoint import require_same_tune
@@ -48,7 +49,6 @@ EVENT_END = flags.DEFINE_list("event_end", ["9999"], "Last events of the ranges.
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
 SUBMISSION_DIR = flags.DEFINE_string("submission_dir", None, "Where TrackML submissions go.")
 FIGURES = flags.DEFINE_boolean("figures", False, "Draw an event, the edge scores and the ROC.")
-CACHE = flags.DEFINE_string("compilation_cache", None, "Directory to keep compiled programs in.")
 
 
 def main() -> None:
@@ -66,7 +66,7 @@ def main() -> None:
         tune = command_line.changed(tune, NODE2NODE, NCELL, MIN_COUNT)
         return graphs_of(tune, source, TRUTH_NODE2NODE.value)
     if READ_TAG.value is None:
-        raise ValueError("--read_tag is missing: name a trained model, or give --pre_only.")
+        raise UserError("--read_tag is missing: name a trained model, or give --pre_only.")
     reconstruct = model(READ_TAG.value)
     directory = command_line.workdir("figs", READ_TAG.value)
     wanted = Wanted(
@@ -83,7 +83,7 @@ def main() -> None:
 def model(tag: str) -> Reconstructor:
     """The model of a tag, which must be what the other flags ask for."""
     models = command_line.workdir("models")
-    loaded = Reconstructor.load(tag, models, EPOCH.value, CACHE.value)
+    loaded = Reconstructor.load(tag, models, EPOCH.value)
     asked = replace(
         loaded.tune,
         network=load_tune(PARAM.value).network if PARAM.value else loaded.tune.network,

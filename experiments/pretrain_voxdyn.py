@@ -13,7 +13,7 @@ from absl import flags
 from graph_report import describe, peak_memory, report_graphs
 from tqdm import tqdm
 
-from hypertrack_jax.events.store import load_event, parse_int_list
+from hypertrack_jax.events.store import load_event
 from hypertrack_jax.events.topology import TOPOLOGIES, require_topology
 from hypertrack_jax.training.batches import EventSource
 from hypertrack_jax.voxdyn.fit import MAX_COPIES, Training, fit_voxdyns, remove_unfinished
@@ -56,7 +56,7 @@ def main() -> None:
     ids = command_line.event_range(EVENT_START, EVENT_END)
     judged = command_line.event_range(EVAL_START, EVAL_END) if EVAL_START.value else ids[:2]
     rfactors = command_line.floats(RFACTORS)
-    ncells = parse_int_list("ncell", NCELL.value)
+    ncells = command_line.whole_numbers(NCELL)
     for node2node in NODE2NODE.value:
         require_topology(node2node)
     # A mistake there should not cost the fit.

@@ -12,7 +12,7 @@ from absl import flags
 from hardware import map_in_processes
 from tqdm import tqdm
 
-from hypertrack_jax.events.store import event_ids, parse_int_list, save_event
+from hypertrack_jax.events.store import event_ids, save_event
 from hypertrack_jax.events.trackml import list_event_ids, read_event
 
 flags.declare_key_flag("workdir")
@@ -28,21 +28,23 @@ def main() -> None:
     """Converts the chosen events on all cores; the first bad file ends the run."""
     source = Path(INPUT.value).expanduser()
     directory = command_line.workdir("data")
-    ids = choose_events(source, EVENT_START.value, EVENT_END.value)
+    ids = choose_events(
+        source, command_line.whole_numbers(EVENT_START), command_line.whole_numbers(EVENT_END)
+    )
     with map_in_processes(functools.partial(convert, source, directory), ids) as converted:
         for _ in tqdm(converted, total=len(ids), unit="event"):
             pass
     print(f"{len(ids)} events written to {directory}")
 
 
-def choose_events(source: Path, starts: Sequence[str], ends: Sequence[str]) -> list[int]:
+def choose_events(source: Path, starts: Sequence[int], ends: Sequence[int]) -> list[int]:
     """All events of `source`, or those of the ranges, every one of which must be there."""
     found = list_event_ids(source)
     if not found:
         raise FileNotFoundError(f"{source}: no TrackML event in it; expected event*-hits.csv[.gz].")
     if not starts and not ends:
         return found
-    ids = event_ids(parse_int_list("event_start", starts), parse_int_list("event_end", ends))
+    ids = event_ids(starts, ends)
     missing = sorted(set(ids) - set(found))
     if missing:
         raise FileNotFoundError(

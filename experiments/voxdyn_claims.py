@@ -15,7 +15,7 @@ from tqdm import tqdm
 from hypertrack_jax.evaluation.claim_report import CLAIMS, claim_table, notes, write_claim
 from hypertrack_jax.evaluation.voxdyn_claims import HeldOut, Study, count_snapshots, measure_claims
 from hypertrack_jax.events.event import Event
-from hypertrack_jax.events.store import load_event, parse_int_list
+from hypertrack_jax.events.store import load_event
 from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.voxdyn.fit import Training
@@ -77,21 +77,16 @@ def study() -> Study:
     return Study(
         command_line.workdir("models"),
         NODE2NODE.value,
-        ints(NCELL),
+        command_line.whole_numbers(NCELL),
         Training(training_ids, partial(load_event, data), NITER.value, SEED.value),
-        HeldOut(held_out, eval_ids, JUDGED.value, ints(TRADE)),
+        HeldOut(held_out, eval_ids, JUDGED.value, command_line.whole_numbers(TRADE)),
         [float(value) for value in RFACTORS.value],
         RFACTOR.value,
-        ints(MIN_COUNT),
-        ints(MILESTONES),
-        ints(CENTROID_HITS),
+        command_line.whole_numbers(MIN_COUNT),
+        command_line.whole_numbers(MILESTONES),
+        command_line.whole_numbers(CENTROID_HITS),
         CENTROID_EVENTS.value,
     )
-
-
-def ints(flag: flags.FlagHolder) -> list[int]:
-    """Whole numbers of a list flag."""
-    return parse_int_list(flag.name, flag.value)
 
 
 if __name__ == "__main__":

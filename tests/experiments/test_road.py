@@ -150,12 +150,23 @@ MISTAKES = {
         ["--save_tag=x", "--device=tpu", *RANGE],
         "--device=tpu: jax finds",
     ),
+    "a rate that is no number": (
+        "train",
+        ["--save_tag=x", "--learning_rate=nan", *RANGE],
+        "--learning_rate=nan: expected a number above 0",
+    ),
+    "a million events and more": (
+        "train",
+        ["--save_tag=x", "--event_start=0", "--event_end=999999999"],
+        "1000000000 events, more than",
+    ),
     "more cells than hits": ("pretrain_voxdyn", ["--ncell=1000000", *RANGE], "1000000"),
     "noise ratio in words": (
         "inference",
         ["--read_tag=tiny", "--noise_ratio=some", "--event_start=11", "--event_end=12"],
         "--noise_ratio=some",
     ),
+    "misspelt flag": ("train", ["--save_tagg=x"], "'save_tagg'. Did you mean: save_tag"),
 }
 
 
