@@ -7,13 +7,22 @@ either whole or not there.
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
-from hypertrack_jax.model.parameters import Fitted, by_name, fitted, nested
+from hypertrack_jax.model.parameters import (
+    Fitted,
+    Parameters,
+    by_name,
+    fitted,
+    init_parameters,
+    nested,
+)
 from hypertrack_jax.tunes.tune import Tune, differing_fields, tune_from_json, tune_to_json
 
 FORMAT_VERSION = 2
@@ -131,6 +140,26 @@ class Checkpoints:
         """
         self._require_same_shapes(step, by_name(self._tree(step)), by_name(like))
         return self._load(step, jax.tree.map(self._abstract, like))
+
+    def restore_parameters(self, step: int, tune: Tune) -> tuple[Parameters, int]:
+        """The arrays of the model that was saved at `step`, and the phase it was in.
+
+        Nothing else is read, so that no optimiser is needed.
+
+        Raises:
+          UserError: what was saved has other shapes, or is damaged.
+        """
+        like = jax.eval_shape(partial(init_parameters, tune), jax.random.key(0))
+        phase = jax.ShapeDtypeStruct((), jnp.int32)
+        wanted = {**like._asdict(), "phase": phase}
+        saved = {
+            name: leaf
+            for name, leaf in by_name(self._tree(step)).items()
+            if name.split("/")[0] in wanted
+        }
+        self._require_same_shapes(step, saved, by_name(wanted))
+        found = self._load(step, jax.tree.map(self._abstract, wanted), is_partial=True)
+        return Parameters(found["params"], found["batch_stats"]), int(found["phase"])
 
     def restore_fitting(self, into: dict[str, Any], step: int = -1) -> Fitted:
         """A state's parts `into`, with the saved arrays where name and shape are the same.

@@ -1,7 +1,10 @@
 """Checkpoints: what is kept, what they say of themselves, and what is refused."""
 
 import gc
+import subprocess
+import sys
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,7 @@ import pytest
 
 from hypertrack_jax.model import checkpoint
 from hypertrack_jax.model.checkpoint import Checkpoints, require_same_tune
+from hypertrack_jax.model.parameters import init_parameters
 from hypertrack_jax.tunes import helix, tune_5
 from hypertrack_jax.tunes.tune import LossTune, NetworkTune, Tune
 
@@ -237,3 +241,46 @@ def test_what_an_interrupted_deletion_left_is_removed(checkpoints):
         assert_identical(again.restore(again.describe().step, arrays(0)), arrays(3))
         again.save(4, arrays(4), TUNE, auc=0.7)
         assert again.steps() == [1, 3, 4]
+
+
+def parameters_of(number):
+    """The arrays of a small network, each of them full of one number."""
+    shapes = jax.eval_shape(partial(init_parameters, TUNE), jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, number, leaf.dtype), shapes)
+
+
+def trained(number):
+    """A training state, with more in it than a model has."""
+    rest = {"phase": jnp.int32(2), "opt_state": (jnp.zeros(3),)}
+    return parameters_of(number)._asdict() | rest
+
+
+def test_the_parameters_come_back_without_the_rest_of_the_state(checkpoints):
+    checkpoints.save(1, trained(1), TUNE, auc=0.5)
+    checkpoints.save(2, trained(2), TUNE, auc=0.5)
+    with Checkpoints(checkpoints.directory) as again:
+        parameters, phase = again.restore_parameters(1, TUNE)
+    assert phase == 2
+    assert_identical(parameters, parameters_of(1))
+
+
+def test_parameters_of_another_network_are_refused(checkpoints):
+    checkpoints.save(1, trained(1), TUNE, auc=0.5)
+    other = replace(TUNE, network=replace(TUNE.network, edge_mlp_dims=(7, 6, 3)))
+    with pytest.raises(ValueError, match=r"does not hold the arrays of this network: .*edge_mlp"):
+        checkpoints.restore_parameters(1, other)
+
+
+def test_the_parameters_are_read_without_optimiser_and_training(checkpoints):
+    checkpoints.save(1, trained(1), TUNE, auc=0.5)
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from hypertrack_jax.model.checkpoint import Checkpoints\n"
+        "with Checkpoints(Path(sys.argv[1])) as checkpoints:\n"
+        "    checkpoints.restore_parameters(1, checkpoints.describe(1).tune)\n"
+        "print([name for name in sys.modules if name.startswith(('optax', 'hypertrack_jax.tr'))])\n"
+    )
+    command = [sys.executable, "-c", program, checkpoints.directory]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
