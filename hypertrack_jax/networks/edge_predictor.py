@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -215,23 +214,24 @@ def predict(
     batch_stats: Any,
     graph: EventGraph,
     dtype: DTypeLike = jnp.float32,
+    is_symmetric: bool = False,
 ) -> EdgePrediction:
     """The prediction of a trained network, by its running BatchNorm statistics.
 
-    In a symmetric graph what both directions of an edge share is computed once; whether a graph is
-    symmetric is seen on the device.
+    Args:
+      tune: the network.
+      params: its weights.
+      batch_stats: its running statistics.
+      graph: one event as `graph.event_graph.event_graph` makes it.
+      dtype: type of the arrays over hits and edges.
+      is_symmetric: every edge has one edge back with the same count, as in all graphs that
+        Voxel-Dynamics makes. What both directions share is then computed once. For another graph
+        the result would have no meaning.
     """
     variables = {"params": params, "batch_stats": batch_stats}
-
-    def scored(pairs: EdgePairs | None) -> EdgePrediction:
-        network = EdgePredictor(tune)
-        prediction = network.apply(variables, graph, train=False, dtype=dtype, pairs=pairs)
-        return cast(EdgePrediction, prediction)
-
-    if not takes_pairs(tune):
-        return scored(None)
-    pairs = edge_pairs(graph)
-    return jax.lax.cond(pairs.is_symmetric, lambda: scored(pairs), lambda: scored(None))
+    pairs = edge_pairs(graph) if is_symmetric and takes_pairs(tune) else None
+    prediction = EdgePredictor(tune).apply(variables, graph, train=False, dtype=dtype, pairs=pairs)
+    return cast(EdgePrediction, prediction)
 
 
 def takes_pairs(tune: NetworkTune) -> bool:

@@ -333,7 +333,7 @@ def candidates(
 @partial(jax.jit, static_argnums=0)
 def scored_graph(tune: NetworkTune, params: Any, batch_stats: Any, graph: EventGraph) -> Scores:
     """Embeddings and edge probabilities by running BatchNorm statistics."""
-    prediction = predict(tune, params, batch_stats, graph)
+    prediction = predict(tune, params, batch_stats, graph, is_symmetric=True)
     return Scores(prediction.embedding, jax.nn.sigmoid(prediction.logit.astype(jnp.float32)))
 
 

@@ -186,7 +186,7 @@ class _Trainer:
 def _make_event_auc(tune: Tune, dtype: DTypeLike) -> Callable[..., jax.Array]:
     def event_auc(weights, graph: EventGraph):
         params, batch_stats = weights
-        logit = predict(tune.network, params, batch_stats, graph, dtype).logit
+        logit = predict(tune.network, params, batch_stats, graph, dtype, is_symmetric=True).logit
         return masked_auc(logit, graph.edges.label, graph.edges.mask)
 
     return event_auc
