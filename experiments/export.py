@@ -40,7 +40,7 @@ def main() -> None:
     path = Path(OUTPUT.value)
     with replace_file(path) as file:
         file.write(export_reconstruction(model, NUM_HITS.value, PLATFORM.value))
-    num_places = model.sizes(NUM_HITS.value).num_hits
+    num_places = model.capacities(NUM_HITS.value).num_hits
     print(f"{path}: up to {num_places - 1} hits, {path.stat().st_size / 1e6:.1f} MB")
 
 

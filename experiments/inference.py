@@ -13,10 +13,10 @@ from graph_report import graphs_of, write_rows
 from tqdm import tqdm
 
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.evaluation.evaluate import as_evaluated
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.model.checkpoint import require_same_tune
-from hypertrack_jax.reconstruction.devices import as_evaluated
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.tunes.load import PACKAGED, load_tune

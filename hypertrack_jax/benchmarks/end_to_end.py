@@ -34,9 +34,9 @@ from hypertrack_jax.evaluation.metrics import TrackScores, track_scores
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
-from hypertrack_jax.model.parameters import EDGE
+from hypertrack_jax.reconstruction.export import one_program
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
-from hypertrack_jax.reconstruction.stages import PaddedHits, method_of, reconstruct, scored_graph
+from hypertrack_jax.reconstruction.stages import scored_edges
 
 _LOG = logging.getLogger(__name__)
 SEED_PT = (0.15, 0.4)
@@ -141,16 +141,14 @@ def reconstruction_cost(model: Reconstructor, event: Event) -> ProgramCost:
     Its products are those of the edge predictor for this event, and of a single round of the search
     for clusters.
     """
-    sizes = model.sizes(len(event.position))
-    padding = ((0, sizes.num_hits - len(event.position)), (0, 0))
-    hits = PaddedHits(np.pad(event.position, padding), np.array(len(event.position), np.int32))
-    cost = program_cost(
-        reconstruct, method_of(model.tune), sizes, model.arrays(), hits, model.settings()
-    )
+    num_hits = len(event.position)
+    hits = model.begin(event.position).made[0]
+    cost = program_cost(jax.jit(one_program(model, num_hits)), *hits)
     # The edge predictor's blocks, which count once in the whole, as often as the event fills them.
-    graph, weights = model.graph(event.position), (model.params[EDGE], model.batch_stats)
-    gnn = scored_graph.trace(model.tune.network, *weights, graph)
-    more = gnn_products(graph, model) - product_operations(gnn.jaxpr)
+    made = model.run_to("VD", model.begin(event.position)).made
+    _, stage, *_ = model.stages(num_hits)
+    gnn = scored_edges.trace(stage.method, stage.capacities, model.shared(), *made)
+    more = gnn_products(made[1].graph, model) - product_operations(gnn.jaxpr)
     return cost._replace(products=cost.products + more)
 
 

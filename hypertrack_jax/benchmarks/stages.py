@@ -26,8 +26,7 @@ from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.model.parameters import EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.networks.edge_inputs import block_size
 from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict, takes_pairs
-from hypertrack_jax.reconstruction.reconstructor import Reconstructor
-from hypertrack_jax.reconstruction.stages import scored_graph
+from hypertrack_jax.reconstruction.reconstructor import Progress, Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
 from hypertrack_jax.training.step import begin_phase, init_state, make_batch_gradient
@@ -124,9 +123,10 @@ def measure(
 
 def gnn_cost(event: Event, model: Reconstructor) -> ProgramCost:
     """Operations and bytes of the edge predictor on an event; its products as `gnn_products`."""
-    graph, weights = model.graph(event.position), (model.params[EDGE], model.batch_stats)
-    cost = program_cost(scored_graph, model.tune.network, *weights, graph)
-    return cost._replace(products=gnn_products(graph, model))
+    _, gnn, *_ = model.stages(len(event.position))
+    made = model.run_to("VD", model.begin(event.position)).made
+    cost = program_cost(gnn.function, gnn.method, gnn.capacities, model.shared(), *made)
+    return cost._replace(products=gnn_products(made[1].graph, model))
 
 
 def gnn_products(graph: EventGraph, model: Reconstructor) -> float:
@@ -168,16 +168,18 @@ def step_cost(event: Event, model: Reconstructor, phase: int) -> ProgramCost:
 
 
 def _graph_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
-    return {"ours": lambda: model.graph(event.position)}
+    hits = model.begin(event.position)
+    return {"ours": lambda: model.run_to("VD", hits)}
 
 
 def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
-    graph = jax.device_put(model.graph(event.position))
+    done = model.run_to("VD", model.begin(event.position))
+    graph = jax.device_put(done.made[1].graph)
     weights = model.params[EDGE], model.batch_stats
     half = jax.jit(partial(predict, model.tune.network, dtype=jnp.bfloat16))
-    areas = _edge_auc(event, model, graph, half(*weights, graph).logit.astype(jnp.float32))
+    areas = _edge_auc(event, model, done, half(*weights, graph).logit.astype(jnp.float32))
     works: Works = {
-        "ours": lambda: model.score(graph),
+        "ours": lambda: model.run_to("GNN", done),
         f"ours in bfloat16 (edge AUC {areas[1]:.4f}, not {areas[0]:.4f})": lambda: half(
             *weights, graph
         ),
@@ -185,32 +187,40 @@ def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works
     if "torch" in peers:
         peer = torch_gnn(model.tune.network, model.params[EDGE], model.batch_stats, graph)
         logit = peer()
-        ours = np.asarray(model.score(graph).probability)[: len(logit)]
+        ours = np.asarray(model.run_to("GNN", done).made[2].probability)[: len(logit)]
         difference = np.abs(1 / (1 + np.exp(-logit.astype(np.float64))) - ours).max()
         works[f"PyTorch Geometric (probabilities differ by {difference:.0e} at most)"] = peer
     return works
 
 
 def _edge_auc(
-    event: Event, model: Reconstructor, graph: EventGraph, half: Float32[Array, " edge"]
+    event: Event, model: Reconstructor, done: Progress, half: Float32[Array, " edge"]
 ) -> list[float]:
     """Edge AUC by the probabilities in float32, and by some logits; NaN where there is none."""
-    num_edges = int(graph.n_edge[0])
-    senders, receivers = (np.asarray(a)[:num_edges] for a in (graph.senders, graph.receivers))
-    label = edge_labels(event, senders, receivers, model.tune.voxdyn.label_topology)
-    scores = (np.asarray(score)[:num_edges] for score in (model.score(graph).probability, half))
-    areas = [auc(label, score) for score in scores]
+    label = edge_labels(event, *_ends(done), model.tune.voxdyn.label_topology)
+    probability = model.run_to("GNN", done).made[2].probability
+    areas = [auc(label, np.asarray(score)[: len(label)]) for score in (probability, half)]
     return [float("nan") if area is None else area for area in areas]
 
 
-def _cluster_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
-    graph = model.graph(event.position)
+def _ends(done: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """Senders and receivers of the candidate edges, as places in the event."""
+    graph = done.made[1].graph
     num_edges = int(graph.n_edge[0])
     senders, receivers = (np.asarray(a)[:num_edges] for a in (graph.senders, graph.receivers))
-    probability = np.full(len(graph.senders), BAD_EDGE, np.float32)
+    return done.hits.order[senders], done.hits.order[receivers]
+
+
+def _cluster_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
+    done = model.run_to("GNN", model.begin(event.position))
+    hits, candidates, scores = done.made
+    senders, receivers = _ends(done)
+    num_edges = len(senders)
+    probability = np.full(len(scores.probability), BAD_EDGE, np.float32)
     probability[:num_edges][edge_labels(event, senders, receivers, "hyper")] = GOOD_EDGE
-    scores = model.score(graph)._replace(probability=jnp.asarray(probability))
-    works: Works = {"ours": lambda: model.cluster(graph, scores, model.keep(graph, scores))}
+    scores = scores._replace(probability=jnp.asarray(probability))
+    done = done._replace(made=(hits, candidates, scores))
+    works: Works = {"ours": lambda: model.run_to("cluster", done)}
     if "sklearn" in peers:
         arguments = probability[:num_edges], senders, receivers, len(event.position)
         for name, peer in {"DBSCAN": dbscan, "HDBSCAN": hdbscan}.items():

@@ -8,8 +8,11 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64, Int, Int32, Int64
+from jaxtyping import Float, Float32, Float64, Int, Int32, Int64
 from scipy.sparse import coo_array, csgraph, csr_array
+
+from hypertrack_jax.clustering.tracks import HitClusters
+from hypertrack_jax.tunes.tune import ClusterTune
 
 NO_EDGE = 1.0
 """Distance of two hits without an edge."""
@@ -116,6 +119,40 @@ def hdbscan(
     distances = _distances(tree, len(hits) + min_cluster_size)
     label[hits] = cluster.fit_predict(distances)[: len(hits)]
     return _numbered(label, min_hits)
+
+
+def density_clusters(
+    tune: ClusterTune,
+    probability: Float32[np.ndarray, " edge"],
+    senders: Int32[np.ndarray, " edge"],
+    receivers: Int32[np.ndarray, " edge"],
+    num_hits: int,
+) -> HitClusters:
+    """Clusters by `dbscan` or `hdbscan`, as the tune names.
+
+    Args:
+      tune: the method and its settings.
+      probability: probability of every edge.
+      senders: one end of each edge.
+      receivers: the other.
+      num_hits: number of hits.
+
+    Raises:
+      ImportError: scikit-learn is missing.
+    """
+    label = DENSITY[tune.cluster](
+        probability,
+        senders,
+        receivers,
+        num_hits,
+        min_hits=tune.min_hits,
+        edge_threshold=tune.edge_threshold,
+    )
+    return HitClusters(label, (label >= 0).astype(np.float32))
+
+
+DENSITY = {"dbscan": dbscan, "hdbscan": hdbscan}
+"""Clusterers that run on the host."""
 
 
 def _scikit_learn() -> ModuleType:

@@ -27,14 +27,12 @@ from hypertrack_jax.tunes.tune import ClusterTune
 class SearchSizes(NamedTuple):
     """Capacities of the search; static, so each set of them is a compilation."""
 
-    num_neighbors: int = 64
-    """Kept edges of a hit."""
-    num_seeds: int = 64
-    """Walks of a draw, and micrographs of a round; more wait for the next round."""
     num_slots: int = 32
     """Hits of a micrograph."""
     num_rounds: int = 100
     """Rounds at most."""
+    num_seeds: int = 64
+    """Walks of a draw, and micrographs of a round; more wait for the next round."""
     num_micrographs: int = 0
     """Micrographs that are handed out, for training; further ones are left out."""
 
@@ -71,8 +69,6 @@ class Clusters(NamedTuple):
     """The first `num_micrographs` that were asked for, with empty ones behind."""
     num_micrographs: Int32[Array, ""]
     """How many were asked for in all."""
-    needed_neighbors: Int32[Array, ""]
-    """Largest number of kept edges of a hit; some were left out where it is above the capacity."""
     needed_slots: Int32[Array, ""]
     """Size of the largest micrograph; hits were left out where it is above the capacity."""
     is_unfinished: Bool[Array, ""]
@@ -101,24 +97,25 @@ def search_clusters(
 
     Args:
       hits: the hits.
-      neighbors: their kept edges, in rows of `sizes.num_neighbors`.
+      neighbors: their kept edges, in rows; rows too short for them end the search before it begins.
       membership: from micrographs to members; asked once per round.
       tune: how seeds, walks and micrographs are made, and what passes.
       sizes: capacities.
       key: decides random seeds and Monte-Carlo walks: same key, same clusters.
 
     Returns:
-      The clusters. Where a needed size is above its capacity, which ends the search, or the search
-      is unfinished, the caller runs again with larger sizes.
+      The clusters. If `needed_slots` exceeds its capacity, which ends the search, or the search is
+      unfinished, the caller runs again with larger sizes.
     """
 
     def next_round(state: _State) -> _State:
         round_key = jax.random.fold_in(key, state.round)
         return _one_round(state, hits, neighbors, membership, tune, sizes, round_key)
 
+    is_short = (neighbors.degree > neighbors.hit.shape[1]).any()
+
     def is_lost(found: Clusters) -> Bool[Array, ""]:
-        is_short_of_neighbors = found.needed_neighbors > sizes.num_neighbors
-        return is_short_of_neighbors | (found.needed_slots > sizes.num_slots)
+        return is_short | (found.needed_slots > sizes.num_slots)
 
     def goes_on(state: _State) -> Bool[Array, ""]:
         return state.active.any() & (state.round < sizes.num_rounds) & ~is_lost(state.found)
@@ -332,7 +329,6 @@ def _nothing_found(
             jnp.zeros(sizes.num_micrographs, jnp.int32),
         ),
         num_micrographs=jnp.int32(0),
-        needed_neighbors=neighbors.degree.max(initial=0),
         needed_slots=jnp.int32(0),
         is_unfinished=jnp.array(False),
     )

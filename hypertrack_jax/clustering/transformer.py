@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from hypertrack_jax.clustering.components import connected_components
 from hypertrack_jax.clustering.micrographs import Micrographs
-from hypertrack_jax.clustering.neighbors import at_hits, kept_neighbors
+from hypertrack_jax.clustering.neighbors import Neighbors, at_hits, kept_neighbors
 from hypertrack_jax.clustering.search import (
     Clusters,
     Hits,
@@ -23,8 +23,7 @@ from hypertrack_jax.clustering.search import (
     with_left_over,
 )
 from hypertrack_jax.clustering.thresholds import FIXED, fisher_threshold
-from hypertrack_jax.graph.event_graph import EventGraph
-from hypertrack_jax.graph.segment import segment_min, segment_sum
+from hypertrack_jax.graph.event_graph import EventGraph, Nodes
 from hypertrack_jax.networks.features import LENGTH_SCALE
 from hypertrack_jax.networks.set_transformer import init_set_transformer, membership_logit
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune
@@ -158,54 +157,40 @@ class KeptEdges(NamedTuple):
 
     component: Int32[Array, " hit"]
     """Connected components, as `connected_components` names them."""
-    max_degree: Int32[Array, ""]
-    """Largest number of neighbours of a hit."""
+    neighbors: Neighbors
+    """The kept edges of each hit."""
 
 
-@jax.jit
 def kept_edges(
     graph: EventGraph,
     probability: Float[Array, " edge"],
-    edge_threshold: float | Float[Array, ""],
+    edge_threshold: Float[Array, ""],
+    num_neighbors: int,
 ) -> KeptEdges:
-    """The components of the edges above a threshold, and how many of them meet at one hit."""
-    is_kept = graph.edges.mask & (probability > edge_threshold)
-    num_hits = len(graph.nodes.mask)
-    is_link = is_kept & (graph.senders != graph.receivers)
-    degree = segment_sum(is_link.astype(jnp.int32), graph.receivers, num_hits)
-    return KeptEdges(
-        connected_components(graph.senders, graph.receivers, is_kept, num_hits), degree.max()
-    )
-
-
-@jax.jit
-def by_first_hit(label: Int32[Array, " hit"]) -> Int32[Array, " hit"]:
-    """The clusters numbered by their first hits; -1 stays.
+    """Components and neighbours by the edges above a threshold.
 
     Args:
-      label: a number per hit, the same within a cluster, below the number of hits; -1 for none.
+      graph: the candidate graph, padded.
+      probability: probability of every edge.
+      edge_threshold: an edge is kept when its probability is above it.
+      num_neighbors: length of the rows of neighbours.
     """
-    num_hits = len(label)
-    hit = jnp.arange(num_hits, dtype=jnp.int32)
-    first = segment_min(hit, label, num_hits, sorted_ids=False)
-    is_first = (label >= 0) & (at_hits(first, jnp.maximum(label, 0), num_hits) == hit)
-    number = jnp.cumsum(is_first, dtype=jnp.int32) - 1
-    of_cluster = at_hits(number, at_hits(first, jnp.maximum(label, 0), num_hits), -1)
-    return jnp.where(label >= 0, of_cluster, -1)
+    num_hits = len(graph.nodes.mask)
+    is_kept = graph.edges.mask & (probability > edge_threshold)
+    component = connected_components(graph.senders, graph.receivers, is_kept, num_hits)
+    edges = probability, graph.senders, graph.receivers, graph.edges.mask
+    return KeptEdges(component, kept_neighbors(*edges, num_hits, num_neighbors, edge_threshold))
 
 
-@partial(jax.jit, static_argnames=("network", "cluster", "sizes", "dtype"))
 def transformer_clusters(
     network: NetworkTune,
     cluster: ClusterTune,
     params: dict[str, Any],
-    graph: EventGraph,
+    nodes: Nodes,
     embedding: Float[Array, "hit feat"],
-    probability: Float[Array, " edge"],
-    component: Int32[Array, " hit"],
+    kept: KeptEdges,
     sizes: SearchSizes,
     key: PRNGKeyArray,
-    edge_threshold: float | Float[Array, ""],
     dtype: DTypeLike = jnp.float32,
 ) -> Clusters:
     """Clusters of an event whose edges have been scored.
@@ -214,25 +199,20 @@ def transformer_clusters(
       network: the network that the parameters belong to.
       cluster: how the search goes; its thresholds of edges are not used.
       params: parameters of the clusterer, as `init_clusterer` makes them.
-      graph: the candidate graph, padded.
+      nodes: the hits, padded.
       embedding: z of every hit.
-      probability: probability of every edge.
-      component: connected components of the edges above the threshold.
+      kept: components and neighbours by the edges above the threshold.
       sizes: capacities.
       key: decides all random choices.
-      edge_threshold: edges with a smaller probability are cut; not static, for scans.
       dtype: type of the arrays inside the transformer.
 
     Returns:
       The clusters, with flags for capacities that did not suffice.
     """
-    num_hits = len(graph.nodes.mask)
-    edges = (probability, graph.senders, graph.receivers, graph.edges.mask)
-    neighbors = kept_neighbors(*edges, num_hits, sizes.num_neighbors, edge_threshold)
-    hits = Hits(
-        graph.nodes.position, component, open_hits(component, graph.nodes.mask, cluster.min_hits)
-    )
-    tokens = hit_tokens(network, embedding, graph.nodes.position)
+    num_hits, neighbors = len(nodes.mask), kept.neighbors
+    is_open = open_hits(kept.component, nodes.mask, cluster.min_hits)
+    hits = Hits(nodes.position, kept.component, is_open)
+    tokens = hit_tokens(network, embedding, nodes.position)
 
     def membership(micrographs: Micrographs) -> Members:
         logit = logits_of(network, params, tokens, micrographs, dtype)

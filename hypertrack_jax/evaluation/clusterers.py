@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from hypertrack_jax.evaluation.metrics import track_scores
@@ -46,17 +45,16 @@ def compare_clusterers(
       ImportError: a method needs scikit-learn, which is missing.
     """
     for event in events:
-        graph = model.graph(event.position)
-        scores = jax.block_until_ready(model.score(graph))
+        scored = model.run_to("GNN", model.begin(event.position))
         for method in methods:
             for threshold in thresholds:
                 cluster = replace(model.tune.cluster, cluster=method, edge_threshold=threshold)
                 chosen = model.with_cluster(cluster)
-                chosen.cluster(graph, scores, chosen.keep(graph, scores))
+                chosen.tracks(chosen.run_to("cluster", scored))
                 started = time.perf_counter()
-                clusters = chosen.cluster(graph, scores, chosen.keep(graph, scores))
+                tracks = chosen.tracks(chosen.run_to("cluster", scored))
                 seconds = time.perf_counter() - started
-                found = track_scores(event, clusters.label, cluster.min_hits)
+                found = track_scores(event, tracks.hit_label, cluster.min_hits)
                 values = {name: getattr(found, name) for name in SCORES}
                 values = {name: np.nan if v is None else v for name, v in values.items()}
                 yield ClusterScore(event.event_id, method, threshold, values, seconds)

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool
 
@@ -16,8 +18,13 @@ from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_r
 from hypertrack_jax.evaluation.report import EVENT, Row
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels, truth_edges
+from hypertrack_jax.reconstruction.devices import SpreadReconstructor
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+
+EVENTS_PER_DEVICE = 4
+"""Events that are read at once for each device; those of about the same size run together."""
 
 
 class Evaluated(NamedTuple):
@@ -40,17 +47,34 @@ class Batched(NamedTuple):
     """How many events it is given at once."""
 
 
+def as_evaluated(model: Reconstructor) -> Callable[[np.ndarray], Tracks] | Batched:
+    """How the evaluation calls a model: on all devices of this process where there are several.
+
+    Events of a new size are preceded by a warm-up, so that hardly a time holds a compilation.
+    """
+    if jax.local_device_count() == 1:
+        return partial(_reconstruct_warm, model, set())
+    spread = SpreadReconstructor.of(model)
+    call = partial(spread, with_edges=True)
+    return Batched(call, EVENTS_PER_DEVICE * spread.mesh.size)
+
+
+def _reconstruct_warm(model: Reconstructor, warm: set, position: np.ndarray) -> Tracks:
+    first = model.capacities(len(position))
+    if first not in warm:
+        warm.add(first)
+        model.warm_up([len(position)])
+    return model(position, with_edges=True)
+
+
 def evaluate_events(
     reconstruct: Callable[[np.ndarray], Tracks] | Batched, events: Iterable[Event], tune: Tune
 ) -> Iterator[Evaluated]:
     """Reconstructs and scores events, one by one or in batches.
 
-    Each event or batch is reconstructed twice and the second run is timed, so that no time holds
-    the compilation of a program.
-
     Args:
-      reconstruct: from hit positions in mm to tracks with their edges, and timings if they are
-        wanted: a `Reconstructor` that is told so. Or the same for several events.
+      reconstruct: from hit positions in mm to tracks with their edges, see `as_evaluated`. Or the
+        same for several events.
       events: the events; without truth their scores are None.
       tune: topology that edges are judged by, which need not be the model's; threshold, and
         smallest track.
@@ -62,7 +86,6 @@ def evaluate_events(
         yield from _evaluate_batches(reconstruct, iter(events), tune)
         return
     for event in events:
-        reconstruct(event.position)
         yield score_event(event, reconstruct(event.position), tune)
 
 
@@ -71,7 +94,7 @@ def evaluate_graphs(
 ) -> Iterator[Row]:
     """Makes and scores the candidate graphs of events one by one, without any network.
 
-    Each graph is made twice and the second time is taken, as in `evaluate_events`.
+    Each graph is made twice and the second time is taken, so that none holds a compilation.
 
     Args:
       vd: the estimator.
@@ -129,9 +152,8 @@ def write_figures(directory: Path, evaluated: Sequence[Evaluated], tune: Tune) -
 
 def _evaluate_batches(batched: Batched, events: Iterator[Event], tune: Tune) -> Iterator[Evaluated]:
     while batch := list(islice(events, batched.batch_size)):
-        positions = [event.position for event in batch]
-        batched.reconstruct(positions)
-        for event, tracks in zip(batch, batched.reconstruct(positions), strict=True):
+        found = batched.reconstruct([event.position for event in batch])
+        for event, tracks in zip(batch, found, strict=True):
             yield score_event(event, tracks, tune)
 
 

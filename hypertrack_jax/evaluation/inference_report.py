@@ -22,8 +22,7 @@ from hypertrack_jax.events.trackml import write_submission
 from hypertrack_jax.tunes.tune import Tune
 
 BATCH_NOTE = (
-    "Several devices shared the events: the milliseconds per event are the wall time of a batch "
-    "over the number of its events, at most {}."
+    "Several devices shared the events, at most {} at once: the milliseconds of each are its share."
 )
 MAX_SHOWN = 10
 """Events whose edges enter the figures, which bounds memory."""

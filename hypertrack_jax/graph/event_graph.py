@@ -13,12 +13,12 @@ import jraph
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from hypertrack_jax.capacities import capacity_for
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.events.topology import edge_labels
 
-EDGE_LADDER_START = 4096
-EDGE_LADDER_RATIO = 1.4
-EDGE_LADDER_MULTIPLE = 256
+LEAST_EDGES = 4096
+"""Room for edges that every graph has."""
 EDGES_PER_NODE = (1024, 128, 16, 8, 4, 2, 1)
 """Ratios of edge to node capacity, tried in this order."""
 
@@ -66,24 +66,15 @@ class Bucket(NamedTuple):
 def bucket_for(num_hits: int, num_edges: int) -> Bucket:
     """Smallest bucket with room for the edges, and for the hits and one padding node.
 
-    Edges climb a ladder of ratio 1.4. Node capacity is tied to it: a node costs about as much as
-    one and a half edges, so a 16th of the edge capacity is cheap, and takes in all events with more
-    than 16 edges per hit; steps of 8 below it keep dense graphs from padding without end.
+    Node capacity is tied to edge capacity, so that training compiles few programs: a node costs
+    about as much as one and a half edges, so a 16th of the edge capacity is cheap, and takes in all
+    events with more than 16 edges per hit. Steps of 8 below it bound the padding of dense graphs.
     """
-    edge_capacity = edge_capacity_for(num_edges)
+    edge_capacity = capacity_for(num_edges, LEAST_EDGES)
     for edges_per_node in EDGES_PER_NODE:
         if num_hits < edge_capacity // edges_per_node:
             return Bucket(edge_capacity // edges_per_node, edge_capacity)
     return Bucket(max(edge_capacity, 2 ** (num_hits.bit_length())), edge_capacity)
-
-
-def edge_capacity_for(num_edges: int) -> int:
-    """The lowest step of the ladder that has room for the edges."""
-    capacity = EDGE_LADDER_START
-    while capacity < num_edges:
-        grown = int(np.ceil(capacity * EDGE_LADDER_RATIO / EDGE_LADDER_MULTIPLE))
-        capacity = grown * EDGE_LADDER_MULTIPLE
-    return capacity
 
 
 def hit_graph(

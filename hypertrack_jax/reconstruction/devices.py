@@ -1,9 +1,8 @@
-"""The border: several events at once, one on each device of this process."""
+"""Host side: several events at once, one on each device of this process."""
 
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -11,48 +10,25 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hypertrack_jax.clustering.tracks import Tracks
-from hypertrack_jax.evaluation.evaluate import Batched
+from hypertrack_jax.reconstruction.capacities import FirstCapacities
+from hypertrack_jax.reconstruction.hits import OrderedHits, ordered_hits
 from hypertrack_jax.reconstruction.reconstructor import (
+    Progress,
     Reconstructor,
-    checked_hits,
     no_tracks,
     padded_hits,
+    run_stages,
 )
-from hypertrack_jax.reconstruction.stages import (
-    Found,
-    Method,
-    Model,
-    PaddedHits,
-    Settings,
-    Sizes,
-    method_of,
-    reconstruct,
-)
+from hypertrack_jax.reconstruction.stages import Shared, Stage, stages_of
 from hypertrack_jax.voxdyn.model import warn_of_outside
 
-EVENT = "event"
+DEVICES = "event"
 """Name of the axis of devices that events are spread over."""
-_SAME, _SPREAD = PartitionSpec(), PartitionSpec(EVENT)
-EVENTS_PER_DEVICE = 4
-"""Events that the evaluation has at once for each device; those of equal capacities run together,
-so that of more events fewer devices are left without one."""
-PER_EVENT = "per event"
-"""Name of the wall time of a call, divided by the number of its events."""
+_SAME, _SPREAD = PartitionSpec(), PartitionSpec(DEVICES)
 
 
-class Program(NamedTuple):
-    """`reconstruct` with all that is static; equal ones are compiled once."""
-
-    method: Method
-    sizes: Sizes
-
-    def __call__(self, known: tuple[Model, Settings], hits: PaddedHits) -> Found:
-        """Labels of one event, see `compiled.reconstruct`."""
-        model, settings = known
-        return reconstruct(self.method, self.sizes, model, hits, settings)
-
-
-class SpreadReconstructor(NamedTuple):
+@dataclass(frozen=True)
+class SpreadReconstructor:
     """A trained model on all devices of this process; call it with the hits of several events.
 
     They get the tracks that a `Reconstructor` gives them one by one, with probabilities that are
@@ -62,85 +38,93 @@ class SpreadReconstructor(NamedTuple):
     model: Reconstructor
     mesh: Mesh
     """The devices."""
-    arrays: Model
-    """Those of the model, whole on each of them."""
+    shared: Shared
+    """What all events share, whole on each device."""
 
     @classmethod
     def of(cls, model: Reconstructor) -> "SpreadReconstructor":
         """Copies a model to all devices of this process."""
-        mesh = Mesh(np.array(jax.local_devices()), (EVENT,))
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        return cls(model, mesh, jax.device_put(model.arrays(), everywhere))
+        mesh = Mesh(np.array(jax.local_devices()), (DEVICES,))
+        return cls(model, mesh, jax.device_put(model.shared(), NamedSharding(mesh, _SAME)))
 
     def __call__(
-        self,
-        positions: Sequence[np.ndarray],
-        *,
-        with_edges: bool = False,
-        with_timings: bool = False,
+        self, positions: Sequence[np.ndarray], *, with_edges: bool = False
     ) -> list[Tracks]:
-        """Reconstructs events; those of equal capacities together, one on each device.
+        """Reconstructs events, as many at once as there are devices.
 
-        Where an event exceeds its capacities it is run again in larger ones, beside others that
-        have these.
+        Events of about the same number of hits run together, in capacities that suffice for all of
+        them. The time of each is its share of theirs.
 
         Args:
           positions: hit positions in mm of each event, as a `Reconstructor` takes them.
           with_edges: give the scored edges, too.
-          with_timings: give the wall time of this call divided by the number of events; its stages
-            are not measured.
 
         Returns:
           The tracks of each event, in their order.
 
         Raises:
-          ValueError: what a `Reconstructor` refuses.
+          UserError: what a `Reconstructor` refuses.
           ImportError: the tune asks for scikit-learn, which is missing.
         """
-        started = time.perf_counter()
-        hits = [checked_hits(position) for position in positions]
+        hits = [ordered_hits(position) for position in positions]
         tracks = [no_tracks() for _ in hits]
-        waiting = {i: self.model.sizes(len(one)) for i, one in enumerate(hits) if len(one)}
+        rising = sorted(range(len(hits)), key=lambda i: len(hits[i].position))
+        waiting = [i for i in rising if len(hits[i].position)]
         while waiting:
-            sizes = min(waiting.values())
-            together = [i for i, wanted in waiting.items() if wanted == sizes][: self.mesh.size]
-            all_found = self._found([hits[i] for i in together], sizes)
-            for i, found in zip(together, all_found, strict=True):
-                waiting[i] = self.model.enough_sizes(found, len(hits[i]), sizes)
-                if waiting[i] == sizes:
-                    tracks[i] = self.model.tracks_of(found, len(hits[i]), with_edges)
-                    del waiting[i]
-        if with_timings:
-            seconds = (time.perf_counter() - started) / max(len(hits), 1)
-            tracks = [one._replace(seconds={PER_EVENT: seconds}) for one in tracks]
+            together, waiting = waiting[: self.mesh.size], waiting[self.mesh.size :]
+            for i, done in zip(together, self._done([hits[i] for i in together]), strict=True):
+                tracks[i] = self.model.tracks(done, with_edges)
         return tracks
 
-    def _found(self, hits: list[np.ndarray], sizes: Sizes) -> list[Found]:
-        """What the program finds in as many events as there are devices, or in fewer."""
-        is_shared = self.mesh.devices.flat[0].platform == "cpu"
-        self.model.require_memory(
-            max(map(len, hits)), sizes, num_events=self.mesh.size if is_shared else 1
-        )
-        none = np.zeros((0, 3), np.float32)
+    def _done(self, hits: list[OrderedHits]) -> list[Progress]:
+        """What the stages make of as many events as there are devices, or of fewer."""
+        first = _largest([self.model.capacities(len(one.position)) for one in hits])
+        none = ordered_hits(np.zeros((0, 3), np.float32))
         filled = hits + [none] * (self.mesh.size - len(hits))
-        events = [padded_hits(one, sizes) for one in filled]
+        events = [padded_hits(one, first.num_hits) for one in filled]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *events)
-        stacked = jax.device_put(stacked, NamedSharding(self.mesh, PartitionSpec(EVENT)))
-        program = Program(method_of(self.model.tune), sizes)
-        known = self.arrays, self.model.settings()
-        found = jax.device_get(map_events(program, self.mesh, known, stacked))
-        for num_outside, one in zip(found.num_outside, filled, strict=True):
-            warn_of_outside(self.model.voxdyn, int(num_outside), len(one))
-        return [jax.tree.map(itemgetter(i), found) for i in range(len(hits))]
+        stacked = jax.device_put(stacked, NamedSharding(self.mesh, _SPREAD))
+        is_shared = self.mesh.devices.flat[0].platform == "cpu"
+        done = run_stages(
+            stages_of(self.model.tune, first),
+            partial(run_spread, self.mesh),
+            self.shared,
+            Progress(hits[-1], (stacked,), {}),
+            num_events=self.mesh.size if is_shared else 1,
+        )
+        for num_outside, one in zip(done.made[1].num_outside, filled, strict=True):
+            warn_of_outside(self.model.voxdyn, int(num_outside), len(one.position))
+        seconds = {name: value / len(hits) for name, value in done.seconds.items()}
+        seconds["total"] = sum(seconds.values())
+        made = jax.device_get(done.made)
+        return [
+            Progress(one, jax.tree.map(lambda leaf, i=i: leaf[i], made), seconds)
+            for i, one in enumerate(hits)
+        ]
 
 
-def as_evaluated(model: Reconstructor) -> Callable[[np.ndarray], Tracks] | Batched:
-    """How the evaluation calls a model: on all devices of this process where there are several."""
-    if jax.local_device_count() == 1:
-        return partial(model, with_edges=True, with_timings=True)
-    spread = SpreadReconstructor.of(model)
-    call = partial(spread, with_edges=True, with_timings=True)
-    return Batched(call, EVENTS_PER_DEVICE * spread.mesh.size)
+def run_spread(
+    mesh: Mesh, stage: Stage, capacities: Any, shared: Shared, *made: Any
+) -> tuple[Any, Any]:
+    """Runs a stage on one event of each device; what is needed is what the neediest needs."""
+    program = _Program(stage.function, stage.method, capacities)
+    result, needed = map_events(program, mesh, shared, made)
+    return result, jax.tree.map(np.max, jax.device_get(needed))
+
+
+class _Program(NamedTuple):
+    """A stage with all that is static; equal ones are compiled once."""
+
+    function: Callable[..., tuple[Any, Any]]
+    method: Any
+    capacities: Any
+
+    def __call__(self, shared: Shared, made: Any) -> tuple[Any, Any]:
+        return self.function(self.method, self.capacities, shared, *made)
+
+
+def _largest(capacities: Sequence[FirstCapacities]) -> FirstCapacities:
+    return jax.tree.map(lambda *numbers: max(numbers), *capacities)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

@@ -1,14 +1,21 @@
-"""Host side: a reconstruction as one file that runs wherever jax does, without this package."""
+"""Host side: the stages as one program in a file, which runs wherever jax does, without us."""
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32
 
-from hypertrack_jax.clustering.clusterer import DENSITY
+from hypertrack_jax.clustering.density import DENSITY
+from hypertrack_jax.clustering.neighbors import at_hits
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.graph.segment import segment_min
+from hypertrack_jax.reconstruction.hits import canonical_order
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
-from hypertrack_jax.reconstruction.stages import PaddedHits, is_exceeded, method_of, reconstruct
+from hypertrack_jax.reconstruction.stages import PaddedHits
 
 PLATFORMS = ("cpu", "cuda")
 """What the file is made for; it is compiled where it is loaded."""
@@ -19,10 +26,10 @@ def export_reconstruction(
 ) -> bytes:
     """The program for events of up to about `num_hits` hits, with its weights and C inside.
 
-    What is exported is a function from `position` [hit, 3], float32 in mm, padded to the capacity
-    that `in_avals` of the loaded file tells, and `num_hits`, an int32, to a dict of `label` and
-    `membership` per place, as in `Tracks`, and `is_overflow`: True where the event needs larger
-    capacities and the labels are of no use. Hits outside the detector belong to no track; a
+    The exported function takes `position` [hit, 3], float32 in mm, padded to the length that
+    `in_avals` of the loaded file tells, and `num_hits`, an int32. It gives a dict of `label` and
+    `membership` per place, as in `Tracks`, and `is_overflow`: True if the event needs larger
+    capacities, so that the labels are of no use. Hits outside the detector belong to no track; a
     coordinate that is not finite counts as outside. `experiments/exported.py` loads it.
 
     Args:
@@ -35,26 +42,16 @@ def export_reconstruction(
 
     Raises:
       ImportError: flatbuffers is missing.
-      ValueError: the tune's clusterer runs on the host.
+      UserError: the tune's clusterer runs on the host.
     """
     if model.tune.cluster.cluster in DENSITY:
-        raise ValueError(
-            f"--cluster={model.tune.cluster.cluster} runs on the host, by scikit-learn, and cannot "
-            "be exported; choose transformer, cut or none."
+        raise UserError(
+            f"the clusterer {model.tune.cluster.cluster} runs on the host, by scikit-learn, and "
+            "cannot be exported; choose transformer, cut or none."
         )
-    sizes, method = model.sizes(num_hits), method_of(model.tune)
-    arrays, settings = model.arrays(), model.settings()
-
-    def labels(position: Float32[Array, "hit 3"], num_hits: Int32[Array, ""]) -> dict[str, Array]:
-        found = reconstruct(method, sizes, arrays, PaddedHits(position, num_hits), settings)
-        return {
-            "label": found.label,
-            "membership": found.membership,
-            "is_overflow": jnp.asarray(is_exceeded(sizes, found.needed)),
-        }
-
-    exported = jax.export.export(jax.jit(labels), platforms=platforms)(
-        jax.ShapeDtypeStruct((sizes.num_hits, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    num_places = model.capacities(num_hits).num_hits
+    exported = jax.export.export(jax.jit(one_program(model, num_hits)), platforms=platforms)(
+        jax.ShapeDtypeStruct((num_places, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     )
     try:
         return bytes(exported.serialize())
@@ -62,3 +59,46 @@ def export_reconstruction(
         raise ImportError(
             "to export needs flatbuffers; install it: pip install 'hypertrack-jax[export]'."
         ) from error
+
+
+def one_program(model: Reconstructor, num_hits: int):
+    """All stages in their first capacities as one function, which `export_reconstruction` tells."""
+    stages, shared = model.stages(num_hits), model.shared()
+
+    def labels(position: Float32[Array, "hit 3"], num_hits: Int32[Array, ""]) -> dict[str, Array]:
+        is_hit = jnp.arange(len(position)) < num_hits
+        order = canonical_order(position, jnp)
+        # Places without a hit hold anything, and stay behind the hits.
+        order = order[jnp.argsort(~is_hit[order], stable=True)]
+        made: tuple[Any, ...] = (PaddedHits(position[order], num_hits),)
+        is_exceeded = []
+        for stage in stages:
+            result, needed = stage(stage.capacities, shared, *made)
+            made = (*made, result)
+            is_exceeded += [n > c for n, c in zip(needed, stage.capacities, strict=True)]
+        *_, clusters = made
+        label = jnp.zeros_like(clusters.label).at[order].set(clusters.label)
+        membership = jnp.zeros_like(clusters.membership).at[order].set(clusters.membership)
+        is_overflow = reduce(or_, is_exceeded, jnp.array(False))
+        return {
+            "label": by_first_hit(label),
+            "membership": membership,
+            "is_overflow": jnp.asarray(is_overflow),
+        }
+
+    return labels
+
+
+def by_first_hit(label: Int32[Array, " hit"]) -> Int32[Array, " hit"]:
+    """The clusters numbered by their first hits; -1 stays.
+
+    Args:
+      label: a number per hit, the same within a cluster, below the number of hits; -1 for none.
+    """
+    num_hits = len(label)
+    hit = jnp.arange(num_hits, dtype=jnp.int32)
+    first = segment_min(hit, label, num_hits, sorted_ids=False)
+    is_first = (label >= 0) & (at_hits(first, jnp.maximum(label, 0), num_hits) == hit)
+    number = jnp.cumsum(is_first, dtype=jnp.int32) - 1
+    of_cluster = at_hits(number, at_hits(first, jnp.maximum(label, 0), num_hits), -1)
+    return jnp.where(label >= 0, of_cluster, -1)

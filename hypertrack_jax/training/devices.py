@@ -19,13 +19,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hypertrack_jax.graph.event_graph import EventGraph
-from hypertrack_jax.reconstruction.devices import EVENT, on_each_device
+from hypertrack_jax.reconstruction.devices import DEVICES, on_each_device
 from hypertrack_jax.training import step as training_step
 from hypertrack_jax.training.event_loss import Losses
 from hypertrack_jax.training.step import StepMetrics, TrainState
 from hypertrack_jax.tunes.tune import Tune
 
-_SAME, _SPREAD = PartitionSpec(), PartitionSpec(EVENT)
+_SAME, _SPREAD = PartitionSpec(), PartitionSpec(DEVICES)
 
 
 class Slots(NamedTuple):
@@ -108,8 +108,8 @@ def spread_over(batch_size: int) -> Devices:
     taken = [devices[:num_devices] for devices in of_each]
     return Devices(
         batch_size,
-        Mesh(np.array(taken[jax.process_index()]), (EVENT,)),
-        Mesh(np.array(taken).reshape(-1), (EVENT,)),
+        Mesh(np.array(taken[jax.process_index()]), (DEVICES,)),
+        Mesh(np.array(taken).reshape(-1), (DEVICES,)),
     )
 
 

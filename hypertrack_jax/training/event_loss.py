@@ -146,13 +146,12 @@ def _with_flow(
     return losses._replace(loss=total, flow=loss)
 
 
-def training_sizes(num_nodes: int, tune: ClusterTune) -> SearchSizes:
-    """Capacities of the search in training, by the node capacity of the graph and the tune."""
+def training_sizes(num_nodes: int) -> SearchSizes:
+    """Capacities of the search in training, by the node capacity of the graph."""
     return SearchSizes(
-        num_neighbors=TRAINING_NEIGHBORS if tune.micrograph_hops == 1 else SPARSE_NEIGHBORS,
-        num_seeds=max(16, num_nodes // 16),
         num_slots=TRAINING_SLOTS,
         num_rounds=MAX_ROUNDS,
+        num_seeds=max(16, num_nodes // 16),
         num_micrographs=max(32, num_nodes // 4),
     )
 
@@ -167,24 +166,23 @@ def _with_clusters(
     dtype: DTypeLike,
 ) -> Losses:
     """The losses with those of the clusters added."""
-    sizes = training_sizes(len(graph.nodes.mask), tune.cluster)
+    sizes = training_sizes(len(graph.nodes.mask))
     fixed = jax.lax.stop_gradient
     probability = jax.nn.sigmoid(fixed(prediction.logit).astype(jnp.float32))
     draw_key, key = jax.random.split(key)
     threshold = _training_threshold(tune.cluster, draw_key)
-    component = kept_edges(graph, probability, threshold).component
+    num_neighbors = TRAINING_NEIGHBORS if tune.cluster.micrograph_hops == 1 else SPARSE_NEIGHBORS
+    kept = kept_edges(graph, probability, threshold, num_neighbors)
     found = fixed(
         transformer_clusters(
             tune.network,
             tune.cluster,
             fixed(params),
-            graph,
+            graph.nodes,
             fixed(prediction.embedding),
-            probability,
-            component,
+            kept,
             sizes,
             key,
-            threshold,
             dtype,
         )
     )
@@ -209,7 +207,8 @@ def _with_clusters(
     )
     num_hits = graph.nodes.mask.sum().astype(jnp.float32) * drawn.share
     of_clusters = cluster_losses(tune.loss, scored, num_hits)
-    is_cut = (found.needed_neighbors > sizes.num_neighbors) | (found.needed_slots > sizes.num_slots)
+    is_short = kept.neighbors.degree.max() > num_neighbors
+    is_cut = is_short | (found.needed_slots > sizes.num_slots)
     return losses._replace(
         loss=losses.loss + _weighted(tune.loss, of_clusters),
         cluster_bce=of_clusters.cluster_bce,

@@ -15,6 +15,8 @@ from jax import lax
 from jaxtyping import Array, Int32, Int64, UInt16
 from scipy import sparse
 
+from hypertrack_jax.capacities import capacity_for
+
 COUNT_BITS = 16
 """Lowest bits of a packed pair: its count."""
 MAX_COUNT = 2**COUNT_BITS - 1
@@ -64,7 +66,7 @@ def count_event_pairs(
     lower, upper = cell[senders], cell[receivers]
     half = lower <= upper
     lower, upper = lower[half], upper[half]
-    padding = bucket_size(len(lower)) - len(lower)
+    padding = capacity_for(len(lower)) - len(lower)
     # Keys need 40 bits; 64-bit integers are switched on for this program alone.
     with jax.enable_x64(True):
         pairs, counts, num_pairs = count_pairs(
@@ -188,9 +190,3 @@ def mirror_rows(upper: Rows) -> Rows:
         full.indices.astype(np.int32, copy=False),
         full.data,
     )
-
-
-def bucket_size(size: int) -> int:
-    """The bucket of a size, of few: the next of 2^k and 1.5 * 2^k, at least 256."""
-    power = 1 << max(8, (max(size, 1) - 1).bit_length())
-    return power * 3 // 4 if size <= power * 3 // 4 and power > 256 else power

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Float64, Int32, Int64
 
+from hypertrack_jax.capacities import capacity_for
 from hypertrack_jax.memory import require_memory
-from hypertrack_jax.voxdyn.connectivity import MAX_COUNT, Rows, bucket_size
+from hypertrack_jax.voxdyn.connectivity import MAX_COUNT, Rows
 from hypertrack_jax.voxdyn.lookup import (
     connect_hits,
     count_blocks,
@@ -183,13 +184,13 @@ def predict_edges(
     if len(position) == 0 or len(vd.rows.columns) == 0:
         return CandidateEdges(*(np.zeros(0, np.int32) for _ in range(3)))
     cell = hit_cells(vd, position)
-    padding = bucket_size(len(cell) + 1) - len(cell)
+    padding = capacity_for(len(cell) + 1) - len(cell)
     cells = group_hits(np.pad(cell, (0, padding), constant_values=vd.num_cells), vd.num_cells)
     connected = find_connected(
         vd.rows,
         cells,
         np.int32(threshold),
-        capacity=bucket_size(count_blocks(_row_lengths(vd.rows, np.asarray(cells.cell)))),
+        capacity=capacity_for(count_blocks(_row_lengths(vd.rows, np.asarray(cells.cell)))),
     )
     list_length = np.asarray(connected.list_length)
     degree = list_length[np.asarray(cells.hit_slot)[: len(cell)]].astype(np.int64)
@@ -199,7 +200,7 @@ def predict_edges(
     require_memory(_BYTES_PER_EDGE * num_edges, what, remedy)
     if num_senders > np.iinfo(np.int32).max // 2:
         raise ValueError(f"{what} is more than 32-bit indices reach; choose {remedy}.")
-    lists = list_senders(vd.rows, cells, connected, capacity=bucket_size(num_senders))
+    lists = list_senders(vd.rows, cells, connected, capacity=capacity_for(num_senders))
     edges = CandidateEdges(*(np.empty(num_edges, np.int32) for _ in range(3)))
     done = 0
     for first, last, size in _hit_ranges(degree):
@@ -208,7 +209,7 @@ def predict_edges(
             lists,
             connected.list_length,
             np.array([first, last], np.int32),
-            capacity=bucket_size(size),
+            capacity=capacity_for(size),
         )
         if made.is_overflow:
             raise ValueError(f"{what}: a capacity was too small, which is a defect; report it.")
@@ -291,7 +292,7 @@ def assign_hits(
 def pad_hits(position: Float32[np.ndarray, "hit 3"]) -> Float32[np.ndarray, "padded 3"]:
     """Repeats the last hit up to a bucket size; copies are as quick to assign as real hits."""
     num_hits = len(position)
-    return np.pad(position, ((0, bucket_size(num_hits) - num_hits), (0, 0)), mode="edge")
+    return np.pad(position, ((0, capacity_for(num_hits) - num_hits), (0, 0)), mode="edge")
 
 
 def _row_lengths(rows: Rows, cell: Array | np.ndarray) -> Int32[np.ndarray, " slot"]:

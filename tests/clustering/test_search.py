@@ -27,7 +27,8 @@ from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.tunes.tune import ClusterTune
 
 PUBLISHED = ClusterTune()
-SIZES = SearchSizes(num_neighbors=64, num_seeds=16, num_slots=64, num_rounds=200)
+SIZES = SearchSizes(num_slots=64, num_rounds=200, num_seeds=16)
+NUM_NEIGHBORS = 64
 NUM_HITS, NUM_EDGES = 400, 8192
 
 
@@ -54,7 +55,16 @@ def membership_table(event, seed):
     return (1 / (1 + np.exp(-(logit + logit.T) / 2))).astype(np.float32)
 
 
-def batched(event, edges, table, tune=PUBLISHED, sizes=SIZES, key=0, capacity=NUM_HITS):
+def batched(
+    event,
+    edges,
+    table,
+    tune=PUBLISHED,
+    sizes=SIZES,
+    key=0,
+    capacity=NUM_HITS,
+    num_neighbors=NUM_NEIGHBORS,
+):
     """The batched search over an event that is padded to `capacity` hits."""
     num_hits, num_edges = len(event.position), len(edges[0])
     more_hits, more_edges = capacity - num_hits, NUM_EDGES - num_edges
@@ -63,7 +73,7 @@ def batched(event, edges, table, tune=PUBLISHED, sizes=SIZES, key=0, capacity=NU
         # Padding edges look certain.
         for array, value in zip(edges, (1, capacity - 1, capacity - 1), strict=True)
     )
-    clusters = compiled(tune, sizes)(
+    clusters = compiled(tune, sizes, num_neighbors)(
         np.pad(event.position, ((0, more_hits), (0, 0))),
         np.arange(capacity) < num_hits,
         (probability, senders, receivers, np.arange(NUM_EDGES) < num_edges),
@@ -77,7 +87,7 @@ def batched(event, edges, table, tune=PUBLISHED, sizes=SIZES, key=0, capacity=NU
 
 
 @cache
-def compiled(tune, sizes):
+def compiled(tune, sizes, num_neighbors):
     """The search as one program, compiled once per tune and sizes."""
 
     @jax.jit
@@ -93,7 +103,7 @@ def compiled(tune, sizes):
             return Members(p, p > 0.5)
 
         probability, senders, receivers, mask = edges
-        neighbors = kept_neighbors(*edges, num_hits, sizes.num_neighbors, 0.55)
+        neighbors = kept_neighbors(*edges, num_hits, num_neighbors, 0.55)
         component = connected_components(senders, receivers, mask & (probability > 0.55), num_hits)
         hits = Hits(position, component, open_hits(component, hit_mask, tune.min_hits))
         return search_clusters(hits, neighbors, membership, tune, sizes, key)
@@ -178,7 +188,6 @@ def test_clusters_are_whole():
 @pytest.mark.parametrize(
     ("sizes", "flag"),
     [
-        (SIZES._replace(num_neighbors=6), lambda c: c.needed_neighbors > 6),
         (SIZES._replace(num_slots=8), lambda c: c.needed_slots > 8),
         (SIZES._replace(num_rounds=1), lambda c: c.is_unfinished),
     ],
@@ -193,9 +202,15 @@ def test_capacities_that_do_not_suffice_are_told(sizes, flag):
         assert found.num_micrographs <= (sizes.num_seeds if found.needed_slots else 0)
     # It tells how much is needed: enough is given, and nothing is left to tell.
     enough = batched(event, edges, table)
-    assert enough.needed_neighbors <= SIZES.num_neighbors
     assert enough.needed_slots <= SIZES.num_slots
     assert not enough.is_unfinished
+
+
+def test_a_search_among_too_few_neighbors_ends_before_it_begins():
+    event, edges, table = setup(0)
+    found = batched(event, edges, table, num_neighbors=6)
+    assert found.num_micrographs == found.num_clusters == 0
+    assert not found.is_unfinished
 
 
 def test_few_seeds_find_as_much_in_more_rounds():
@@ -214,7 +229,7 @@ def test_few_seeds_of_several_draws_walk_as_those_of_one(num_real):
     num_hits = len(event.position)
     mask = jnp.ones(len(senders), bool)
     edges = (jnp.asarray(a) for a in (probability, senders, receivers))
-    neighbors = kept_neighbors(*edges, mask, num_hits, SIZES.num_neighbors, 0.55)
+    neighbors = kept_neighbors(*edges, mask, num_hits, NUM_NEIGHBORS, 0.55)
     seeds = np.random.default_rng(0).permutation(num_hits)[:num_real]
     in_one, in_three = (np.full(n * SIZES.num_seeds, num_hits, np.int32) for n in (1, 3))
     in_one[:num_real] = in_three[1 : 3 * num_real : 3] = seeds

@@ -1,21 +1,15 @@
 """The set transformer as clusterer: what its chunks, thresholds and capacities must not change."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy import helix_event
 from toy_graph import SMALL_NETWORK, toy_graph
 
-from hypertrack_jax.clustering.clusterer import (
-    complete_search,
-    enough_sizes,
-    find_clusters,
-    first_sizes,
-)
+from hypertrack_jax.clustering.baselines import large_components
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.clustering.search import SearchSizes, open_hits
 from hypertrack_jax.clustering.transformer import (
@@ -23,17 +17,17 @@ from hypertrack_jax.clustering.transformer import (
     LARGE_CHUNK,
     TRANSFORMER,
     WIDTHS,
-    by_first_hit,
     chunk_size,
     hit_tokens,
     init_clusterer,
     kept_edges,
     logits_of,
     members_of,
+    transformer_clusters,
 )
 from hypertrack_jax.graph.event_graph import Bucket
 from hypertrack_jax.networks.set_transformer import membership_logit
-from hypertrack_jax.tunes.tune import ClusterTune, Tune
+from hypertrack_jax.tunes.tune import Tune
 
 # Tokens of 8: embeddings of 5, and positions.
 NETWORK = replace(SMALL_NETWORK, embedding_dim=5, num_heads=2, num_attention_blocks=1)
@@ -141,71 +135,32 @@ def scored_event():
     noise = np.random.default_rng(0).random(len(label)).astype(np.float32)
     probability = jnp.asarray(np.where(label, 0.6 + 0.4 * noise, 0.5 * noise))
     embedding = jax.random.normal(jax.random.key(3), (128, 5))
-    return graph, embedding, probability, kept_edges(graph, probability, 0.55)
+    return graph, embedding, probability, kept_edges(graph, probability, jnp.float32(0.55), 32)
+
+
+SIZES = SearchSizes(num_slots=64, num_rounds=200, num_seeds=16)
+
+
+@partial(jax.jit, static_argnums=0)
+def found_by(cluster, params, event):
+    """The clusters of a scored event, whose capacities suffice."""
+    graph, embedding, _, kept = event
+    key = jax.random.key(0)
+    return transformer_clusters(NETWORK, cluster, params, graph.nodes, embedding, kept, SIZES, key)
 
 
 def test_the_degree_of_kept_edges_leaves_self_loops_out():
     graph, _, probability, kept = scored_event()
     keep = np.asarray(graph.edges.mask) & (np.asarray(probability) > 0.55)
     keep &= np.asarray(graph.senders) != np.asarray(graph.receivers)
-    assert kept.max_degree == np.bincount(np.asarray(graph.receivers)[keep]).max() > 5
+    assert kept.neighbors.degree.max() == np.bincount(np.asarray(graph.receivers)[keep]).max() > 5
 
 
-@pytest.mark.parametrize("method", ["cut", "dbscan", "hdbscan", "none"])
-def test_other_methods_need_no_weights(method):
-    tune = replace(TUNE, cluster=ClusterTune(cluster=method))
-    if "scan" in method:
-        pytest.importorskip("sklearn", reason="dbscan and hdbscan need scikit-learn")
-    clusters = find_clusters(tune, None, *scored_event(), jax.random.key(0))
-    num_hits = len(helix_event(0, 6).position)
-    assert clusters.label.shape == clusters.membership.shape == (num_hits,)
-    assert clusters.label.dtype == np.int32
-    assert clusters.label.max() == (-1 if method == "none" else 5)
-    np.testing.assert_array_equal(clusters.membership, clusters.label >= 0)
-
-
-def test_the_search_goes_on_until_its_capacities_suffice():
-    graph, *scores = scored_event()
-    clusters = complete_search(TUNE, params(), graph, *scores, jax.random.key(0))
-    assert not clusters.is_unfinished
-    assert int(clusters.num_micrographs) > 0
-
-
-def test_the_first_size_that_did_not_suffice_is_doubled_until_it_does():
-    sizes = SearchSizes(num_neighbors=2, num_seeds=4, num_slots=2, num_rounds=3)
-    assert enough_sizes(sizes, 2, 2, False) == sizes
-    assert enough_sizes(sizes, 9, 5, True) == sizes._replace(num_neighbors=16)
-    assert enough_sizes(sizes, 2, 5, True) == sizes._replace(num_slots=8)
-    assert enough_sizes(sizes, 2, 1, True) == sizes._replace(num_rounds=6)
-
-
-def test_searches_begin_with_capacities_that_their_hits_decide():
-    for num_nodes, hops, largest, expected in (
-        (128, 1, None, (32, 64)),
-        (4096, 1, None, (32, 64)),
-        (4097, 1, None, (64, 64)),
-        (10**6, 1, None, (128, 128)),
-        (65536, 2, None, (16, 128)),
-        (10**6, 8, None, (32, 128)),
-        (10**6, 8, 48, (32, 48)),
-        (4096, 1, 500, (32, 64)),
-    ):
-        tune = ClusterTune(micrograph_hops=hops, largest_micrograph=largest)
-        sizes = first_sizes(num_nodes, tune)
-        assert (sizes.num_neighbors, sizes.num_slots) == expected
-        assert sizes.num_seeds == max(16, num_nodes // 16)
-
-
-def test_clusters_are_numbered_by_their_first_hits():
-    label = jnp.array([-1, 5, 2, 5, -1, 0, 2, 2], jnp.int32)
-    np.testing.assert_array_equal(by_first_hit(label), [-1, 0, 1, 0, -1, 2, 1, 1])
-
-
-def test_labels_are_in_the_order_of_first_hits():
-    found = find_clusters(TUNE, params(), *scored_event(), jax.random.key(0))
-    names, first = np.unique(found.label[found.label >= 0], return_index=True)
-    np.testing.assert_array_equal(names, np.arange(len(names)))
-    assert np.all(np.diff(first) > 0)
+def test_searches_that_their_capacities_suffice_for_are_finished():
+    found = found_by(TUNE.cluster, params(), scored_event())
+    assert not found.is_unfinished
+    assert found.needed_slots <= SIZES.num_slots
+    assert int(found.num_micrographs) > 0
     np.testing.assert_array_equal(found.membership > 0, found.label >= 0)
 
 
@@ -213,11 +168,10 @@ def test_labels_are_in_the_order_of_first_hits():
 def test_hits_left_over_join_cores_and_small_clusters_are_dropped(core_hits):
     """Membership as the fresh weights say: some hits of most particles are left over."""
     graph, embedding, probability, kept = scored_event()
-    event = (graph, embedding, probability, kept, jax.random.key(0))
+    event = graph, embedding, probability, kept
 
     def labels(**settings):
-        tune = replace(TUNE, cluster=replace(TUNE.cluster, **settings))
-        return np.asarray(complete_search(tune, params(), *event).label)
+        return np.asarray(found_by(replace(TUNE.cluster, **settings), params(), event).label)
 
     # Components of fewer than four hits would be searched, too, but all are larger.
     cores = labels(min_hits=core_hits)
@@ -245,10 +199,11 @@ def yes_sayer():
 
 def test_a_clusterer_that_takes_everything_finds_the_components():
     """Micrographs of good edges are whole particles."""
-    graph, *scores = scored_event()
-    found = find_clusters(TUNE, yes_sayer(), graph, *scores, jax.random.key(0))
-    by_cut = replace(TUNE, cluster=ClusterTune(cluster="cut"))
-    expected = find_clusters(by_cut, None, graph, *scores, jax.random.key(0))
-    assert expected.label.max() == 5
-    np.testing.assert_array_equal(found.label, expected.label)
+    event = scored_event()
+    found = found_by(TUNE.cluster, yes_sayer(), event)
+    expected = large_components(event[3].component, 4)
+    assert expected.max() == 5
+    # The search numbers its clusters as it finds them.
+    pairs = set(zip(found.label.tolist(), expected.tolist(), strict=True))
+    assert len(pairs) == 7 and (-1, -1) in pairs
     np.testing.assert_array_equal(found.membership > 0.99, found.label >= 0)

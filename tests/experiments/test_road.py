@@ -99,7 +99,7 @@ def test_inference_scores_events_and_writes_submissions(workdir):
         assert 0 <= report["summary"][column]["mean"] <= 1
         assert column in done.stdout
     # Two devices share the events, as conftest has them.
-    assert report["summary"]["per event ms"]["mean"] > 0
+    assert report["summary"]["GNN ms"]["mean"] > 0
     assert "Several devices shared the events" in done.stdout
     event = toy.helix_event(11, 30, event_id=11)
     written = np.loadtxt(

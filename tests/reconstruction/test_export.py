@@ -12,9 +12,9 @@ from toy import helix_event
 from toy_graph import SMALL_NETWORK
 from toy_model import taking_all
 
+from hypertrack_jax.model.parameters import init_parameters
 from hypertrack_jax.reconstruction.export import export_reconstruction
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
-from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
@@ -51,7 +51,7 @@ def model():
     events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
     voxdyn = fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2)
     tune = Tune("small", voxdyn=VoxdynTune(ncell=64), network=NETWORK)
-    state = jax.jit(init_state, static_argnums=0)(tune, jax.random.key(0))
+    state = jax.jit(init_parameters, static_argnums=0)(tune, jax.random.key(0))
     fresh = Reconstructor(tune, voxdyn, taking_all(state.params), state.batch_stats)
     scored = fresh.with_cluster(ClusterTune(cluster="none"))(EVENT.position, with_edges=True)
     threshold = float(np.quantile(scored.probability, 0.9))
@@ -64,10 +64,12 @@ def test_the_file_finds_the_same_tracks_without_this_package(model, tmp_path):
     content = export_reconstruction(model, len(EVENT.position))
     assert jax.export.deserialize(bytearray(content)).platforms == ("cpu", "cuda")
     paths[0].write_bytes(content)
-    np.save(paths[1], EVENT.position)
+    # In another order than its own: the file has the canonical order inside.
+    shuffled = np.random.default_rng(0).permutation(len(EVENT.position))
+    np.save(paths[1], EVENT.position[shuffled])
     command = [sys.executable, "-c", PROGRAM, str(EXPERIMENTS), *map(str, paths)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    expected = model(EVENT.position)
+    expected = model(EVENT.position[shuffled])
     with np.load(paths[2]) as found:
         np.testing.assert_array_equal(found["label"], expected.hit_label)
         np.testing.assert_allclose(found["membership"], expected.membership, atol=1e-6)
@@ -92,5 +94,5 @@ def test_an_event_that_exceeds_a_capacity_is_told_of(model):
 
 
 def test_a_clusterer_of_the_host_is_not_exported(model):
-    with pytest.raises(ValueError, match="--cluster=dbscan runs on the host"):
+    with pytest.raises(ValueError, match="clusterer dbscan runs on the host"):
         export_reconstruction(model.with_cluster(ClusterTune(cluster="dbscan")), 100)

@@ -10,16 +10,14 @@ from toy_graph import SMALL_NETWORK
 from toy_model import taking_all
 
 from hypertrack_jax import memory
-from hypertrack_jax.evaluation.evaluate import evaluate_events
+from hypertrack_jax.evaluation import evaluate
+from hypertrack_jax.evaluation.evaluate import EVENTS_PER_DEVICE, as_evaluated, evaluate_events
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.reconstruction import devices as spread
 from hypertrack_jax.reconstruction import reconstructor as reconstruct
-from hypertrack_jax.reconstruction.devices import (
-    EVENTS_PER_DEVICE,
-    SpreadReconstructor,
-    as_evaluated,
-)
+from hypertrack_jax.reconstruction.capacities import GraphCapacities
+from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
@@ -70,15 +68,16 @@ def assert_same(found, expected):
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Numbers of hits of the events of each run, and on how many devices they lie."""
+    """Stage, numbers of hits of the events of each run, and on how many devices they lie."""
     found = []
 
-    def map_events(program, mesh, known, hits):
-        found.append((np.asarray(hits.num_hits).tolist(), len(hits.position.sharding.device_set)))
-        return original(program, mesh, known, hits)
+    def run_spread(mesh, stage, capacities, shared, hits, *made):
+        num_devices = len(hits.position.sharding.device_set)
+        found.append((stage.name, np.asarray(hits.num_hits).tolist(), num_devices))
+        return original(mesh, stage, capacities, shared, hits, *made)
 
-    original = spread.map_events
-    monkeypatch.setattr(spread, "map_events", map_events)
+    original = spread.run_spread
+    monkeypatch.setattr(spread, "run_spread", run_spread)
     return found
 
 
@@ -92,41 +91,37 @@ def test_events_together_get_the_tracks_that_they_get_one_by_one(model, method, 
     assert [len(one.hit_label) for one in found] == [len(one) for one in positions]
     assert max(one.hit_label.max() for one in found[1:]) > 0
     assert found[-1].hit_label.tolist() == [NOISE]
-    assert all(one.seconds == {} for one in found)
-    # An event without hits is not run; those alone of their capacities have an empty one beside.
-    assert {devices for _, devices in runs} == {2}
-    ran = sorted(number for numbers, _ in runs for number in numbers if number)
-    assert sorted(set(ran)) == sorted({len(position) for position in positions[1:]})
-    capacities = [model.sizes(len(position)) for position in positions[1:]]
-    if method == "cut":
-        # The search of the transformer may need more, and then runs again.
-        assert len(ran) == len(positions) - 1
-        assert len(runs) == sum(-(-capacities.count(one) // 2) for one in set(capacities))
-        assert len(set(capacities)) > 1 and len(runs) < len(positions) - 1
+    assert found[0].seconds == {} and found[1].seconds.keys() == expected[1].seconds.keys()
+    # An event without hits is not run; the others go in pairs of about the same size.
+    assert {devices for _, _, devices in runs} == {2}
+    graphs = [numbers for stage, numbers, _ in runs if stage == "VD"]
+    rising = sorted(len(position) for position in positions[1:])
+    assert [number for pair in graphs for number in pair] == rising
+    # The order of the hits of one changes nothing, nor does what is beside it.
+    shuffled = np.random.default_rng(0).permutation(len(POSITIONS[2]))
+    (again,) = SpreadReconstructor.of(model)([POSITIONS[2][shuffled]])
+    label = np.empty_like(again.hit_label)
+    label[shuffled] = again.hit_label
+    np.testing.assert_array_equal(reconstruct.by_first_hit(label), found[3].hit_label)
 
 
-@pytest.mark.parametrize(
-    ("method", "short"),
-    [("cut", {"num_blocks": 1, "num_edges": 64}), ("transformer", {"num_neighbors": 2})],
-)
-def test_an_event_that_exceeds_its_capacities_is_run_again(model, monkeypatch, runs, method, short):
-    model = by(model, method)
-    positions = [ONE, *POSITIONS[:2]]
+def test_events_that_exceed_their_capacities_are_run_again(model, monkeypatch, runs):
+    model = by(model, "transformer")
+    positions = [ONE, POSITIONS[0]]
     expected = [model(position, with_edges=True) for position in positions]
-    tiny = model.sizes(max(map(len, positions)))
-    if method == "transformer":
-        tiny = tiny._replace(search=tiny.search._replace(**short))
-    else:
-        tiny = tiny._replace(**short)
-    monkeypatch.setattr(reconstruct, "sizes_for", lambda *_: tiny)
+    first = model.capacities(len(POSITIONS[0]))
+    tiny = first._replace(
+        graph=GraphCapacities(num_blocks=1, num_edges=64),
+        kept=first.kept._replace(num_neighbors=2),
+    )
+    monkeypatch.setattr(reconstruct, "first_capacities", lambda *_: tiny)
     assert_same(SpreadReconstructor.of(model)(positions, with_edges=True), expected)
-    again = [number for numbers, _ in runs for number in numbers if number]
-    assert again.count(1) == 1
-    assert again.count(len(positions[1])) > 1
+    names = [stage for stage, _, _ in runs]
+    assert names[:6] == ["VD", "VD", "VD", "GNN", "CC", "CC"]
 
 
 def test_no_events_have_no_tracks(model):
-    assert SpreadReconstructor.of(model)([], with_timings=True) == []
+    assert SpreadReconstructor.of(model)([]) == []
 
 
 def test_what_one_event_is_refused_for_several_are(model, monkeypatch):
@@ -139,13 +134,13 @@ def test_what_one_event_is_refused_for_several_are(model, monkeypatch):
     with pytest.raises(ValueError, match=r"of shape .* expected x, y and z"):
         together([ONE, POSITIONS[0].T])
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    with pytest.raises(ValueError, match=r"2 events at once, the largest of 1 hits and up to \d+"):
+    with pytest.raises(ValueError, match=r"2 events at once, the largest of 1 hits with num_"):
         together([ONE])
 
 
 def test_the_evaluation_of_batches_is_that_of_events(model, monkeypatch):
     """But for the times: each event has its share of the batch's."""
-    monkeypatch.setattr(spread, "EVENTS_PER_DEVICE", 2)
+    monkeypatch.setattr(evaluate, "EVENTS_PER_DEVICE", 2)
     batched = as_evaluated(model)
     assert batched.batch_size == 4 < len(EVENTS)
     monkeypatch.setattr(jax, "local_device_count", lambda: 1)
@@ -154,9 +149,9 @@ def test_the_evaluation_of_batches_is_that_of_events(model, monkeypatch):
     assert_same([one.tracks for one in found], [one.tracks for one in expected])
     for one, other in zip(found, expected, strict=True):
         assert untimed(one.row) == pytest.approx(untimed(other.row), rel=1e-4)
-    times = [one.row["per event ms"] for one in found]
-    assert 0 < times[0] == times[3] != times[4]
-    assert "total ms" not in found[0].row and "per event ms" not in expected[0].row
+    # The first and the last but one of the sizes ran together.
+    times = [one.row["total ms"] for one in found]
+    assert all(time > 0 for time in times)
 
 
 def untimed(row):
@@ -167,4 +162,4 @@ def untimed(row):
 
 def test_a_report_tells_that_devices_shared_the_events(model):
     report = report_events(as_evaluated(model), EVENTS[:2], model.tune, Wanted())
-    assert f"a batch over the number of its events, at most {2 * EVENTS_PER_DEVICE}" in report.text
+    assert f"shared the events, at most {2 * EVENTS_PER_DEVICE} at once" in report.text

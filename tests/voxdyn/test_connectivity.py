@@ -120,10 +120,3 @@ def test_more_entries_than_an_index_reaches(monkeypatch):
     pieces = [connectivity.pack_pairs(np.array([0, 1, 4]), np.ones(3, np.int64))]
     with pytest.raises(ValueError, match=r"C at --ncell=3 has about 6 entries, more than 5"):
         connectivity.upper_rows(pieces, 3)
-
-
-def test_bucket_sizes_are_a_ladder():
-    sizes = sorted({connectivity.bucket_size(size) for size in range(1, 5000)})
-    assert sizes == [256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144]
-    assert all(connectivity.bucket_size(size) >= size for size in range(1, 5000))
-    assert all(connectivity.bucket_size(size) == size for size in sizes)

@@ -1,0 +1,149 @@
+"""Host side: the capacities that an event is tried in first; they follow from its number of hits.
+
+An event that exceeds them is run again, stage by stage, in what it needs (`capacities.py` of the
+package has the ladder and the rule).
+"""
+
+from typing import Any, NamedTuple
+
+from hypertrack_jax.capacities import capacity_for
+from hypertrack_jax.clustering.search import SearchSizes
+from hypertrack_jax.clustering.transformer import chunk_size
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.graph.event_graph import LEAST_EDGES
+from hypertrack_jax.memory import require_memory
+from hypertrack_jax.tunes.tune import ClusterTune
+from hypertrack_jax.voxdyn.lookup import BLOCK, TOO_MANY
+from hypertrack_jax.voxdyn.model import VoxelDynamics
+
+LEAST_HITS = 2048
+"""Room for hits that every event gets: small events share one set of programs."""
+PARTNERS = {"hyper": 12, "cricket": 5, "eom": 4}
+"""Edges of a hit that its own particle makes, about."""
+CROWD = 1.1
+"""How much more often two hits of an event are joined than two cells drawn at random."""
+EDGE_MARGIN = 1.25
+"""Room for events that are denser than the average: the densest of 18 simulated
+events, of 230 to 1.5e5 hits, takes up 94 % of it."""
+BLOCK_MARGIN = 1.2
+"""The same for the rows of C, whose number varies less."""
+HITS_PER_SEED = 16
+"""Places for hits per micrograph of a round: about a track of ten hits, and padding."""
+NEIGHBORS = {1: {4096: 32, 32768: 64, 2**31: 128}, 2: {65536: 16, 2**31: 32}}
+"""Kept edges of a hit, by the steps that a micrograph reaches, and by the largest number of places
+for hits that they are for: more hits lie nearer together. Micrographs that reach two steps or more
+have sparse graphs."""
+SLOTS = {32768: 64, 2**31: 128}
+"""Hits of a micrograph, by the largest number of places for hits; fewer where the tune sets a
+limit."""
+NUM_ROUNDS = 200
+"""Rounds of the search."""
+BYTES_PER_EDGE = 120
+"""Memory that graph and edge predictor take for each edge of their capacity, about."""
+BYTES_PER_NEIGHBOR = 40
+"""Memory that the rows of kept edges take for each place, about."""
+BYTES_PER_SLOT = 64
+"""Memory that a round takes for each place of its micrographs, about."""
+BYTES_PER_TOKEN, BYTES_PER_PAIR = 4096, 12
+"""Memory that the transformer takes for each hit of the micrographs that it sees together, and for
+each pair of hits of one: what its layers give, and the scores of an attention head."""
+
+
+class GraphCapacities(NamedTuple):
+    """Room in the candidate graph, beside that for hits."""
+
+    num_blocks: int
+    """Blocks of the rows of C, see `voxdyn.lookup`."""
+    num_edges: int
+
+
+class KeptCapacities(NamedTuple):
+    """Room for the edges above the threshold."""
+
+    num_neighbors: int
+    """Kept edges of a hit; 0 where only the components are asked for."""
+
+
+class FirstCapacities(NamedTuple):
+    """The capacities of all stages."""
+
+    num_hits: int
+    """Places for hits, one of which stays empty."""
+    graph: GraphCapacities
+    kept: KeptCapacities
+    search: SearchSizes
+
+
+def first_capacities(
+    num_hits: int, voxdyn: VoxelDynamics, min_count: int, cluster: ClusterTune
+) -> FirstCapacities:
+    """The capacities that an event of so many hits is tried in first.
+
+    A hit has edges to hits of its particle, and to as many others as the density of C tells: where
+    2 % of it are connected, that was measured to be 42 edges for each hit of 1300, 354 of 14 600
+    and 2585 of 109 000.
+    """
+    num_places = capacity_for(num_hits + 1, LEAST_HITS)
+    num_hits = max(num_hits, LEAST_HITS)
+    num_cells = voxdyn.num_cells
+    connected = 2 * int(voxdyn.histogram[min_count:].sum()) / num_cells**2
+    degree = PARTNERS[voxdyn.node2node] + CROWD * min(connected, 1.0) * num_hits
+    per_row = len(voxdyn.rows.columns) / num_cells / BLOCK + 1
+    num_rows = min(BLOCK_MARGIN * num_hits, num_cells)
+    graph = GraphCapacities(
+        num_blocks=capacity_for(int(per_row * num_rows)),
+        num_edges=capacity_for(int(EDGE_MARGIN * degree * num_hits), LEAST_EDGES),
+    )
+    has_search = cluster.cluster == "transformer"
+    of_hops = NEIGHBORS[min(cluster.micrograph_hops, 2)]
+    kept = KeptCapacities(_of(of_hops, num_places) if has_search else 0)
+    num_slots = _of(SLOTS, num_places)
+    search = SearchSizes(
+        num_slots=min(num_slots, cluster.largest_micrograph or num_slots),
+        num_rounds=NUM_ROUNDS,
+        num_seeds=num_places // HITS_PER_SEED,
+    )
+    return FirstCapacities(num_places, graph, kept, search)
+
+
+def require_room(
+    capacities: GraphCapacities | KeptCapacities | SearchSizes | Any,
+    num_hits: int,
+    num_events: int = 1,
+) -> None:
+    """Refuses capacities that the memory does not hold.
+
+    Args:
+      capacities: of a stage; a stage without capacities takes no more than the one before it.
+      num_hits: hits of the event, or of the largest of several.
+      num_events: events that are run at once, in the same memory.
+
+    Raises:
+      UserError: the memory, or 32-bit indices, are too small.
+    """
+    num_bytes = 0
+    if isinstance(capacities, GraphCapacities):
+        if capacities.num_edges > TOO_MANY:
+            raise UserError(
+                "the graph of this event has more edges than 32-bit indices reach; choose a larger "
+                "min_count, more cells or fewer hits."
+            )
+        num_bytes = BYTES_PER_EDGE * capacities.num_edges
+    elif isinstance(capacities, KeptCapacities):
+        num_bytes = BYTES_PER_NEIGHBOR * num_hits * capacities.num_neighbors
+    elif isinstance(capacities, SearchSizes):
+        num_slots = capacities.num_slots
+        num_bytes = BYTES_PER_SLOT * capacities.num_seeds * num_slots
+        per_micrograph = num_slots * (BYTES_PER_TOKEN + BYTES_PER_PAIR * num_slots)
+        num_bytes += chunk_size(capacities.num_seeds) * per_micrograph
+    several = f"{num_events} events at once, the largest" if num_events > 1 else "an event"
+    room = ", ".join(f"{name}={value}" for name, value in capacities._asdict().items())
+    require_memory(
+        num_events * num_bytes,
+        f"{several} of {num_hits} hits with {room}",
+        "a larger min_count or edge_threshold, more cells or fewer hits",
+    )
+
+
+def _of(table: dict[int, int], num_places: int) -> int:
+    return next(number for most, number in table.items() if num_places <= most)

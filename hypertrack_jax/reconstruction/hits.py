@@ -1,0 +1,86 @@
+"""Both sides: the hits of an event as the stages take them, in an order that positions decide."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from hypertrack_jax.errors import UserError
+
+MOST_COPIES = 16
+"""Hits at exactly one position that are taken; a detector gives no more."""
+
+
+class OrderedHits(NamedTuple):
+    """The hits of an event in canonical order."""
+
+    position: Float32[np.ndarray, "hit 3"]
+    """x, y, z in mm."""
+    order: Int[np.ndarray, " hit"]
+    """Place of each in the event as it was given."""
+
+
+def canonical_order(position: Any, xp: Any = np) -> Any:
+    """The order of hits by azimuth, then by x, y and z: it depends on their positions alone.
+
+    Hits that a particle joins then lie near each other in memory. The azimuth is taken as
+    y / (|x| + |y|), which rises with it and rounds alike on all backends.
+
+    Args:
+      position: x, y, z of each hit, [hit, 3], finite.
+      xp: `numpy`, or `jax.numpy` in compiled programs.
+
+    Returns:
+      The place of each hit of the order in `position`. Hits at one position keep their order.
+    """
+    x, y, z = position[:, 0], position[:, 1], position[:, 2]
+    total = xp.abs(x) + xp.abs(y)
+    slope = y / xp.where(total > 0, total, 1)
+    return xp.lexsort((z, y, x, xp.where(x >= 0, slope, 2 - slope)))
+
+
+def ordered_hits(position: np.ndarray) -> OrderedHits:
+    """The hits in float32 and canonical order.
+
+    Args:
+      position: x, y, z in mm of each hit, [hit, 3], float32 or float64.
+
+    Raises:
+      UserError: positions of another shape or type, that are masked or not finite, or with more
+        than `MOST_COPIES` hits at one of them.
+    """
+    hits = _checked(position)
+    order = canonical_order(hits)
+    hits = hits[order]
+    start = np.flatnonzero(np.any(hits[1:] != hits[:-1], axis=1)) + 1
+    copies = np.diff(start, prepend=0, append=len(hits))
+    if copies.max(initial=0) > MOST_COPIES:
+        first = int(np.argmax(copies))
+        x, y, z = hits[copies[:first].sum()].tolist()
+        raise UserError(
+            f"{copies[first]} hits lie at one position, ({x:g}, {y:g}, {z:g}) mm, which no "
+            "detector gives; remove copies and hits without a measurement."
+        )
+    return OrderedHits(hits, order)
+
+
+def _checked(position: np.ndarray) -> Float32[np.ndarray, "hit 3"]:
+    if isinstance(position, np.ma.MaskedArray):
+        raise UserError(
+            "hit positions are a masked array, whose mask would be lost; give the hits that are "
+            "not masked, such as position[~mask]."
+        )
+    if hasattr(position, "position"):
+        raise UserError("hit positions are expected, not an event; give event.position.")
+    given = np.asarray(position)
+    is_real = given.dtype.kind == "f" and given.dtype.itemsize in (4, 8)
+    if given.ndim != 2 or given.shape[1] != 3 or not is_real:
+        raise UserError(
+            f"hit positions are an array of shape {given.shape} and type {given.dtype}; expected "
+            "x, y and z in mm of each hit, shape (hits, 3), float32 or float64."
+        )
+    if not np.isfinite(given).all():
+        raise UserError("a hit position is not finite; remove such hits before reconstruction.")
+    # What overflows lies outside the detector in either type.
+    limit = np.finfo(np.float32).max
+    return np.clip(given, -limit, limit).astype(np.float32)

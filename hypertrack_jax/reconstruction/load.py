@@ -1,0 +1,70 @@
+"""Host side: the parts of a trained model from its files."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hypertrack_jax.model.parameters import GNN_PHASE
+from hypertrack_jax.model.weights import (
+    count_pairs,
+    load_weights,
+    require_same_counts,
+    shipped_names,
+    shipped_path,
+)
+from hypertrack_jax.tunes.tune import Tune
+from hypertrack_jax.voxdyn.model import VoxelDynamics
+from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
+
+_LOG = logging.getLogger(__name__)
+
+
+class ModelParts(NamedTuple):
+    """What a `Reconstructor` is made of."""
+
+    tune: Tune
+    voxdyn: VoxelDynamics
+    params: dict[str, Any]
+    batch_stats: Any
+
+
+def load_parts(model: str | Path, models: str | Path | None, step: int) -> ModelParts:
+    """The parts of a model; arguments and errors are those of `Reconstructor.load`."""
+    path = Path(models or ".") / model
+    if not path.exists() and str(model) in shipped_names():
+        return _from_weights(shipped_path(str(model)), Path(models or "models"))
+    if path.is_file():
+        return _from_weights(path, Path(models or path.parent))
+    return _from_checkpoint(path, Path(models or path.parent), step)
+
+
+def _from_weights(path: Path, models: Path) -> ModelParts:
+    weights = load_weights(path)
+    voxdyn = _load_voxdyn(models, weights.tune, weights.num_pairs)
+    return ModelParts(weights.tune, voxdyn, weights.params, weights.batch_stats)
+
+
+def _from_checkpoint(path: Path, models: Path, step: int) -> ModelParts:
+    # Orbax takes a second to import, and weights files do without it.
+    from hypertrack_jax.model.checkpoint import Checkpoints
+
+    with Checkpoints(path.absolute()) as checkpoints:
+        saved = checkpoints.describe(step)
+        params, batch_stats, phase = checkpoints.restore_parameters(saved.step, saved.tune)
+    tune = saved.tune
+    voxdyn = _load_voxdyn(models, tune, saved.num_pairs)
+    if tune.cluster.cluster == "transformer" and phase == GNN_PHASE:
+        _LOG.warning(
+            "the transformer of %s has not been trained; tracks are made by cut", path.name
+        )
+        tune = replace(tune, cluster=replace(tune.cluster, cluster="cut"))
+    return ModelParts(tune, voxdyn, params, batch_stats)
+
+
+def _load_voxdyn(models: Path, tune: Tune, num_pairs: int | None) -> VoxelDynamics:
+    wanted = tune.voxdyn
+    path = voxdyn_path(models, wanted.node2node, wanted.ncell)
+    voxdyn = load_voxdyn(path, wanted.node2node, wanted.ncell, wanted.min_count)
+    require_same_counts(num_pairs, count_pairs(voxdyn), path)
+    return voxdyn
