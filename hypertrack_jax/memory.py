@@ -3,6 +3,8 @@
 import ctypes
 from pathlib import Path
 
+from hypertrack_jax.errors import UserError
+
 # Parameters of mallopt(3), and what they are set to.
 ONE_ARENA = (-8, 1)
 LARGEST_KEPT_BLOCK = (-3, 2**30)
@@ -28,7 +30,7 @@ def available_memory() -> int | None:
 
 
 def require_memory(needed: int, what: str, remedy: str) -> None:
-    """Raises a `ValueError` where `needed` bytes are not to be had.
+    """Raises a `UserError` where `needed` bytes are not to be had.
 
     Linux promises memory that it does not have and kills who uses it; so this asks first.
 
@@ -39,7 +41,7 @@ def require_memory(needed: int, what: str, remedy: str) -> None:
     """
     available = available_memory()
     if available is not None and needed > available:
-        raise ValueError(
+        raise UserError(
             f"{what} needs about {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} GB are "
             f"free; choose {remedy}, or a machine with more memory."
         )

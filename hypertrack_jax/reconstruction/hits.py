@@ -39,7 +39,7 @@ def canonical_order(position: Any, xp: Any = np) -> Any:
     return xp.lexsort((z, y, x, xp.where(x >= 0, slope, 2 - slope)))
 
 
-def ordered_hits(position: np.ndarray) -> OrderedHits:
+def ordered_hits(position: Any) -> OrderedHits:
     """The hits in float32 and canonical order.
 
     Args:
@@ -64,7 +64,7 @@ def ordered_hits(position: np.ndarray) -> OrderedHits:
     return OrderedHits(hits, order)
 
 
-def _checked(position: np.ndarray) -> Float32[np.ndarray, "hit 3"]:
+def _checked(position: Any) -> Float32[np.ndarray, "hit 3"]:
     if isinstance(position, np.ma.MaskedArray):
         raise UserError(
             "hit positions are a masked array, whose mask would be lost; give the hits that are "

@@ -51,7 +51,7 @@ def _from_checkpoint(path: Path, models: Path, step: int) -> ModelParts:
 
     with Checkpoints(path.absolute()) as checkpoints:
         saved = checkpoints.describe(step)
-        params, batch_stats, phase = checkpoints.restore_parameters(saved.step, saved.tune)
+        parameters, phase = checkpoints.restore_parameters(saved.step, saved.tune)
     tune = saved.tune
     voxdyn = _load_voxdyn(models, tune, saved.num_pairs)
     if tune.cluster.cluster == "transformer" and phase == GNN_PHASE:
@@ -59,7 +59,7 @@ def _from_checkpoint(path: Path, models: Path, step: int) -> ModelParts:
             "the transformer of %s has not been trained; tracks are made by cut", path.name
         )
         tune = replace(tune, cluster=replace(tune.cluster, cluster="cut"))
-    return ModelParts(tune, voxdyn, params, batch_stats)
+    return ModelParts(tune, voxdyn, *parameters)
 
 
 def _load_voxdyn(models: Path, tune: Tune, num_pairs: int | None) -> VoxelDynamics:

@@ -138,6 +138,6 @@ def test_a_larger_min_count_leaves_fewer_edges(setting, model, monkeypatch):
 def test_cost_of_the_whole_program(model):
     event = helix_event(1, 20, event_id=0)
     cost = reconstruction_cost(model, event)
-    num_edges = model.sizes(len(event.position)).num_edges
+    num_edges = model.capacities(len(event.position)).graph.num_edges
     assert cost.products > 2 * num_edges * 8 * 8
     assert cost.temporary_bytes > 4 * num_edges

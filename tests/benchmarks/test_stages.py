@@ -52,7 +52,7 @@ def test_suites_beside_their_peers(model, event):
         "cluster / scikit-learn DBSCAN",
         "cluster / scikit-learn HDBSCAN",
     ]
-    num_edges = int(model.graph(event.position).n_edge[0])
+    num_edges = int(candidate_graph(model, event).n_edge[0])
     for one in timings:
         assert (one.hits, one.edges, one.runs) == (len(event.position), num_edges, 3)
         assert 0 < one.min <= one.median <= one.max
@@ -70,15 +70,19 @@ def test_training_step_beside_torch(model, event):
     jax.tree.map(np.testing.assert_array_equal, weights, jax.tree.map(np.asarray, model.params))
 
 
+def candidate_graph(model, event):
+    return model.run_to("VD", model.begin(event.position)).made[1].graph
+
+
 def test_cost_of_the_network_grows_with_its_layers(model, event):
     cost = gnn_cost(event, model)
     tune = replace(model.tune, network=replace(model.tune.network, num_layers=3))
     deeper = gnn_cost(event, fresh_model(model.voxdyn, tune))
-    num_edges = len(model.graph(event.position).senders)
+    num_edges = len(candidate_graph(model, event).senders)
     # By pairs, one layer more has three products of latent times latent width for two edges, one of
     # ten scalars, and five on each hit: two before the messages, and latents of twice the width.
     # Two norms are folded into what follows them.
-    graph = model.graph(event.position)
+    graph = candidate_graph(model, event)
     num_pairs, num_hits = len(edge_pairs(graph).mask), len(graph.nodes.mask)
     more = num_pairs * (3 * 8 * 8 + 10 * 8) + num_hits * (2 * 8 * 8 + 16 * 8 + 8 * 8 + 8 * 8)
     assert deeper.products - cost.products == 2 * (more + 2 * 8 * 8)

@@ -286,7 +286,7 @@ def found_clusters(label, membership):
     )
     label, membership = jnp.array(label, jnp.int32), jnp.array(membership, jnp.float32)
     return Clusters(
-        label, membership, none, micrographs, none, none, none, is_unfinished=jnp.array(False)
+        label, membership, none, micrographs, none, none, is_unfinished=jnp.array(False)
     )
 
 

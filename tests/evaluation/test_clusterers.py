@@ -1,7 +1,5 @@
 """The comparison of clusterers: the same edges for all, and means that are means."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from toy import helix_event
@@ -30,7 +28,7 @@ def model():
 
 def test_every_method_at_every_threshold_as_the_model_alone_would(model):
     events = [helix_event(0, 6, event_id=number) for number in (3, 8)]
-    probability = model._replace(tune=replace(model.tune, cluster=ClusterTune(cluster="none")))(
+    probability = model.with_cluster(ClusterTune(cluster="none"))(
         events[0].position, with_edges=True
     ).probability
     thresholds = [float(np.quantile(probability, q)) for q in (0.5, 0.9)]
@@ -49,7 +47,7 @@ def test_every_method_at_every_threshold_as_the_model_alone_would(model):
             threshold,
         )
         cluster = ClusterTune(cluster=method, edge_threshold=threshold)
-        alone = model._replace(tune=replace(model.tune, cluster=cluster))(event.position)
+        alone = model.with_cluster(cluster)(event.position)
         scores = track_scores(event, alone.hit_label)
         for name in SCORES:
             value = getattr(scores, name)

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh
 
 from hypertrack_jax.model.parameters import GNN_PHASE
-from hypertrack_jax.reconstruction.devices import EVENT, map_events
+from hypertrack_jax.reconstruction.devices import DEVICES, map_events
 from hypertrack_jax.training import devices, step
 from hypertrack_jax.training.batches import graph_batch, step_events
 from hypertrack_jax.training.devices import Devices, join_processes, make_spread_step, spread_over
@@ -19,7 +19,7 @@ KEY = jax.random.key(5)
 
 
 def on(batch_size, *numbers):
-    mesh = Mesh(np.array([jax.devices()[number] for number in numbers]), (EVENT,))
+    mesh = Mesh(np.array([jax.devices()[number] for number in numbers]), (DEVICES,))
     return Devices(batch_size, mesh, mesh)
 
 
@@ -40,7 +40,7 @@ def test_a_batch_is_shared_among_the_devices_that_it_has_events_for():
 
 def test_every_process_has_a_share_of_its_own(monkeypatch):
     # Three devices in all, of which a process has one.
-    everywhere = Mesh(np.array([*jax.devices(), jax.devices()[0]]), (EVENT,))
+    everywhere = Mesh(np.array([*jax.devices(), jax.devices()[0]]), (DEVICES,))
     shares = []
     for index in range(3):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
