@@ -38,3 +38,8 @@ use_compilation_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "float32")
+
+from hypertrack_jax.reconstruction import capacities
+
+# Toy events are a tenth of the smallest real ones, and should not be padded to their size.
+capacities.LEAST_HITS = 128

@@ -211,8 +211,9 @@ def test_capacities_grow_until_they_suffice_stage_by_stage(model, monkeypatch, c
 def test_the_first_capacities_follow_from_the_number_of_hits(model):
     first = [model.capacities(number) for number in (1, 100, 1000, 10_000, 100_000)]
     assert first == sorted(first)
+    assert first[2].num_hits > 1000
     # Small events share their programs.
-    assert first[0] == first[2] and first[2].num_hits > 1000
+    assert first[0] == first[1]
     # Denser rows of C, more edges.
     sparse = replace(model, tune=replace(model.tune, voxdyn=VoxdynTune(ncell=64, min_count=9)))
     assert sparse.capacities(10_000).graph.num_edges < first[3].graph.num_edges
