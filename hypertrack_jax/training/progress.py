@@ -1,4 +1,4 @@
-"""Host side: what a training run tells of itself, in a progress bar and a TensorBoard file."""
+"""Host side: what a training run tells of itself, in a progress bar and in files."""
 
 import logging
 from pathlib import Path
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from hypertrack_jax.model.parameters import FULL_PHASE
 from hypertrack_jax.training.batches import Batch
+from hypertrack_jax.training.metrics_file import VALIDATION_AUC, MetricsFile
 from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.training.step import StepMetrics, phase_optimizer
 from hypertrack_jax.tunes.tune import OptimizerTune
@@ -24,7 +25,10 @@ CUT_INTERVAL = 1000
 
 
 class Progress:
-    """The progress bar and the TensorBoard file; reads the device once per `LOG_INTERVAL`."""
+    """The progress bar, a TensorBoard file and the lines of a `MetricsFile`.
+
+    It reads from the device once per `LOG_INTERVAL`.
+    """
 
     def __init__(
         self,
@@ -36,16 +40,19 @@ class Progress:
         batch_size: int = 1,
         is_told: bool = True,
     ):
-        """Opens both.
+        """Opens all of them.
 
         Args:
-          directory: where the TensorBoard file goes; made if it is not there.
+          directory: where the files go; made if it is not there.
           tune: has the learning rate.
-          first_step: step that the run begins with; what a file says of later ones is void.
-          num_steps: step at which it ends.
+          first_step: first step of this run; older log entries from this step on are purged.
+          num_steps: step at which the run ends.
           has_validation: `auc` is that of validation and not of training.
           batch_size: events per update, those of other processes included.
-          is_told: False shows and writes nothing, where another process does.
+          is_told: False where another process shows and writes all this.
+
+        Raises:
+          OSError: the files cannot be written.
         """
         self.auc = 0.0
         """The latest AUC, by which the best checkpoint is chosen."""
@@ -60,14 +67,17 @@ class Progress:
             total=num_steps, initial=first_step, unit="step", smoothing=0.1, disable=not is_told
         )
         self._writer = SummaryWriter(str(directory), purge_step=first_step, write_to_disk=is_told)
+        self._file = MetricsFile(directory, first_step) if is_told else None
 
     def __enter__(self) -> "Progress":
-        """Closes both at the end of a `with` block."""
+        """Closes all at the end of a `with` block."""
         return self
 
     def __exit__(self, *_) -> None:
         self._bar.close()
         self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
     def enter_phase(self, phase: int, phase_start: int) -> None:
         """From now on metrics are of this phase, which began at the step `phase_start`."""
@@ -112,6 +122,8 @@ class Progress:
         """Takes the mean AUC of the validation events."""
         self.auc = auc
         self._writer.add_scalar("validation/auc", auc, step)
+        if self._file is not None:
+            self._file.write(step, {VALIDATION_AUC: auc})
         _LOG.info("step %d: validation AUC %.4f", step, auc)
 
     def _log(self, step: int, metrics: list[StepMetrics], batch: Batch) -> None:
@@ -126,6 +138,8 @@ class Progress:
         means["phase"] = self._phase
         for name, value in means.items():
             self._writer.add_scalar(f"train/{name}", value, step)
+        if self._file is not None:
+            self._file.write(step, means)
         self._bar.set_postfix_str(self._summary(means, batch))
         self._warn_of_cuts(step, means["is_cut"])
         if metrics[-1].num_skipped >= MAX_SKIPPED:

@@ -1,5 +1,6 @@
 """The training loop: phases, resuming, stopping, refusing, and what it writes."""
 
+import json
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from hypertrack_jax.training import loop, progress, step
 from hypertrack_jax.training.batches import fixed_events, graph_batch, step_events
 from hypertrack_jax.training.event_loss import Losses
 from hypertrack_jax.training.loop import train
+from hypertrack_jax.training.metrics_file import METRICS_FILE, VALIDATION_AUC
 from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.training.progress import Progress
 from hypertrack_jax.training.run import TrainingRun
@@ -178,8 +180,19 @@ def test_checkpoints_by_time(runner):
 
 
 def logged(directory):
+    """The lines of metrics as {name: {step: value}}."""
+    scalars = {}
+    for line in (directory / METRICS_FILE).read_text().splitlines():
+        values = json.loads(line)
+        step = values.pop("step")
+        for name, value in values.items():
+            scalars.setdefault(name, {})[step] = value
+    return scalars
+
+
+def in_tensorboard(directory):
     """Scalars of a TensorBoard file as {tag: {step: value}}; the format is TFRecord."""
-    (path,) = directory.iterdir()
+    (path,) = directory.glob("events*")
     content, scalars, place = path.read_bytes(), {}, 0
     while place < len(content):
         (size,) = struct.unpack_from("<Q", content, place)
@@ -191,26 +204,28 @@ def logged(directory):
     return scalars
 
 
-def test_tensorboard_holds_the_scalars(runner, source):
+def test_both_files_hold_the_scalars(runner, source):
     # One more than there are devices.
     validation = source._replace(event_ids=[1, 2, 3], seed=9)
     state = runner.train(5, validation=validation, validate_every=3)
     scalars = logged(runner.run.log_directory)
     names = {*Losses._fields, *StepMetrics._fields, "phase", "learning_rate"} - {"losses"}
     assert {"auc_mean", "cluster_bce", "gradient_norm", "loss_scale", "is_cut"} <= names
-    train_tags = {f"train/{name}" for name in names}
-    assert set(scalars) == train_tags | {"validation/auc"}
-    for tag in train_tags:
-        assert set(scalars[tag]) == {1, 3, 4}
-        assert np.all(np.isfinite(list(scalars[tag].values())))
+    assert set(scalars) == names | {VALIDATION_AUC}
+    for name in names:
+        assert set(scalars[name]) == {1, 3, 4}
+        assert np.all(np.isfinite(list(scalars[name].values())))
     schedule = learning_rate_schedule(runner.tune.optimizer)
-    assert scalars["train/learning_rate"] == pytest.approx(
+    assert scalars["learning_rate"] == pytest.approx(
         {step: float(schedule(step)) for step in (1, 3, 4)}
     )
-    assert set(scalars["validation/auc"]) == {3, 5}
-    assert scalars["validation/auc"][5] == pytest.approx(
+    assert set(scalars[VALIDATION_AUC]) == {3, 5}
+    assert scalars[VALIDATION_AUC][5] == pytest.approx(
         mean_auc(state, runner.tune, validation, runner.voxdyn), abs=1e-5
     )
+    tags = {name: f"train/{name}" for name in names} | {VALIDATION_AUC: "validation/auc"}
+    shown = in_tensorboard(runner.run.log_directory)
+    assert shown == {tags[name]: pytest.approx(values) for name, values in scalars.items()}
 
 
 def mean_auc(state, tune, validation, voxdyn):
@@ -229,7 +244,7 @@ def test_the_loop_itself_learns(runner):
     scalars = {}
     for num_steps in (2, 60):
         runner.train(num_steps, log_directory=runner.run.log_directory / str(num_steps))
-        scalars |= {num_steps: logged(runner.run.log_directory / str(num_steps))["train/loss"]}
+        scalars |= {num_steps: logged(runner.run.log_directory / str(num_steps))["loss"]}
     losses = list(scalars[60].values())
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
@@ -288,14 +303,12 @@ def test_phase_2_begins_by_itself_and_resuming_changes_nothing(make_runner, soon
 def test_the_logs_tell_the_phases_apart(runner, soon):
     runner.train(8, soon)
     scalars = logged(runner.run.log_directory)
-    assert scalars["train/phase"] == {1: 1, 3: 1, 5: 2, 7: 2}
+    assert scalars["phase"] == {1: 1, 3: 1, 5: 2, 7: 2}
     # In phase 2 there are clusters.
-    assert [scalars["train/num_micrographs"][n] > 0 for n in (1, 3, 5, 7)] == [0, 0, 1, 1]
+    assert [scalars["num_micrographs"][n] > 0 for n in (1, 3, 5, 7)] == [0, 0, 1, 1]
     schedule = learning_rate_schedule(soon.optimizer)
     expected = {1: schedule(1), 3: schedule(3), 5: schedule(1), 7: schedule(3)}
-    assert scalars["train/learning_rate"] == pytest.approx(
-        {n: float(v) for n, v in expected.items()}
-    )
+    assert scalars["learning_rate"] == pytest.approx({n: float(v) for n, v in expected.items()})
 
 
 def test_phase_2_is_left_out_or_begun_at_once_where_it_is_asked_for(make_runner, soon):
@@ -319,8 +332,8 @@ def test_no_mean_is_over_both_phases(runner, source):
             bar.enter_phase(1 + number // 4, number // 4 * 4)
             bar.record(number, metrics_with(is_cut=number >= 4), batch)
     scalars = logged(runner.run.log_directory)
-    assert scalars["train/is_cut"] == {1: 0, 3: 0, 5: 1}
-    assert scalars["train/phase"] == {1: 1, 3: 1, 5: 2}
+    assert scalars["is_cut"] == {1: 0, 3: 0, 5: 1}
+    assert scalars["phase"] == {1: 1, 3: 1, 5: 2}
 
 
 def test_cut_micrographs_are_told_but_not_at_every_step(runner, source, caplog, monkeypatch):
