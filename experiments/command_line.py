@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import app, flags
 from flag_values import MAX_EVENTS, check_flags, whole_numbers
-from hardware import choose_device, keep_programs
+from hardware import await_threads, choose_device, keep_programs
 from quiet import choose_logs
 
 from hypertrack_jax.errors import UserError
@@ -56,6 +56,7 @@ def run(main: Callable[[], None], before_devices: Callable[[], None] | None = No
             if "HYPERTRACK_TRACEBACK" in os.environ:
                 raise
             print(f"error: {error}", file=sys.stderr)
+            await_threads()
             sys.exit(2)
 
     app.run(guarded)

@@ -1,10 +1,11 @@
-"""The hardware that a script uses: the device that jax computes on, and processes on all cores."""
+"""The hardware that a script uses: the device of jax, its compiled programs, threads, processes."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -59,6 +60,13 @@ def keep_programs(directory: str | None) -> None:
             raise
         return
     use_compilation_cache(place)
+
+
+def await_threads() -> None:
+    """Waits for threads, such as one in which Orbax tidies: it would fail once Python ends."""
+    for thread in threading.enumerate():
+        if thread is not threading.main_thread() and not thread.daemon:
+            thread.join()
 
 
 @contextlib.contextmanager

@@ -1,0 +1,50 @@
+"""How scripts end: by one sentence where the user made a mistake, by a traceback where we did."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parents[2] / "experiments"
+SCRIPT = """
+import sys
+sys.path.insert(0, {scripts!r})
+import command_line
+{body}
+command_line.run(main)
+"""
+
+
+def run(body: str, *arguments: str) -> subprocess.CompletedProcess:
+    """Runs a script with this `main`."""
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(scripts=str(SCRIPTS), body=body), *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=120,
+    )
+
+
+LATE_THREAD = """
+import concurrent.futures, threading
+from concurrent.futures import thread
+from hypertrack_jax.errors import UserError
+
+def tidy():
+    wait = threading.Event()
+    for _ in range(100):
+        if thread._shutdown:
+            break
+        wait.wait(0.005)
+    concurrent.futures.ThreadPoolExecutor().submit(print, "tidied").result()
+
+def main():
+    threading.Thread(target=tidy).start()
+    raise UserError("a mistake.")
+"""
+
+
+def test_a_thread_that_still_works_ends_before_python_does():
+    done = run(LATE_THREAD)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "tidied\n", "error: a mistake.\n")
