@@ -8,12 +8,13 @@ from pathlib import Path
 import command_line
 import numpy as np
 from absl import flags
+from bad_events import ReadableEvents
+from problems import end_with
 from tqdm import tqdm
 
 from hypertrack_jax.evaluation.evaluate import evaluate_graphs
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.report import Row, event_table, summary_table, write_report
-from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.tunes.tune import VoxdynTune
 from hypertrack_jax.voxdyn.connectivity import MAX_COUNT
 from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold
@@ -21,16 +22,16 @@ from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 
 def report_graphs(
-    vd: VoxelDynamics, source: EventSource, node2node: str, min_count: float | int | None
+    vd: VoxelDynamics, events: ReadableEvents, node2node: str, min_count: float | int | None
 ) -> list[Row]:
-    """Makes and scores the graphs of the source's events, and prints mean and spread."""
+    """Makes and scores the graphs of events, and prints mean and spread."""
     started = time.perf_counter()
-    events = tqdm(fixed_events(source), total=len(source.event_ids), unit="event", leave=False)
-    rows = list(evaluate_graphs(vd, events, node2node, min_count))
+    bar = tqdm(events, unit="event", leave=False)
+    rows = list(evaluate_graphs(vd, bar, node2node, min_count))
     threshold = vd.min_count if min_count is None else count_threshold(vd.histogram, min_count)
     print(
         f"\n{vd.node2node}, {vd.num_cells} cells, min_count {threshold}: graphs of {len(rows)} "
-        f"events at rfactor {source.rfactor_end:g}"
+        f"events at rfactor {events.source.rfactor_end:g}"
     )
     note = topology_note(vd.node2node, node2node)
     print(*([note] if note else []), summary_table(rows), sep="\n")
@@ -38,7 +39,7 @@ def report_graphs(
     return rows
 
 
-def graphs_of(tune: VoxdynTune, source: EventSource, node2node: str | None) -> None:
+def graphs_of(tune: VoxdynTune, events: ReadableEvents, node2node: str | None) -> None:
     """Loads the estimator that a tune names, describes it, and reports its graphs in full.
 
     Without a `node2node` the graphs are judged by the topology of the fit.
@@ -46,10 +47,11 @@ def graphs_of(tune: VoxdynTune, source: EventSource, node2node: str | None) -> N
     path = voxdyn_path(command_line.workdir("models"), tune.node2node, tune.ncell)
     vd = load_voxdyn(path, tune.node2node, tune.ncell, tune.min_count)
     print(describe(vd))
-    rows = report_graphs(vd, source, node2node or tune.node2node, None)
+    rows = report_graphs(vd, events, node2node or tune.node2node, None)
     print("", event_table(rows), "", sep="\n")
     directory = command_line.workdir("figs", f"graphs_{tune.node2node}_{tune.ncell}")
     print(write_rows(directory / "report.json", rows))
+    end_with(events.problems)
 
 
 def write_rows(path: Path, rows: list[Row]) -> Path:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import command_line
 from absl import flags
+from bad_events import ReadableEvents
 from graph_report import graphs_of, write_rows
+from problems import end_with
 from tqdm import tqdm
 
 from hypertrack_jax.errors import UserError
@@ -18,7 +20,7 @@ from hypertrack_jax.evaluation.inference_report import Wanted, report_events
 from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.model.checkpoint import require_same_tune
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
-from hypertrack_jax.training.batches import EventSource, fixed_events
+from hypertrack_jax.training.batches import EventSource
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.tunes.tune import ClusterTune, choices
 
@@ -53,18 +55,13 @@ FIGURES = flags.DEFINE_boolean("figures", False, "Draw an event, the edge scores
 
 def main() -> None:
     """Prints a table per event and in summary; writes both as JSON, and what else is asked for."""
-    source = EventSource(
-        command_line.workdir("data"),
-        command_line.event_range(EVENT_START, EVENT_END),
-        RFACTOR.value,
-        RFACTOR.value,
-        command_line.noise_ratio(NOISE_RATIO),
-        SEED.value,
-    )
+    ids = command_line.event_range(EVENT_START, EVENT_END)
+    thinning = RFACTOR.value, RFACTOR.value, command_line.noise_ratio(NOISE_RATIO), SEED.value
+    events = ReadableEvents(EventSource(command_line.workdir("data"), ids, *thinning))
     if PRE_ONLY.value:
         tune = load_tune(PARAM.value or "tune-5").voxdyn
         tune = command_line.changed(tune, NODE2NODE, NCELL, MIN_COUNT)
-        return graphs_of(tune, source, TRUTH_NODE2NODE.value)
+        return graphs_of(tune, events, TRUTH_NODE2NODE.value)
     if READ_TAG.value is None:
         raise UserError("--read_tag is missing: name a trained model, or give --pre_only.")
     reconstruct = model(READ_TAG.value)
@@ -74,10 +71,11 @@ def main() -> None:
         Path(SUBMISSION_DIR.value) if SUBMISSION_DIR.value else None,
         directory if FIGURES.value else None,
     )
-    events = tqdm(fixed_events(source), total=len(source.event_ids), unit="event")
-    report = report_events(as_evaluated(reconstruct), events, reconstruct.tune, wanted)
+    bar = tqdm(events, unit="event")
+    report = report_events(as_evaluated(reconstruct), bar, reconstruct.tune, wanted)
     print(report.text)
     print(write_rows(directory / "report.json", report.rows), *report.figures, sep="\n")
+    end_with(events.problems)
 
 
 def model(tag: str) -> Reconstructor:

@@ -10,7 +10,9 @@ from functools import partial
 
 import command_line
 from absl import flags
+from bad_events import ReadableEvents
 from graph_report import describe, peak_memory, report_graphs
+from problems import end_with
 from tqdm import tqdm
 
 from hypertrack_jax.events.store import load_event
@@ -61,14 +63,8 @@ def main() -> None:
         require_topology(node2node)
     # A mistake there should not cost the fit.
     require_min_count(MIN_COUNT.value)
-    training = Training(
-        ids,
-        partial(load_event, data),
-        NITER.value,
-        SEED.value,
-        MAX_CENTROID_HITS.value,
-        NUM_COPIES.value,
-    )
+    how = NITER.value, SEED.value, MAX_CENTROID_HITS.value, NUM_COPIES.value
+    training = Training(ids, partial(load_event, data), *how)
     started = time.perf_counter()
     unfinished = models / "voxdyn.unfinished"
     paths = []
@@ -85,8 +81,9 @@ def main() -> None:
     for path in paths:
         vd = load_voxdyn(path, min_count=MIN_COUNT.value)
         for rfactor in rfactors:
-            source = EventSource(data, judged, rfactor, rfactor, -1, SEED.value)
-            report_graphs(vd, source, vd.node2node, None)
+            events = ReadableEvents(EventSource(data, judged, rfactor, rfactor, -1, SEED.value))
+            report_graphs(vd, events, vd.node2node, None)
+            end_with(events.problems)
 
 
 def progress(event_ids, what: str):

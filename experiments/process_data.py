@@ -10,6 +10,7 @@ from pathlib import Path
 import command_line
 from absl import flags
 from hardware import map_in_processes
+from problems import end_with
 from tqdm import tqdm
 
 from hypertrack_jax.events.store import event_ids, save_event
@@ -25,16 +26,17 @@ EVENT_END = flags.DEFINE_list("event_end", [], "Last events of the ranges, inclu
 
 
 def main() -> None:
-    """Converts the chosen events on all cores; the first bad file ends the run."""
+    """Converts the chosen events on all cores; lists those that could not be converted."""
     source = Path(INPUT.value).expanduser()
     directory = command_line.workdir("data")
     ids = choose_events(
         source, command_line.whole_numbers(EVENT_START), command_line.whole_numbers(EVENT_END)
     )
     with map_in_processes(functools.partial(convert, source, directory), ids) as converted:
-        for _ in tqdm(converted, total=len(ids), unit="event"):
-            pass
-    print(f"{len(ids)} events written to {directory}")
+        outcomes = list(tqdm(converted, total=len(ids), unit="event"))
+    problems = [problem for problem in outcomes if problem]
+    print(f"{len(ids) - len(problems)} events written to {directory}")
+    end_with(problems)
 
 
 def choose_events(source: Path, starts: Sequence[int], ends: Sequence[int]) -> list[int]:
@@ -55,9 +57,14 @@ def choose_events(source: Path, starts: Sequence[int], ends: Sequence[int]) -> l
     return ids
 
 
-def convert(source: Path, directory: Path, event_id: int) -> None:
-    """Reads one event and writes its .npz."""
-    save_event(directory, read_event(source, event_id))
+def convert(source: Path, directory: Path, event_id: int) -> str | None:
+    """Reads one event and writes its .npz; returns what is wrong with one that cannot be read."""
+    try:
+        event = read_event(source, event_id)
+    except (ValueError, OSError) as error:
+        return str(error)
+    save_event(directory, event)
+    return None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ if platform.machine() == "x86_64":
     flags += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
+# As the scripts have it, see experiments/quiet.py.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 # Many tests start scripts, which compile the same programs: all processes share what was compiled.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="compiled", ignore_cleanup_errors=True)

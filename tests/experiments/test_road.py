@@ -109,6 +109,21 @@ def test_inference_scores_events_and_writes_submissions(workdir):
     assert sorted(written[:, 1]) == sorted(event.hit_id)
 
 
+def test_an_event_that_cannot_be_read_is_listed_and_the_others_go_on(workdir, tmp_path):
+    (tmp_path / "models").symlink_to(workdir / "models")
+    (tmp_path / "data").mkdir()
+    for path in (workdir / "data").iterdir():
+        (tmp_path / "data" / path.name).write_bytes(path.read_bytes())
+    bad = tmp_path / "data" / "event000000011.npz"
+    bad.write_bytes(bad.read_bytes()[:-10])
+    which = ("--event_start=11", "--event_end=12")
+    done = script(tmp_path, "inference", "--pre_only", "--node2node=hyper", "--ncell=64", *which)
+    assert done.returncode == 1
+    assert re.search(rf"^error: 1 events were left out:\n{bad}: .*\n\Z", done.stderr, re.M)
+    report = json.loads((tmp_path / "figs" / "graphs_hyper_64" / "report.json").read_text())
+    assert [row["event"] for row in report["events"]] == [12]
+
+
 MISTAKES = {
     "misspelt topology": ("train", ["--save_tag=x", "--node2node=hypr"], "--node2node=hypr.*hyper"),
     "misspelt schedule": ("train", ["--save_tag=x", "--scheduler_type=warm"], "warm-cos"),

@@ -141,7 +141,7 @@ def test_claims_of_those_estimators_that_have_been_fitted(workdir):
         (("--node2node=hypre",), "hypre"),
         (("--num_copies=65",), "num_copies"),
         (("--min_count=0",), "--min_count=0.0: expected"),
-        (("--rfactors=0.1,all",), "--rfactors=0.1,all: expected numbers"),
+        (("--rfactors=0.1,all",), "--rfactors=all: expected a number above 0"),
     ],
 )
 def test_one_sentence_and_no_file_for_bad_input(workdir, arguments, message):

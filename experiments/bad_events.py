@@ -1,0 +1,25 @@
+"""Events of which some cannot be read: the others go on without them."""
+
+from collections.abc import Iterator
+
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.training.batches import EventSource, fixed_events
+
+
+class ReadableEvents:
+    """The `fixed_events` of a source without those that cannot be read."""
+
+    def __init__(self, source: EventSource):
+        self.source = source
+        self.problems: list[str] = []
+        """What is wrong with those left out."""
+
+    def __len__(self) -> int:
+        return len(self.source.event_ids)
+
+    def __iter__(self) -> Iterator[Event]:
+        for event_id in self.source.event_ids:
+            try:
+                yield from fixed_events(self.source._replace(event_ids=[event_id]))
+            except (ValueError, OSError) as error:
+                self.problems.append(str(error))
