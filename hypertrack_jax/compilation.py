@@ -14,6 +14,8 @@ SHORTEST = 0.2
 LARGEST = 2**30
 """Bytes that a directory may hold; beyond it, programs go that were not read for longest."""
 _CHECKSUM_BYTES = 4
+_MAPPINGS = Path("/proc/self/maps")
+_MOST_MAPPINGS = Path("/proc/sys/vm/max_map_count")
 
 
 class ProgramFiles:
@@ -71,6 +73,28 @@ def default_cache() -> Path | None:
     except RuntimeError:
         return None
     return user / "hypertrack_jax" / "programs" if user.is_absolute() else None
+
+
+def forget_programs_if_many() -> bool:
+    """Drops all compiled programs of this process where they hold half of its memory mappings.
+
+    Linux gives a process 65530 mappings. On CPU a program holds some hundred of them, and XLA
+    crashes where it gets no more, mostly while it compiles or serialises a program. So a process
+    that compiles many programs calls this between them. What is needed again is compiled anew, or
+    loaded from the compilation cache.
+
+    Returns:
+      Whether they were dropped; False where the system has no such limit.
+    """
+    try:
+        most = int(_MOST_MAPPINGS.read_text())
+        with open(_MAPPINGS, "rb") as mappings:
+            is_many = 2 * sum(1 for _ in mappings) > most
+    except OSError:
+        return False
+    if is_many:
+        jax.clear_caches()
+    return is_many
 
 
 def _checksum(program: bytes) -> bytes:

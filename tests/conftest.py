@@ -34,8 +34,9 @@ from jaxtyping import install_import_hook
 install_import_hook("hypertrack_jax", "beartype.beartype")
 
 import jax
+import pytest
 
-from hypertrack_jax.compilation import use_compilation_cache
+from hypertrack_jax.compilation import forget_programs_if_many, use_compilation_cache
 
 use_compilation_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -46,3 +47,10 @@ from hypertrack_jax.reconstruction import capacities
 
 # Toy events are a tenth of the smallest real ones, and should not be padded to their size.
 capacities.LEAST_HITS = 128
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """One process runs many files of tests, whose programs together would crash it."""
+    yield
+    forget_programs_if_many()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,12 @@ import pytest
 from jax._src import compilation_cache
 
 from hypertrack_jax import compilation
-from hypertrack_jax.compilation import ProgramFiles, default_cache, use_compilation_cache
+from hypertrack_jax.compilation import (
+    ProgramFiles,
+    default_cache,
+    forget_programs_if_many,
+    use_compilation_cache,
+)
 
 PROGRAM = """
 import sys
@@ -111,3 +117,20 @@ def test_the_default_is_in_the_home_of_the_user(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/somebody")
     assert str(default_cache()) == "/home/somebody/.cache/hypertrack_jax/programs"
+
+
+def test_programs_are_dropped_before_the_system_refuses_them(tmp_path, monkeypatch):
+    def mappings() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    program = jax.jit(lambda x: jnp.sort(x @ x))
+    program(jnp.eye(8))
+    assert not forget_programs_if_many()
+    before, limit = mappings(), tmp_path / "max_map_count"
+    limit.write_text(str(before))
+    monkeypatch.setattr(compilation, "_MOST_MAPPINGS", limit)
+    assert forget_programs_if_many()
+    assert mappings() < before
+    assert program(jnp.eye(8)).sum() == 8
+    monkeypatch.setattr(compilation, "_MAPPINGS", tmp_path / "none")
+    assert not forget_programs_if_many()

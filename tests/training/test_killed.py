@@ -1,11 +1,9 @@
 """A training that is killed and started again ends with the weights of one that was left alone."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +16,31 @@ from hypertrack_jax.training.step import AUC_MEMORY, init_state
 
 TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
 NUM_STEPS = AUC_MEMORY + 60
-KILLED_AFTER = (range(5, 60), range(AUC_MEMORY + 1, AUC_MEMORY + 20))
-"""Saved steps behind which the process is killed: in phase 1, and in phase 2."""
+DYING = """
+import os, runpy, signal, sys
+from hypertrack_jax.model.checkpoint import Checkpoints
+
+step, place, script, *arguments = sys.argv[1:]
+save = Checkpoints.save
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def dying_save(*inputs):
+    if inputs[1] >= int(step):
+        if place == "before a save":
+            die()
+        os.rename = die
+    save(*inputs)
+
+Checkpoints.save = dying_save
+sys.argv = [script, *arguments]
+sys.path.insert(0, os.path.dirname(script))
+runpy.run_path(script, run_name="__main__")
+"""
+"""Kills itself before it saves, or when what it has written is to get its name."""
+KILLED = ((5, "in a save"), (AUC_MEMORY - 9, "before a save"), (AUC_MEMORY + 9, "in a save"))
+"""Steps from which on the process is killed, in both phases and around their border, and where."""
 
 
 class Training:
@@ -35,42 +56,32 @@ class Training:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
         self._command = [
-            *(sys.executable, str(TRAIN), "--device=cpu", f"--workdir={workdir}"),
+            *(str(TRAIN), "--device=cpu", f"--workdir={workdir}"),
             *(f"--param={workdir / 'tiny.py'}", f"--save_tag={tag}", f"--num_steps={NUM_STEPS}"),
             *("--event_start=1", "--event_end=4", "--rfactor_start=0.9", "--rfactor_end=1"),
             *("--batch_size=2", "--seed=3", "--auc_threshold=0.1", "--save_period=0.003"),
         ]
 
-    def start(self) -> subprocess.Popen:
+    def run(self, *how: str) -> int:
+        """The exit status of the command, with `how` behind `python`."""
         with open(self._log, "a") as log:
-            return subprocess.Popen(
-                self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT
-            )
+            command = [sys.executable, *how, *self._command]
+            both = {"stdout": log, "stderr": subprocess.STDOUT}
+            return subprocess.run(command, env=self._environment, timeout=1800, **both).returncode
 
     def finish(self) -> None:
-        assert self.start().wait(timeout=1800) == 0, self._log.read_text()[-2000:]
+        assert self.run() == 0, self._log.read_text()[-2000:]
 
-    def kill_after(self, saved_step: int) -> None:
-        """Kills it at some moment after this step was saved."""
-        process = self.start()
-        while max(self._saved_steps(), default=0) < saved_step:
-            assert process.poll() is None, self._log.read_text()[-2000:]
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.2))
-        assert process.poll() is None, "it was to be killed before it ends"
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-
-    def _saved_steps(self) -> list[int]:
-        names = [path.name for path in self.directory.glob("*")]
-        return [int(name) for name in names if name.isdigit()]
+    def die(self, step: int, place: str) -> None:
+        status = self.run("-c", DYING, str(step), place)
+        assert status == -signal.SIGKILL, self._log.read_text()[-2000:]
 
 
 def test_a_killed_training_ends_with_the_same_weights(workdir, small_tune):
     whole, killed = Training(workdir, "whole"), Training(workdir, "killed")
     whole.finish()
-    for steps in KILLED_AFTER:
-        killed.kill_after(random.choice(steps))
+    for step, place in KILLED:
+        killed.die(step, place)
     killed.finish()
     optimizer = replace(small_tune.optimizer, auc_threshold=0.1)
     states = [final_state(one, replace(small_tune, optimizer=optimizer)) for one in (whole, killed)]
