@@ -42,6 +42,8 @@ use_compilation_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_default_matmul_precision", "float32")
+# A random key that is used twice is an error.
+jax.config.update("jax_debug_key_reuse", True)
 
 from hypertrack_jax.reconstruction import capacities
 

@@ -29,7 +29,8 @@ from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict, takes
 from hypertrack_jax.reconstruction.reconstructor import Progress, Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
-from hypertrack_jax.training.step import begin_phase, init_state, make_batch_gradient
+from hypertrack_jax.training.event_loss import loss_method
+from hypertrack_jax.training.step import Model, begin_phase, event_gradient, init_state
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 
@@ -154,17 +155,11 @@ def step_cost(event: Event, model: Reconstructor, phase: int) -> ProgramCost:
     many rounds as `ProgramCost` says.
     """
     graphs = graph_batch([event], model.voxdyn, model.tune).graphs
-    gradient = jax.jit(make_batch_gradient(model.tune, jnp.float32, phase))
-    state = init_state(model.tune, jax.random.key(0))
-    return program_cost(
-        gradient,
-        model.params,
-        model.batch_stats,
-        graphs,
-        jax.random.key(0),
-        state.step,
-        state.loss_scale,
-    )
+    method = loss_method(model.tune, jnp.float32, phase)
+    trained = Model(model.params, model.batch_stats, jnp.ones(()))
+    graph = jax.tree.map(lambda array: array[0], graphs)
+    gradient = jax.jit(event_gradient, static_argnums=0)
+    return program_cost(gradient, method, trained, graph, jax.random.key(0))
 
 
 def _graph_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
@@ -176,7 +171,7 @@ def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works
     done = model.run_to("VD", model.begin(event.position))
     graph = jax.device_put(done.made[1].graph)
     weights = model.params[EDGE], model.batch_stats
-    half = jax.jit(partial(predict, model.tune.network, dtype=jnp.bfloat16))
+    half = jax.jit(partial(predict, model.tune.network, dtype=jnp.bfloat16, is_symmetric=True))
     areas = _edge_auc(event, model, done, half(*weights, graph).logit.astype(jnp.float32))
     works: Works = {
         "ours": lambda: model.run_to("GNN", done),

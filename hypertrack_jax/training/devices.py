@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
 from jax.flatten_util import ravel_pytree
@@ -20,9 +19,17 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.reconstruction.devices import DEVICES, on_each_device
-from hypertrack_jax.training import step as training_step
-from hypertrack_jax.training.event_loss import Losses
-from hypertrack_jax.training.step import StepMetrics, TrainState
+from hypertrack_jax.training.event_loss import LossMethod, loss_method
+from hypertrack_jax.training.step import (
+    Model,
+    StepMetrics,
+    TrainState,
+    UpdateMethod,
+    batch_gradient,
+    no_gradient,
+    update_method,
+    updated,
+)
 from hypertrack_jax.tunes.tune import Tune
 
 _SAME, _SPREAD = PartitionSpec(), PartitionSpec(DEVICES)
@@ -119,31 +126,27 @@ def make_spread_step(
     """The update `(state, graphs, key) -> (state, metrics)` by the events of all processes.
 
     `graphs` are NumPy arrays with a leading axis over the slots of this process, all padded to one
-    bucket. A device takes its events one after another, so memory does not grow with the batch.
-    Each event is normalised by its own statistics; the running ones move from where they were
-    before the update, by the mean over the batch. The randomness of an event depends on `key`,
-    `state.step` and its place in the batch alone, and so on nothing that the devices decide.
-    `state` is donated.
+    bucket. A device takes its events one after another, see `batch_gradient`. The randomness of an
+    event depends on `key`, `state.step` and its place in the batch alone, and so on nothing that
+    the devices decide. `state` is donated.
 
-    The gradient is compiled once per bucket and exchanges nothing; the optimiser, hundreds of
-    operations that do not depend on the bucket, is compiled apart from it and only once.
+    The gradient is compiled once per bucket and exchanges nothing. The optimiser has hundreds of
+    operations that do not depend on the bucket, so it is compiled apart and only once.
     """
-    # By their module, so that tests can have training steps of one tune share them.
-    batch_gradient = training_step.make_batch_gradient(tune, dtype, phase)
-    update = training_step.make_update(tune, dtype, phase)
+    of_loss, of_update = loss_method(tune, dtype, phase), update_method(tune, dtype, phase)
     slots = devices.spread(devices.slots())
 
     def train_step(state: TrainState, graphs: EventGraph, key: PRNGKeyArray):
-        known = state.params, state.batch_stats, state.step, state.loss_scale
-        sums = _weighted_sums(
-            batch_gradient,
+        model = Model(state.params, state.batch_stats, state.loss_scale)
+        sums = _device_sums(
+            of_loss,
             devices.local,
-            devices.of_process(known),
+            *devices.of_process((model, state.step)),
             devices.spread(graphs),
             slots,
             key,
         )
-        return _updated(update, devices.replicated(), state, devices.of_all(sums))
+        return _update(of_update, devices.replicated(), state, devices.of_all(sums))
 
     return train_step
 
@@ -205,54 +208,41 @@ def join_processes(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _weighted_sums(
-    batch_gradient: Callable,
+def _device_sums(
+    method: LossMethod,
     mesh: Mesh,
-    known: tuple[Any, Any, Array, Array],
+    model: Model,
+    step: Int[Array, ""],
     graphs: EventGraph,
     slots: Slots,
     key: PRNGKeyArray,
 ) -> Float[Array, "device value"]:
-    """Of every device a vector of the sums over its events: gradient, statistics and losses.
+    """Of every device the `batch_gradient` of its events, as a vector.
 
     A single vector, so that the devices exchange one array and not hundreds.
     """
 
-    def of_device(known, graphs, slots, key):
-        params, batch_stats, step, scale = known
-
-        def add_event(total, inputs):
-            graph, (place, weight) = inputs
-            alone = jax.tree.map(lambda leaf: leaf[None], graph)
-            event_key = jax.random.fold_in(key, place)
-            found = batch_gradient(params, batch_stats, alone, event_key, step, scale)
-            weighted = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) * weight, found)
-            return jax.tree.map(jnp.add, total, weighted), None
-
-        zeros = jax.tree.map(jnp.zeros_like, (params, batch_stats, _no_losses()))
-        total, _ = jax.lax.scan(add_event, zeros, (graphs, slots))
+    def of_device(model, graphs, slots, key):
+        total = batch_gradient(method, model, graphs, *slots, key)
         return ravel_pytree(total)[0][None]
 
     places = _SAME, _SPREAD, _SPREAD, _SAME
-    return on_each_device(of_device, mesh, places)(known, graphs, slots, key)
+    step_key = jax.random.fold_in(key, step)
+    return on_each_device(of_device, mesh, places)(model, graphs, slots, step_key)
 
 
 @partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _updated(
-    update: Callable,
+def _update(
+    method: UpdateMethod,
     replicated: NamedSharding,
     state: TrainState,
     sums: Float[Array, "device value"],
 ) -> tuple[TrainState, StepMetrics]:
     """The update by the sum over all devices, which is a mean since the weights add up to 1."""
-    _, unravel = ravel_pytree((state.params, state.batch_stats, _no_losses()))
-    gradient, batch_stats, losses = unravel(sums.sum(axis=0))
-    state, metrics = update(state, gradient, batch_stats, losses.auc)
-    return jax.lax.with_sharding_constraint((state, StepMetrics(losses, *metrics)), replicated)
-
-
-def _no_losses() -> Losses:
-    return Losses(*[jnp.zeros(())] * len(Losses._fields))
+    model = Model(state.params, state.batch_stats, state.loss_scale)
+    _, unravel = ravel_pytree(no_gradient(model))
+    after = updated(method, state, unravel(sums.sum(axis=0)))
+    return jax.lax.with_sharding_constraint(after, replicated)
 
 
 def _regrouped(

@@ -1,6 +1,5 @@
 """Device side: the loss of one event, in phase 1 and in phase 2 (algorithm sections 6 and 7)."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -31,7 +30,7 @@ from hypertrack_jax.training.cluster_losses import (
 from hypertrack_jax.training.edge_auc import masked_auc
 from hypertrack_jax.training.flow_loss import flow_loss
 from hypertrack_jax.training.losses import contrastive_edge_loss, edge_loss, particle_shares
-from hypertrack_jax.tunes.tune import ClusterTune, LossTune, Tune
+from hypertrack_jax.tunes.tune import ClusterTune, LossTune, NetworkTune, Tune
 
 MAX_ROUNDS = 4
 """Rounds of the search in training; the micrographs of the first are enough to learn from."""
@@ -64,31 +63,69 @@ class Losses(NamedTuple):
     """Mean negative log-density of the embeddings of particle hits; 0 where it has no weight."""
 
 
-EventLoss = Callable[..., tuple[Array, tuple[Any, Losses]]]
+class LossMethod(NamedTuple):
+    """What the loss of an event is compiled for; equal ones share their programs."""
+
+    network: NetworkTune
+    loss: LossTune
+    cluster: ClusterTune
+    dtype: DTypeLike
+    """Type of the arrays over hits and edges."""
+    phase: int
 
 
-def make_event_loss(tune: Tune, dtype: DTypeLike, phase: int) -> EventLoss:
-    """`(params, batch_stats, graph, key) -> (loss, (batch_stats, Losses))`.
+class EventKeys(NamedTuple):
+    """The random keys of an event, one for each purpose."""
 
-    In phase 2 the clusters are searched with the weights as they are, and the membership of their
-    micrographs is learnt; gradients reach the edge predictor through the embeddings. Where the
-    experimental flow has a weight, the `globals` of a graph have to be its `hit_conditions`.
+    contrastive: PRNGKeyArray
+    """Draws the particles of the contrastive loss."""
+    threshold: PRNGKeyArray
+    """Draws the edge threshold of phase 2."""
+    search: PRNGKeyArray
+    """Decides the search for clusters."""
+    micrographs: PRNGKeyArray
+    """Draws the micrographs that are learnt from."""
+
+
+def loss_method(tune: Tune, dtype: DTypeLike, phase: int) -> LossMethod:
+    """The method of a training; phase 1 does not depend on the clusterer."""
+    cluster = tune.cluster if phase == FULL_PHASE else ClusterTune()
+    return LossMethod(tune.network, tune.loss, cluster, jnp.dtype(dtype), phase)
+
+
+def event_loss(
+    method: LossMethod,
+    params: dict[str, Any],
+    batch_stats: Any,
+    graph: EventGraph,
+    key: PRNGKeyArray,
+) -> tuple[Float[Array, ""], tuple[Any, Losses]]:
+    """The loss, the moved running statistics and all losses of an event.
+
+    Phase 2 searches the clusters with the weights as they are, and learns the membership of their
+    micrographs. Gradients reach the edge predictor through the embeddings.
+
+    Args:
+      method: networks, losses, type and phase.
+      params: weights of the edge predictor, of the clusterer and of the flow, if there is one.
+      batch_stats: running statistics of the edge predictor.
+      graph: the event; if the flow's loss has a weight, its `globals` are its `hit_conditions`.
+      key: decides all that is random.
+
+    Raises:
+      ValueError: the flow's loss has a weight, but the graph has no `globals`.
     """
-    network = EdgePredictor(tune.network)
-
-    def event_loss(params, batch_stats, graph: EventGraph, key: PRNGKeyArray):
-        variables = {"params": params[EDGE], "batch_stats": batch_stats}
-        prediction, updates = network.apply(
-            variables, graph, train=True, dtype=dtype, mutable=["batch_stats"]
-        )
-        losses = edge_losses(tune.loss, graph, prediction.logit, key)
-        if tune.loss.flow > 0:
-            losses = _with_flow(tune.loss, params[FLOW], graph, prediction, losses)
-        if phase == FULL_PHASE:
-            losses = _with_clusters(tune, params[CLUSTER], graph, prediction, losses, key, dtype)
-        return losses.loss, (updates["batch_stats"], losses)
-
-    return event_loss
+    keys = EventKeys(*jax.random.split(key, len(EventKeys._fields)))
+    variables = {"params": params[EDGE], "batch_stats": batch_stats}
+    prediction, updates = EdgePredictor(method.network).apply(
+        variables, graph, train=True, dtype=method.dtype, mutable=["batch_stats"]
+    )
+    losses = edge_losses(method.loss, graph, prediction.logit, keys.contrastive)
+    if method.loss.flow > 0:
+        losses = _with_flow(method.loss, params[FLOW], graph, prediction, losses)
+    if method.phase == FULL_PHASE:
+        losses = _with_clusters(method, params[CLUSTER], graph, prediction, losses, keys)
+    return losses.loss, (updates["batch_stats"], losses)
 
 
 def edge_losses(
@@ -157,46 +194,46 @@ def training_sizes(num_nodes: int) -> SearchSizes:
 
 
 def _with_clusters(
-    tune: Tune,
+    method: LossMethod,
     params: dict[str, Any],
     graph: EventGraph,
     prediction: EdgePrediction,
     losses: Losses,
-    key: PRNGKeyArray,
-    dtype: DTypeLike,
+    keys: EventKeys,
 ) -> Losses:
     """The losses with those of the clusters added."""
     sizes = training_sizes(len(graph.nodes.mask))
     fixed = jax.lax.stop_gradient
     probability = jax.nn.sigmoid(fixed(prediction.logit).astype(jnp.float32))
-    draw_key, key = jax.random.split(key)
-    threshold = _training_threshold(tune.cluster, draw_key)
-    num_neighbors = TRAINING_NEIGHBORS if tune.cluster.micrograph_hops == 1 else SPARSE_NEIGHBORS
+    threshold = _training_threshold(method.cluster, keys.threshold)
+    num_neighbors = TRAINING_NEIGHBORS if method.cluster.micrograph_hops == 1 else SPARSE_NEIGHBORS
     kept = kept_edges(graph, probability, threshold, num_neighbors)
     found = fixed(
         transformer_clusters(
-            tune.network,
-            tune.cluster,
+            method.network,
+            method.cluster,
             fixed(params),
             graph.nodes,
             fixed(prediction.embedding),
             kept,
             sizes,
-            key,
-            dtype,
+            keys.search,
+            method.dtype,
         )
     )
-    tokens = hit_tokens(tune.network, prediction.embedding, graph.nodes.position)
-    drawn = _drawn(found.micrographs, found.num_micrographs, jax.random.fold_in(draw_key, 1))
-    logit = logits_of(tune.network, params, tokens, drawn.micrographs, dtype).astype(jnp.float32)
+    tokens = hit_tokens(method.network, prediction.embedding, graph.nodes.position)
+    drawn = _drawn(found.micrographs, found.num_micrographs, keys.micrographs)
+    logit = logits_of(method.network, params, tokens, drawn.micrographs, method.dtype).astype(
+        jnp.float32
+    )
     hit, pivot, _ = drawn.micrographs
     mask, particle = hit < len(tokens), graph.nodes.particle
-    if tune.cluster.membership_threshold == "soft":
+    if method.cluster.membership_threshold == "soft":
         # So the losses, whose zero is at a logit of 0, move the threshold.
         logit = logit - params[THRESHOLD]
         members = members_of("fixed", logit, mask, params[THRESHOLD])
     else:
-        members = members_of(tune.cluster.membership_threshold, logit, mask, params[THRESHOLD])
+        members = members_of(method.cluster.membership_threshold, logit, mask, params[THRESHOLD])
     scored = ScoredMicrographs(
         logit=logit,
         is_chosen=members.is_chosen,
@@ -206,11 +243,11 @@ def _with_clusters(
         cluster_mask=jnp.arange(len(hit)) < drawn.number,
     )
     num_hits = graph.nodes.mask.sum().astype(jnp.float32) * drawn.share
-    of_clusters = cluster_losses(tune.loss, scored, num_hits)
+    of_clusters = cluster_losses(method.loss, scored, num_hits)
     is_short = kept.neighbors.degree.max() > num_neighbors
     is_cut = is_short | (found.needed_slots > sizes.num_slots)
     return losses._replace(
-        loss=losses.loss + _weighted(tune.loss, of_clusters),
+        loss=losses.loss + _weighted(method.loss, of_clusters),
         cluster_bce=of_clusters.cluster_bce,
         cluster_contrastive=of_clusters.cluster_contrastive,
         num_clusters=found.num_clusters.astype(jnp.float32),

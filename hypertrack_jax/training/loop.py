@@ -39,6 +39,8 @@ from hypertrack_jax.voxdyn.model import VoxelDynamics
 _LOG = logging.getLogger(__name__)
 AGREE_INTERVAL = 10
 """Steps between two moments at which several processes agree to save or to stop, and wait."""
+_UPDATES = 2**31
+"""Purpose of the random key of the updates; fresh weights come from the first few numbers."""
 
 
 def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
@@ -62,11 +64,10 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
         gradient stayed non-finite.
       OSError: a file cannot be read or written.
     """
-    key = jax.random.key(run.source.seed)
     devices = spread_over(run.batch_size)
     place = devices.replicated()
     with Checkpoints(run.checkpoint_directory, is_writer=True, place=place) as checkpoints:
-        state = first_state(run, tune, count_pairs(voxdyn), key, checkpoints)
+        state = first_state(run, tune, count_pairs(voxdyn), checkpoints)
         state = devices.replicate(state)
         step = int(state.step)
         if step >= run.num_steps:
@@ -81,6 +82,7 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
             batch_size=run.batch_size,
             is_told=jax.process_index() == 0,
         ) as progress:
+            key = jax.random.fold_in(jax.random.key(run.source.seed), _UPDATES)
             return _Trainer(run, tune, voxdyn, devices, checkpoints, progress).updates(state, key)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Sharding
-from jaxtyping import PRNGKeyArray
 
 from hypertrack_jax.model.checkpoint import Checkpoints, require_same_tune
 from hypertrack_jax.model.parameters import FULL_PHASE, GNN_PHASE, Fitted
@@ -105,7 +104,7 @@ def require_consistent(run: TrainingRun, tune: Tune) -> None:
 
 
 def first_state(
-    run: TrainingRun, tune: Tune, num_pairs: int, key: PRNGKeyArray, checkpoints: Checkpoints
+    run: TrainingRun, tune: Tune, num_pairs: int, checkpoints: Checkpoints
 ) -> TrainState:
     """The state to go on from: fresh, transferred, restored or reset, as the run asks.
 
@@ -113,7 +112,6 @@ def first_state(
       run: what is asked.
       tune: the model and how it is trained.
       num_pairs: pairs that the graph constructor has counted, see `weights.count_pairs`.
-      key: decides fresh weights.
       checkpoints: those of the tag.
 
     Returns:
@@ -124,6 +122,7 @@ def first_state(
       ValueError: the checkpoint belongs to another tune or graph constructor; the tag is taken.
     """
     require_consistent(run, tune)
+    key = jax.random.key(run.source.seed)
     fresh = jax.jit(init_state, static_argnums=0)(tune, key)
     steps, tag = checkpoints.steps(), checkpoints.directory
     if run.epoch == 0 and steps:

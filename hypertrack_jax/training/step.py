@@ -1,18 +1,18 @@
 """Device side: one update of the weights from a batch of padded events."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.model.parameters import CLUSTER, FULL_PHASE, GNN_PHASE, init_parameters
-from hypertrack_jax.training.event_loss import Losses, make_event_loss
+from hypertrack_jax.training.event_loss import Losses, LossMethod, event_loss
 from hypertrack_jax.training.optimizer import make_optimizer
 from hypertrack_jax.tunes.tune import OptimizerTune, Tune
 
@@ -123,81 +123,128 @@ def phase_optimizer(tune: OptimizerTune, phase: int) -> OptimizerTune:
     return replace(tune, learning_rate=tune.learning_rate * tune.phase2_rate)
 
 
-def make_batch_gradient(
-    tune: Tune, dtype: DTypeLike, phase: int = GNN_PHASE
-) -> Callable[..., tuple[Any, Any, Losses]]:
-    """`(params, batch_stats, graphs, key, step, scale) -> (gradient, batch_stats, losses)`.
+class Model(NamedTuple):
+    """What the gradient is taken at."""
 
-    Gradient and losses are means over the batch. In float16 the loss is multiplied by `scale`
-    before the gradient is taken, and the gradient divided by it.
+    params: dict[str, Any]
+    batch_stats: Any
+    loss_scale: Float[Array, ""]
+
+
+class Gradient(NamedTuple):
+    """What an event says, or the weighted sum of what events say."""
+
+    params: Any
+    """Gradient of the loss by the weights."""
+    batch_stats: Any
+    """Running statistics, moved by the event from where they were before the update."""
+    losses: Losses
+
+
+class UpdateMethod(NamedTuple):
+    """What an update is compiled for; equal ones share their programs."""
+
+    optimizer: OptimizerTune
+    dtype: DTypeLike
+    phase: int
+
+
+def no_gradient(model: Model) -> Gradient:
+    """The sum over no events."""
+    losses = Losses(*[jnp.zeros(())] * len(Losses._fields))
+    return jax.tree.map(jnp.zeros_like, Gradient(model.params, model.batch_stats, losses))
+
+
+def event_gradient(
+    method: LossMethod, model: Model, graph: EventGraph, key: PRNGKeyArray
+) -> Gradient:
+    """Gradient, statistics and losses of one event, which is normalised by its own statistics.
+
+    In float16 the loss is multiplied by the loss scale before the gradient is taken, and the
+    gradient is divided by it.
     """
-    event_loss = make_event_loss(tune, dtype, phase)
+    is_scaled = _is_scaled(method.dtype)
+    scale = model.loss_scale if is_scaled else jnp.ones_like(model.loss_scale)
 
-    def scaled_loss(params, batch_stats, graph, key, scale):
-        loss, rest = event_loss(params, batch_stats, graph, key)
+    def scaled_loss(params):
+        loss, rest = event_loss(method, params, model.batch_stats, graph, key)
         return loss * scale.astype(loss.dtype), rest
 
-    def batch_gradient(params, batch_stats, graphs: EventGraph, key, step, scale):
-        batch_size = graphs.senders.shape[0]
-        keys = jax.random.split(jax.random.fold_in(key, step), batch_size)
-        scale = scale if _is_scaled(dtype) else jnp.ones_like(scale)
-
-        def one_event(carry, inputs):
-            batch_stats, total = carry
-            (_, (batch_stats, losses)), gradient = jax.value_and_grad(scaled_loss, has_aux=True)(
-                params, batch_stats, *inputs, scale
-            )
-            return (batch_stats, jax.tree.map(jnp.add, total, gradient)), losses
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        (batch_stats, total), losses = jax.lax.scan(one_event, (batch_stats, zeros), (graphs, keys))
-        divisor = batch_size * scale
-        gradient = jax.tree.map(lambda total: total / divisor.astype(total.dtype), total)
-        return gradient, batch_stats, jax.tree.map(jnp.mean, losses)
-
-    return batch_gradient
+    gradient, (batch_stats, losses) = jax.grad(scaled_loss, has_aux=True)(model.params)
+    gradient = jax.tree.map(lambda leaf: leaf / scale.astype(leaf.dtype), gradient)
+    return Gradient(gradient, batch_stats, losses)
 
 
-def make_update(
-    tune: Tune, dtype: DTypeLike = jnp.float32, phase: int = GNN_PHASE
-) -> Callable[..., tuple[TrainState, tuple[Array, ...]]]:
-    """`(state, gradient, batch_stats, auc) -> (state, metrics)`.
+def batch_gradient(
+    method: LossMethod,
+    model: Model,
+    graphs: EventGraph,
+    places: Int[Array | np.ndarray, " event"],
+    weights: Float[Array | np.ndarray, " event"],
+    key: PRNGKeyArray,
+) -> Gradient:
+    """The weighted sum over events, in float32, one event after another.
 
-    The metrics are those of `StepMetrics` from the running mean of the AUC on.
+    So the memory does not grow with their number, and with weights that add up to 1 the running
+    statistics move by the mean over the batch.
+
+    Args:
+      method: what the loss is compiled for.
+      model: what the gradient is taken at.
+      graphs: padded to one bucket, with a leading axis over the events.
+      places: place of each event in the batch, which decides its randomness.
+      weights: weight of each event.
+      key: of this update.
     """
-    optimizer = make_optimizer(phase_optimizer(tune.optimizer, phase))
 
-    def update(state: TrainState, gradient: Any, batch_stats: Any, auc: Float[Array, ""]):
-        norm = optax.tree.norm(gradient)
-        is_finite = jnp.isfinite(norm)
-        changes, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        if phase == GNN_PHASE:
-            changes = _of_edges_alone(changes)
-        updated = (optax.apply_updates(state.params, changes), batch_stats, opt_state)
-        kept = (state.params, state.batch_stats, state.opt_state)
-        params, batch_stats, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(is_finite, new, old), updated, kept
-        )
-        num_skipped = jnp.where(is_finite, 0, state.num_skipped + 1)
-        auc_mean = _running_mean(state, auc)
-        state = state._replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            num_skipped=num_skipped,
-            auc_mean=auc_mean,
-            **_next_scale(state, is_finite, dtype),
-        )
+    def add_event(total: Gradient, event):
+        graph, place, weight = event
+        found = event_gradient(method, model, graph, jax.random.fold_in(key, place))
+        weighted = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) * weight, found)
+        return jax.tree.map(jnp.add, total, weighted), None
+
+    return jax.lax.scan(add_event, no_gradient(model), (graphs, places, weights))[0]
+
+
+def update_method(tune: Tune, dtype: DTypeLike, phase: int) -> UpdateMethod:
+    """The method of a training, with the optimiser of the phase."""
+    return UpdateMethod(phase_optimizer(tune.optimizer, phase), jnp.dtype(dtype), phase)
+
+
+def updated(
+    method: UpdateMethod, state: TrainState, gradient: Gradient
+) -> tuple[TrainState, StepMetrics]:
+    """The state after an update; a gradient that is not finite changes the counters alone."""
+    norm = optax.tree.norm(gradient.params)
+    is_finite = jnp.isfinite(norm)
+    optimizer = make_optimizer(method.optimizer)
+    changes, opt_state = optimizer.update(gradient.params, state.opt_state, state.params)
+    if method.phase == GNN_PHASE:
+        changes = _of_edges_alone(changes)
+    after = (optax.apply_updates(state.params, changes), gradient.batch_stats, opt_state)
+    before = (state.params, state.batch_stats, state.opt_state)
+    params, batch_stats, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(is_finite, new, old), after, before
+    )
+    num_skipped = jnp.where(is_finite, 0, state.num_skipped + 1)
+    auc_mean = _running_mean(state, gradient.losses.auc)
+    state = state._replace(
+        step=state.step + 1,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        num_skipped=num_skipped,
+        auc_mean=auc_mean,
+        **_next_scale(state, is_finite, method.dtype),
+    )
+    return state, StepMetrics(
+        gradient.losses,
         # Copies, or another type: what is in the state is donated to the next update.
-        return state, (
-            auc_mean + 0,
-            norm,
-            num_skipped.astype(jnp.float32),
-            state.loss_scale + 0,
-        )
-
-    return update
+        auc_mean + 0,
+        norm,
+        num_skipped.astype(jnp.float32),
+        state.loss_scale + 0,
+    )
 
 
 def _of_edges_alone(changes: Any) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What the tests of training share: stored toy events, a graph constructor and a small tune."""
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import jax
@@ -10,8 +9,6 @@ from toy import helix_event
 from toy_graph import SMALL_NETWORK
 
 from hypertrack_jax.events.store import save_event
-from hypertrack_jax.model.parameters import GNN_PHASE
-from hypertrack_jax.training import step
 from hypertrack_jax.training.batches import EventSource
 from hypertrack_jax.tunes.tune import (
     ClusterTune,
@@ -32,26 +29,6 @@ NUM_EVENTS = 4
 def optax_promotion():
     """Allows implicit promotion: optax's Adam raises a float to an integer power."""
     with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once():
-    """Training steps of one tune share compiled programs.
-
-    The gradient knows no optimiser, and that of phase 1 no clusterer.
-    """
-    shared = cache(step.make_batch_gradient)
-
-    def make_batch_gradient(tune, dtype, phase=GNN_PHASE):
-        tune = replace(tune, optimizer=OptimizerTune())
-        if phase == GNN_PHASE:
-            tune = replace(tune, cluster=ClusterTune())
-        return shared(tune, dtype, phase)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step, "make_batch_gradient", make_batch_gradient)
-        patch.setattr(step, "make_update", cache(step.make_update))
         yield
 
 

@@ -7,20 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from one_device import devices_for
 
 from hypertrack_jax.model.parameters import GNN_PHASE
 from hypertrack_jax.reconstruction.devices import DEVICES, map_events
-from hypertrack_jax.training import devices, step
+from hypertrack_jax.training import devices
 from hypertrack_jax.training.batches import graph_batch, step_events
-from hypertrack_jax.training.devices import Devices, join_processes, make_spread_step, spread_over
-from hypertrack_jax.training.step import init_state
+from hypertrack_jax.training.devices import join_processes, make_spread_step, spread_over
+from hypertrack_jax.training.event_loss import loss_method
+from hypertrack_jax.training.step import (
+    Model,
+    event_gradient,
+    init_state,
+    update_method,
+    updated,
+)
 
 KEY = jax.random.key(5)
-
-
-def on(batch_size, *numbers):
-    mesh = Mesh(np.array([jax.devices()[number] for number in numbers]), (DEVICES,))
-    return Devices(batch_size, mesh, mesh)
 
 
 def graphs_of(source, spread, voxdyn, tune, number=0):
@@ -44,7 +47,7 @@ def test_every_process_has_a_share_of_its_own(monkeypatch):
     shares = []
     for index in range(3):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        shares.append(on(5, 0)._replace(everywhere=everywhere).slots())
+        shares.append(devices_for(5, 0)._replace(everywhere=everywhere).slots())
     assert [share.place.tolist() for share in shares] == [[0, 1], [2, 3], [4, 0]]
     assert sum(share.weight.sum() for share in shares) == pytest.approx(1)
     assert shares[2].weight[1] == 0
@@ -54,25 +57,24 @@ def test_every_process_has_a_share_of_its_own(monkeypatch):
 def test_two_devices_make_the_update_of_a_mean_by_hand(source, voxdyn, small_tune):
     # Adam would divide by the size of a gradient, however small, and rounding become a step.
     tune = replace(small_tune, optimizer=replace(small_tune.optimizer, optimizer="SGD"))
-    spread = on(3, 0, 1)
+    spread = devices_for(3, 0, 1)
     train_step = make_spread_step(tune, jnp.float32, GNN_PHASE, spread)
     by_hand = jax.jit(init_state, static_argnums=0)(tune, jax.random.key(1))
     state = spread.replicate(by_hand)
-    batch_gradient = jax.jit(step.make_batch_gradient(tune, jnp.float32, GNN_PHASE))
-    update = jax.jit(step.make_update(tune, jnp.float32, GNN_PHASE))
+    gradient_of, update = (jax.jit(f, static_argnums=0) for f in (event_gradient, updated))
+    method = loss_method(tune, jnp.float32, GNN_PHASE)
     for number in range(2):
         graphs = graphs_of(source, spread, voxdyn, tune, number)
         state, metrics = train_step(state, graphs, KEY)
-        found = []
+        model = Model(by_hand.params, by_hand.batch_stats, by_hand.loss_scale)
+        found, step_key = [], jax.random.fold_in(KEY, number)
         for place in range(3):
-            graph = jax.tree.map(lambda leaf: leaf[place : place + 1], graphs)  # noqa: B023
-            key = jax.random.fold_in(KEY, place)
-            known = by_hand.params, by_hand.batch_stats
-            found.append(batch_gradient(*known, graph, key, by_hand.step, by_hand.loss_scale))
+            graph = jax.tree.map(lambda leaf: leaf[place], graphs)  # noqa: B023
+            found.append(gradient_of(method, model, graph, jax.random.fold_in(step_key, place)))
         mean = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *found)
-        by_hand, _ = update(by_hand, *mean[:2], mean[2].auc)
-        assert len({float(losses.loss) for *_, losses in found}) == 3
-        assert_close(metrics.losses, mean[2])
+        by_hand, _ = update(update_method(tune, jnp.float32, GNN_PHASE), by_hand, mean)
+        assert len({float(one.losses.loss) for one in found}) == 3
+        assert_close(metrics.losses, mean.losses)
     assert_close(state, by_hand)
 
 
@@ -81,7 +83,7 @@ def assert_close(first, second):
 
 
 def test_every_graph_is_mapped_by_the_device_it_lies_on(source, voxdyn, small_tune):
-    spread = on(4, 0, 1)
+    spread = devices_for(4, 0, 1)
     graphs = graphs_of(source, spread, voxdyn, small_tune)
 
     def num_hits(factor, graph):

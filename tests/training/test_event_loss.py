@@ -1,7 +1,7 @@
 """The loss of an event in phase 2: what it adds up, and what learns from it."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,9 @@ from toy import helix_event
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.graph.event_graph import Bucket, event_graph
 from hypertrack_jax.model.parameters import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE
-from hypertrack_jax.training import event_loss, step
-from hypertrack_jax.training.event_loss import Losses
-from hypertrack_jax.training.step import init_state
+from hypertrack_jax.training import event_loss
+from hypertrack_jax.training.event_loss import loss_method
+from hypertrack_jax.training.step import Gradient, Model, batch_gradient, init_state
 from hypertrack_jax.voxdyn.model import predict_edges
 
 KEY = jax.random.key(7)
@@ -25,9 +25,9 @@ SMALLEST, LARGER = Bucket(256, 4096), Bucket(384, 5888)
 class Gradients(NamedTuple):
     """What both phases say of the same batch."""
 
-    first: tuple[Any, Any, Losses]
-    full: tuple[Any, Any, Losses]
-    full_padded: tuple[Any, Any, Losses]
+    first: Gradient
+    full: Gradient
+    full_padded: Gradient
     """Of the same events in a larger bucket."""
 
 
@@ -35,13 +35,12 @@ class Gradients(NamedTuple):
 def gradients(small_tune, voxdyn):
     """Gradients, statistics and losses of two events by an untrained network."""
     state = jax.jit(init_state, static_argnums=0)(small_tune, jax.random.key(0))
-    state = jax.device_put(state, jax.devices()[0])
-    inputs = (state.params, state.batch_stats)
-    rest = (KEY, state.step, state.loss_scale)
+    model = Model(state.params, state.batch_stats, state.loss_scale)
+    compiled = jax.jit(batch_gradient, static_argnums=0)
 
     def of(phase, bucket):
-        batch_gradient = jax.jit(step.make_batch_gradient(small_tune, jnp.float32, phase))
-        return batch_gradient(*inputs, batch_in(bucket, voxdyn), *rest)
+        method, half = loss_method(small_tune, jnp.float32, phase), np.full(2, 0.5, np.float32)
+        return compiled(method, model, batch_in(bucket, voxdyn), np.arange(2), half, KEY)
 
     return Gradients(of(GNN_PHASE, SMALLEST), of(FULL_PHASE, SMALLEST), of(FULL_PHASE, LARGER))
 
@@ -57,7 +56,7 @@ def batch_in(bucket, voxdyn):
 
 
 def test_the_loss_of_phase_2_is_the_weighted_sum_of_its_parts(gradients, small_tune):
-    first, full = gradients.first[2], gradients.full[2]
+    first, full = gradients.first.losses, gradients.full.losses
     weights = small_tune.loss
     expected = (
         weights.edge_bce * full.edge_bce
@@ -72,7 +71,7 @@ def test_the_loss_of_phase_2_is_the_weighted_sum_of_its_parts(gradients, small_t
 
 
 def test_clusters_are_sought_in_phase_2_alone(gradients):
-    first, full = gradients.first[2], gradients.full[2]
+    first, full = gradients.first.losses, gradients.full.losses
     assert (first.cluster_bce, first.cluster_contrastive, first.num_micrographs) == (0, 0, 0)
     assert full.num_micrographs >= 2
     assert full.cluster_bce > 0.1
@@ -80,8 +79,8 @@ def test_clusters_are_sought_in_phase_2_alone(gradients):
 
 
 def test_the_clusterer_learns_in_phase_2_alone(gradients):
-    assert norm(gradients.first[0][CLUSTER]) == 0
-    of_clusterer = gradients.full[0][CLUSTER]
+    assert norm(gradients.first.params[CLUSTER]) == 0
+    of_clusterer = gradients.full.params[CLUSTER]
     assert norm(of_clusterer) > 1e-4
     # All of it but the threshold, which is fixed in this tune, and biases before a softmax.
     learns = {
@@ -96,7 +95,9 @@ PARTS = ("encoder_0", "encoder_1", "of_pivots", "of_hits_0", "membership_0", "me
 
 
 def test_the_losses_of_the_clusters_reach_the_edge_predictor(gradients):
-    difference = jax.tree.map(jnp.subtract, gradients.full[0][EDGE], gradients.first[0][EDGE])
+    difference = jax.tree.map(
+        jnp.subtract, gradients.full.params[EDGE], gradients.first.params[EDGE]
+    )
     # Through the embeddings: layers and their fusion, but not the MLP that scores edges.
     for part in ("layers_0", "layers_1", "fusion"):
         assert norm(difference[part]) > 1e-4

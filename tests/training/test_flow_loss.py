@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain_step import make_train_step
+from one_device import make_train_step
 from toy import helix_event
 
 from hypertrack_jax.events.event import NOISE
@@ -22,7 +22,7 @@ from hypertrack_jax.training.flow_loss import (
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import NetworkTune
 
-KEY = jax.random.key(0)
+SEED = 0
 
 
 def test_conditions_are_the_parameters_of_a_hits_particle():
@@ -46,7 +46,7 @@ def test_the_loss_is_the_mean_over_the_hits_of_particles():
     tune = NetworkTune(embedding_dim=4, flow_blocks=2, flow_width=8)
     params = jax.tree.map(
         lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(np.float32),
-        init_flow(tune, NUM_CONDITIONS, KEY),
+        init_flow(tune, NUM_CONDITIONS, jax.random.key(SEED)),
     )
     z, condition = (jnp.asarray(rng.normal(size=(6, n)), jnp.float32) for n in (4, NUM_CONDITIONS))
     particle = jnp.asarray([0, NOISE, 2, 2, 0, NOISE])
@@ -68,22 +68,22 @@ def test_training_lowers_the_loss_of_the_flow_where_it_has_a_weight(small_tune, 
     plain = replace(small_tune, network=network)
     weighed = replace(plain, loss=replace(plain.loss, flow=0.1))
     make_state = jax.jit(init_state, static_argnums=0)
-    without, state = make_state(plain, KEY), make_state(weighed, KEY)
+    without, state = (make_state(tune, jax.random.key(SEED)) for tune in (plain, weighed))
     before = jax.tree.map(np.array, state.params)
     assert before.keys() - without.params.keys() == {FLOW}
     for name, weights in without.params.items():
         jax.tree.map(np.testing.assert_array_equal, weights, before[name])
 
     event = helix_event(0, num_particles=4)
-    train_step = make_train_step(weighed)
+    train_step = make_train_step(weighed, 1)
     with pytest.raises(ValueError, match=r"weight 0\.1, .* set their globals"):
-        train_step(state, graph_batch([event], voxdyn, plain).graphs, KEY)
+        train_step(state, graph_batch([event], voxdyn, plain).graphs, jax.random.key(SEED))
     graphs = graph_batch([event], voxdyn, weighed).graphs
     conditions = hit_conditions(event, graphs.nodes.mask.shape[1])
     np.testing.assert_array_equal(graphs.globals, conditions[None])
     flow, losses = [], None
     for _ in range(40):
-        state, metrics = train_step(state, graphs, KEY)
+        state, metrics = train_step(state, graphs, jax.random.key(SEED))
         losses = metrics.losses
         flow.append(float(losses.flow))
     assert flow[-1] < flow[0] - 1

@@ -21,7 +21,6 @@ from hypertrack_jax.training.losses import (
 from hypertrack_jax.tunes.tune import LossTune
 
 TEMPERATURE = 0.3
-KEY = jax.random.key(0)
 LN2 = np.log(2)
 
 
@@ -113,7 +112,7 @@ def event_of_edges(seed=0, num_false=60, bucket=None):
     return jax.tree.map(jnp.asarray, graph), jnp.asarray(logit)
 
 
-def contrastive(graph, logit, max_particles=300, key=KEY):
+def contrastive(graph, logit, max_particles=300, seed=0):
     return contrastive_edge_loss(
         logit,
         graph.senders,
@@ -121,7 +120,7 @@ def contrastive(graph, logit, max_particles=300, key=KEY):
         graph.edges.mask,
         graph.nodes.particle,
         graph.nodes.weight,
-        key,
+        jax.random.key(seed),
         TEMPERATURE,
         max_particles,
     )
@@ -173,7 +172,7 @@ def test_contrastive_loss_of_a_hand_made_event():
         jnp.ones(4, bool),
         jnp.asarray([0, 0, NOISE]),
         jnp.asarray([0.5, 0.5, 0.0]),
-        KEY,
+        jax.random.key(0),
         TEMPERATURE,
         300,
     )
@@ -198,7 +197,7 @@ def test_a_random_subset_of_the_size_asked_for(max_particles):
     }
     drawn = set()
     for seed in range(60):
-        found = float(contrastive(graph, logit, max_particles, jax.random.key(seed)))
+        found = float(contrastive(graph, logit, max_particles, seed))
         subset = min(losses, key=lambda subset: abs(losses[subset] - found))
         assert found == pytest.approx(losses[subset], rel=1e-5)
         drawn.add(subset)

@@ -51,7 +51,7 @@ def test_two_processes_train_as_one_does(workdir, small_tune, voxdyn, source, ca
     # The bar and the log of the training are those of process 0.
     for sign in ("compiling for", "step/s", "validation AUC"):
         assert sign in said[0] and sign not in said[1]
-    assert len(list((workdir / "runs" / "both").iterdir())) == 1
+    assert len(list((workdir / "runs" / "both").iterdir())) == 2
 
     caplog.set_level("INFO")
     tune = replace(small_tune, optimizer=replace(small_tune.optimizer, optimizer="SGD"))

@@ -15,7 +15,6 @@ from hypertrack_jax.training.run import TrainingRun, first_state, require_consis
 from hypertrack_jax.training.step import begin_phase, init_state
 from hypertrack_jax.tunes import tune_5
 
-KEY, OTHER_KEY = jax.random.key(0), jax.random.key(1)
 NUM_PAIRS = 1000
 
 
@@ -24,13 +23,14 @@ def run(source, tmp_path):
     return TrainingRun(source, tmp_path / "mine", tmp_path / "runs", num_steps=10)
 
 
-def fresh(tune, key=KEY):
-    return jax.jit(init_state, static_argnums=0)(tune, key)
+def fresh(tune, seed=3):
+    """What a run with the seed of the source begins with, or one with another seed."""
+    return jax.jit(init_state, static_argnums=0)(tune, jax.random.key(seed))
 
 
 def trained(tune):
     """A state as some training in phase 2 may have left it: other numbers everywhere."""
-    state = jax.tree.map(lambda leaf: leaf + leaf.dtype.type(2), fresh(tune, OTHER_KEY))
+    state = jax.tree.map(lambda leaf: leaf + leaf.dtype.type(2), fresh(tune, seed=1))
     return state._replace(step=jnp.int32(7), phase=jnp.int32(2), phase_start=jnp.int32(5))
 
 
@@ -41,7 +41,7 @@ def save(directory, state, tune, num_pairs=NUM_PAIRS):
 
 def begin(run, tune):
     with Checkpoints(run.checkpoint_directory) as checkpoints:
-        return first_state(run, tune, NUM_PAIRS, KEY, checkpoints)
+        return first_state(run, tune, NUM_PAIRS, checkpoints)
 
 
 def assert_identical(first, second):
@@ -136,7 +136,7 @@ def test_a_shipped_model_is_transferred_where_no_tag_has_its_name(
 ):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(weights, "SHIPPED", tmp_path / "shipped")
-    state, of_a_tag = trained(small_tune), fresh(small_tune, OTHER_KEY)
+    state, of_a_tag = trained(small_tune), fresh(small_tune, seed=1)
     params = state.params | {CLUSTER: {"former": jnp.zeros(2)}}
     shipped = weights.Weights(small_tune, params, state.batch_stats, num_pairs=1)
     weights.save_weights(tmp_path / "shipped" / "good.npz", shipped)
