@@ -27,11 +27,9 @@ def main(_: list[str]) -> None:
     """Prints how the processes ended."""
     spawned = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
-        number, work = (
-            (1, compile_to_the_end) if MAPPINGS.value else (PROCESSES.value, write_and_load)
-        )
+        work = [compile_to_the_end] if MAPPINGS.value else PROCESSES.value * [write_and_load]
         arguments = (directory, TRIES.value)
-        processes = [spawned.Process(target=work, args=arguments) for _ in range(number)]
+        processes = [spawned.Process(target=target, args=arguments) for target in work]
         for process in processes:
             process.start()
         for process in processes:
