@@ -9,12 +9,12 @@ import benchmark_flags as asked
 import command_line
 import numpy as np
 from absl import flags
+from benchmarks.end_to_end import EndToEnd, measure_reconstruction
+from benchmarks.graph_constructor import Setting, growth, measure_voxdyn, ratios
+from benchmarks.scaling import exponents, plot_scaling
+from benchmarks.stages import measure
+from benchmarks.timing import Timing, machine, markdown, write_timings
 
-from hypertrack_jax.benchmarks.end_to_end import EndToEnd, measure_reconstruction
-from hypertrack_jax.benchmarks.graph_constructor import Setting, growth, measure_voxdyn, ratios
-from hypertrack_jax.benchmarks.scaling import exponents, plot_scaling
-from hypertrack_jax.benchmarks.stages import measure
-from hypertrack_jax.benchmarks.timing import Timing, machine, markdown, write_timings
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event, require_events
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import command_line
 from absl import flags
+from benchmarks.stages import PEERS, fresh_model, installed_peers, require_peers
 
-from hypertrack_jax.benchmarks.stages import PEERS, fresh_model, installed_peers, require_peers
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.load import PACKAGED, load_tune

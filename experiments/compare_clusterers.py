@@ -5,9 +5,9 @@ python experiments/compare_clusterers.py --read_tag=pu2 --rfactor=0.01 --edge_th
 
 import command_line
 from absl import flags
+from studies.clusterers import compare_clusterers, comparison_table
 from tqdm import tqdm
 
-from hypertrack_jax.evaluation.clusterers import compare_clusterers, comparison_table
 from hypertrack_jax.events.store import replace_file
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.batches import EventSource, fixed_events

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import command_line
 from absl import flags
+from studies.event_comparison import plot_comparison, sample_of, summarize
 
-from hypertrack_jax.evaluation.event_comparison import plot_comparison, sample_of, summarize
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.events.trackml import read_event
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import command_line
 from absl import flags
-
-from hypertrack_jax.evaluation.curves import plot_curves, read_curves
+from studies.curves import plot_curves, read_curves
 
 flags.adopt_module_key_flags(command_line)
 

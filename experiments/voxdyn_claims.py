@@ -10,10 +10,10 @@ from functools import partial
 
 import command_line
 from absl import flags
+from studies.claim_report import CLAIMS, claim_table, notes, write_claim
+from studies.voxdyn_claims import HeldOut, Study, count_snapshots, measure_claims
 from tqdm import tqdm
 
-from hypertrack_jax.evaluation.claim_report import CLAIMS, claim_table, notes, write_claim
-from hypertrack_jax.evaluation.voxdyn_claims import HeldOut, Study, count_snapshots, measure_claims
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.events.topology import TOPOLOGIES

@@ -31,7 +31,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 from jaxtyping import install_import_hook
 
-install_import_hook("hypertrack_jax", "beartype.beartype")
+install_import_hook(["hypertrack_jax", "benchmarks", "studies"], "beartype.beartype")
 
 import jax
 import pytest

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
+from studies.curves import PANELS, plot_curves, read_curves
 from tensorboardX import SummaryWriter
-
-from hypertrack_jax.evaluation.curves import PANELS, plot_curves, read_curves
 
 
 def write(directory, steps, value, name="train/auc"):

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-from toy import helix_event
-
-from hypertrack_jax.benchmarks.stages import fresh_model
-from hypertrack_jax.evaluation.clusterers import (
+from benchmarks.stages import fresh_model
+from studies.clusterers import (
     SCORES,
     ClusterScore,
     compare_clusterers,
     comparison_table,
 )
+from toy import helix_event
+
 from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn

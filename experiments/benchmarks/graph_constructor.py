@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 from scipy.spatial import KDTree
 
-from hypertrack_jax.benchmarks.timing import Seconds, Timing, alone, in_turn, run_once, timing_of
+from benchmarks.timing import Seconds, Timing, alone, in_turn, run_once, timing_of
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.voxdyn.centroids import fit_centroids

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from studies.event_comparison import plot_comparison, sample_of, summarize
 from toy import helix_event
 
-from hypertrack_jax.evaluation.event_comparison import plot_comparison, sample_of, summarize
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.events.trackml import write_event_csv
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 needs_plots = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("mplhep") is None,
     reason="needs the extra plots: pip install 'hypertrack-jax[plots]'",

@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from hypertrack_jax.evaluation.graph_plots import (
+from hypertrack_jax.evaluation.graph_quality import topology_note
+from hypertrack_jax.evaluation.report import summarise
+from hypertrack_jax.events.store import replace_file
+from studies.graph_plots import (
     plot_centroid_hits,
     plot_pileup,
     plot_trade,
     plot_training_events,
 )
-from hypertrack_jax.evaluation.graph_quality import CentroidPoint, GraphPoint, topology_note
-from hypertrack_jax.evaluation.report import summarise
-from hypertrack_jax.events.store import replace_file
+from studies.points import CentroidPoint, GraphPoint
 
 Points: TypeAlias = Sequence[GraphPoint] | Sequence[CentroidPoint]
 CLAIMS = {

@@ -15,14 +15,14 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from hypertrack_jax.benchmarks.peers.acts_chain import find_tracks
-from hypertrack_jax.benchmarks.program_cost import (
+from benchmarks.peers.acts_chain import find_tracks
+from benchmarks.program_cost import (
     ProgramCost,
     product_operations,
     program_cost,
 )
-from hypertrack_jax.benchmarks.stages import gnn_products
-from hypertrack_jax.benchmarks.timing import (
+from benchmarks.stages import gnn_products
+from benchmarks.timing import (
     Seconds,
     Timing,
     alone,

@@ -6,9 +6,9 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from benchmarks.peers.torch_gnn import backward_pass, torch_gnn
 from toy_graph import SMALL_NETWORK, toy_graph
 
-from hypertrack_jax.benchmarks.peers.torch_gnn import backward_pass, torch_gnn
 from hypertrack_jax.graph.event_graph import Bucket
 from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict
 from hypertrack_jax.tunes.tune import NetworkTune

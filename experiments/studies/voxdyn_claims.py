@@ -17,12 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 from scipy.spatial import KDTree
 
-from hypertrack_jax.evaluation.claim_report import CLAIMS, Points
-from hypertrack_jax.evaluation.graph_quality import (
-    CentroidPoint,
-    GraphPoint,
-    min_count_scan,
-)
+from hypertrack_jax.evaluation.graph_quality import min_count_scan
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.voxdyn.centroids import CentroidFit, fit_centroids
 from hypertrack_jax.voxdyn.fit import (
@@ -37,6 +32,8 @@ from hypertrack_jax.voxdyn.fit import (
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 from hypertrack_jax.voxdyn.voronoi import build_index
+from studies.claim_report import CLAIMS, Points
+from studies.points import CentroidPoint, GraphPoint
 
 FULL_PILEUP = 200.0
 """Mean number of collisions in a full TrackML event."""

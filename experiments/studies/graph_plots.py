@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Float64
 
-from hypertrack_jax.evaluation.graph_quality import CentroidPoint, GraphPoint
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
+from studies.points import CentroidPoint, GraphPoint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

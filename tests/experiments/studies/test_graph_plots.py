@@ -5,9 +5,10 @@ import sys
 
 import numpy as np
 import pytest
+from studies import graph_plots
+from studies.points import CentroidPoint, GraphPoint
 
-from hypertrack_jax.evaluation import graph_plots
-from hypertrack_jax.evaluation.graph_quality import CentroidPoint, GraphPoint, GraphQuality
+from hypertrack_jax.evaluation.graph_quality import GraphQuality
 
 needs_plots = pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None or importlib.util.find_spec("mplhep") is None,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hypertrack_jax.benchmarks.timing import Timing
+from benchmarks.timing import Timing
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
 
 LEAST_MEMORY = 0.05

@@ -8,11 +8,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+from studies import claim_report, voxdyn_claims
+from studies.points import CentroidPoint
+from studies.voxdyn_claims import HeldOut, Study
 from toy import helix_event
 
-from hypertrack_jax.evaluation import claim_report, voxdyn_claims
-from hypertrack_jax.evaluation.graph_quality import CentroidPoint, graph_row
-from hypertrack_jax.evaluation.voxdyn_claims import HeldOut, Study
+from hypertrack_jax.evaluation.graph_quality import graph_row
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.voxdyn.centroids import fit_centroids

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from benchmarks.peers.acts_chain import find_tracks, measurements
 from toy import helix_event
 
-from hypertrack_jax.benchmarks.peers.acts_chain import find_tracks, measurements
 from hypertrack_jax.evaluation.metrics import particle_matched, track_scores
 from hypertrack_jax.events.event import NOISE
 

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
-from hypertrack_jax.benchmarks.peers.torch_gnn import backward_pass, torch_gnn
-from hypertrack_jax.benchmarks.program_cost import (
+from benchmarks.peers.torch_gnn import backward_pass, torch_gnn
+from benchmarks.program_cost import (
     ProgramCost,
     product_operations,
     program_cost,
 )
-from hypertrack_jax.benchmarks.timing import Timing, Works, in_turn, timing_of
+from benchmarks.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.clustering.density import dbscan, hdbscan
 from hypertrack_jax.evaluation.metrics import auc
 from hypertrack_jax.events.event import Event

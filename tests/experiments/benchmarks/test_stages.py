@@ -7,12 +7,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from benchmarks import stages, timing
+from benchmarks.program_cost import ProgramCost, product_operations
+from benchmarks.stages import fresh_model, gnn_cost, measure, step_cost
+from benchmarks.timing import Timing, markdown, write_timings
 from toy import helix_event
 
-from hypertrack_jax.benchmarks import stages, timing
-from hypertrack_jax.benchmarks.program_cost import ProgramCost, product_operations
-from hypertrack_jax.benchmarks.stages import fresh_model, gnn_cost, measure, step_cost
-from hypertrack_jax.benchmarks.timing import Timing, markdown, write_timings
 from hypertrack_jax.graph.edge_pairs import edge_pairs
 from hypertrack_jax.model.parameters import EDGE, GNN_PHASE
 from hypertrack_jax.networks.edge_inputs import block_size

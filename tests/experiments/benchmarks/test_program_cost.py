@@ -2,8 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-
-from hypertrack_jax.benchmarks.program_cost import product_operations, program_cost
+from benchmarks.program_cost import product_operations, program_cost
 
 ROWS, WIDTH = 32, 8
 X = jnp.ones((ROWS, WIDTH))

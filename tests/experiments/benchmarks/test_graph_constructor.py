@@ -3,10 +3,10 @@
 import sys
 
 import pytest
+from benchmarks import graph_constructor
+from benchmarks.timing import Timing
 from toy import helix_event
 
-from hypertrack_jax.benchmarks import graph_constructor
-from hypertrack_jax.benchmarks.timing import Timing
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 

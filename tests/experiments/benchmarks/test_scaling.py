@@ -1,15 +1,14 @@
 """Exponents of power laws that are known, and their figure."""
 
 import pytest
-
-from hypertrack_jax.benchmarks.scaling import (
+from benchmarks.scaling import (
     LEAST_MEMORY,
     by_program,
     exponents,
     plot_scaling,
     power_law,
 )
-from hypertrack_jax.benchmarks.timing import Timing
+from benchmarks.timing import Timing
 
 
 def grown(who, hits, seconds, memory):

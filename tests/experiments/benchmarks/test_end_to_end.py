@@ -5,17 +5,17 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
-from toy import helix_event
-
-from hypertrack_jax.benchmarks import end_to_end
-from hypertrack_jax.benchmarks.end_to_end import (
+from benchmarks import end_to_end
+from benchmarks.end_to_end import (
     EndToEnd,
     Run,
     measure_reconstruction,
     reconstruction_cost,
     time_events,
 )
-from hypertrack_jax.benchmarks.stages import fresh_model
+from benchmarks.stages import fresh_model
+from toy import helix_event
+
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn

@@ -1,0 +1,1 @@
+"""Measurements of the method itself: what they compute, write and draw."""
