@@ -5,6 +5,10 @@ from pathlib import Path
 
 from hypertrack_jax.errors import UserError
 
+# What Linux tells of the memory of the machine, and of that of a container.
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
 # Parameters of mallopt(3), and what they are set to.
 ONE_ARENA = (-8, 1)
 LARGEST_KEPT_BLOCK = (-3, 2**30)
@@ -14,16 +18,14 @@ LARGEST_KEPT_REST = (-1, 2**31 - 1)
 def available_memory() -> int | None:
     """Bytes that this process can still take without swapping; None where nobody can say."""
     limits = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
+    if MEMINFO.is_file():
+        for line in MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 limits.append(1024 * int(line.split()[1]))
-    group = Path("/sys/fs/cgroup")
     try:
-        limit = (group / "memory.max").read_text().strip()
+        limit = (CGROUP / "memory.max").read_text().strip()
         if limit != "max":
-            limits.append(int(limit) - int((group / "memory.current").read_text()))
+            limits.append(int(limit) - int((CGROUP / "memory.current").read_text()))
     except (OSError, ValueError):
         pass
     return min(limits) if limits else None
@@ -32,7 +34,7 @@ def available_memory() -> int | None:
 def require_memory(needed: int, what: str, remedy: str) -> None:
     """Raises a `UserError` where `needed` bytes are not to be had.
 
-    Linux promises memory that it does not have and kills who uses it; so this asks first.
+    Linux promises more memory than it has, and kills a process that uses it; so this asks first.
 
     Args:
       needed: bytes.
@@ -50,13 +52,13 @@ def require_memory(needed: int, what: str, remedy: str) -> None:
 def keep_freed_memory() -> bool:
     """Has this process keep up to 2 GB of what it frees, for the next allocation; on Linux.
 
-    XLA on CPU allocates the arrays inside a program anew in every run. The C library fetches large
-    ones from the system and gives them back, so that each run pays for every page of 4 kB: a sixth
-    to a quarter of the time of a training step. It holds for the whole process, and so it is for
-    programs to say, and not for a library; best before the first array.
+    XLA on CPU allocates the arrays inside a program anew in every run. The C library takes large
+    arrays from the system and gives them back, so each run pays for every page of 4 kB: a sixth to
+    a quarter of the time of a training step. The setting holds for the whole process, so programs
+    choose it, not this library. Call it before the first array is made.
 
     Returns:
-      Whether the C library knows how (that of GNU does).
+      Whether the C library can do it (GNU's can).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -69,7 +71,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Gives the system what this process has freed and kept, where the C library knows how."""
+    """Gives back to the system what this process has freed and kept, where the C library can."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

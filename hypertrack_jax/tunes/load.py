@@ -1,8 +1,10 @@
 """Both sides: a Tune by the name of a packaged one, or from a user's file."""
 
+import os
 import runpy
 from pathlib import Path
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.tunes import helix, local, tune_5
 from hypertrack_jax.tunes.tune import Tune
 
@@ -10,23 +12,23 @@ PACKAGED = {tune.name: tune for tune in (tune_5.TUNE, helix.TUNE, local.TUNE)}
 
 
 def load_tune(param: str) -> Tune:
-    """The Tune that `--param` means.
+    """The Tune of that name, or of a user's file.
 
     Args:
       param: the name of a packaged tune, or the path of a Python file that defines `TUNE`. The file
         is run, so it must come from someone you trust.
 
     Raises:
-      ValueError: neither; or the file defines no Tune.
+      UserError: neither; or the file defines no Tune.
     """
     if param in PACKAGED:
         return PACKAGED[param]
-    path = Path(param).expanduser()
+    path = Path(os.path.expanduser(param))
     if path.suffix != ".py" or not path.is_file():
-        raise ValueError(
-            f"--param={param} is neither a packaged tune ({', '.join(PACKAGED)}) nor a Python file."
+        raise UserError(
+            f"param={param} is neither a packaged tune ({', '.join(PACKAGED)}) nor a Python file."
         )
     tune = runpy.run_path(str(path)).get("TUNE")
     if not isinstance(tune, Tune):
-        raise ValueError(f"--param={param}: the file defines no TUNE of type Tune.")
+        raise UserError(f"param={param}: the file defines no TUNE of type Tune.")
     return tune

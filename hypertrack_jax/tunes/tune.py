@@ -6,10 +6,24 @@ so that nobody has to remember with which settings a model was trained.
 
 import dataclasses
 import json
-import types
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from hypertrack_jax.errors import UserError
+
+PROBABILITIES = {
+    "edge_threshold",
+    "training_threshold",
+    "pivot_threshold",
+    "auc_threshold",
+    "edge_hinge",
+    "floor",
+    "momentum",
+    "exp_decay",
+}
+"""Fields from 0 to 1; all other numbers are finite and not negative."""
 
 
 @dataclass(frozen=True)
@@ -203,9 +217,14 @@ class Tune:
     optimizer: OptimizerTune = field(default_factory=OptimizerTune)
 
     def __post_init__(self):
-        """Refuses a choice that is not on its list: a misspelt Tune fails where it is made."""
+        """Refuses choices that are not on their lists, and numbers out of range.
+
+        Raises:
+          UserError: naming the field, its value and what is allowed.
+        """
         for part in (self.voxdyn, self.network, self.cluster, self.loss, self.optimizer):
             _check_choices(part)
+            _check_numbers(part)
 
 
 def tune_to_json(tune: Tune) -> str:
@@ -217,9 +236,13 @@ def tune_from_json(text: str) -> Tune:
     """The Tune that `tune_to_json` wrote.
 
     Raises:
-      ValueError: a field that this version does not know, or a value that is not on its list.
+      UserError: a field that this version does not know, or a value that is not on its list.
     """
-    return _from_dict(Tune, json.loads(text), "tune")
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"a tune is damaged ({error}); write it anew.") from error
+    return _from_dict(Tune, values, "tune")
 
 
 def differing_fields(first: Tune, second: Tune, parts: tuple[str, ...]) -> list[str]:
@@ -235,19 +258,48 @@ def differing_fields(first: Tune, second: Tune, parts: tuple[str, ...]) -> list[
 def _check_choices(part: Any) -> None:
     for name, kind in typing.get_type_hints(type(part)).items():
         if typing.get_origin(kind) is Literal and getattr(part, name) not in typing.get_args(kind):
-            raise ValueError(
+            raise UserError(
                 f"{type(part).__name__}.{name} is {getattr(part, name)!r}; "
                 f"choose one of {', '.join(typing.get_args(kind))}."
             )
 
 
+def _check_numbers(part: Any) -> None:
+    for name, kind in typing.get_type_hints(type(part)).items():
+        value, highest = getattr(part, name), 1 if name in PROBABILITIES else math.inf
+        if not _is_of(kind, value):
+            told = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise UserError(f"{type(part).__name__}.{name} is {value!r}; expected {told}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)) and not (
+                0 <= number <= highest and number < math.inf
+            ):
+                raise UserError(
+                    f"{type(part).__name__}.{name} is {number}; expected a finite number from 0 "
+                    + ("to 1." if highest == 1 else "on.")
+                )
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return value in arguments
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is_of(arguments[0], one) for one in value)
+    if arguments:
+        return any(_is_of(one, value) for one in arguments)
+    if kind is float:
+        kind = (int, float)
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _from_dict(kind: type, values: Any, where: str) -> Any:
     hints = typing.get_type_hints(kind)
     if not isinstance(values, dict):
-        raise ValueError(f"{where} is {values!r}, but its fields are expected; write it anew.")
+        raise UserError(f"{where} is {values!r}, but its fields are expected; write it anew.")
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"{where} has the field {unknown[0]!r}, which this version of hypertrack_jax does not "
             "know; use the version that wrote it."
         )
@@ -257,13 +309,13 @@ def _from_dict(kind: type, values: Any, where: str) -> Any:
     try:
         return kind(**converted)
     except TypeError as error:
-        raise ValueError(f"{where} is not complete ({error}); write it anew.") from error
+        raise UserError(f"{where} is not complete ({error}); write it anew.") from error
 
 
 def _from_value(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _from_dict(kind, value, where)
-    if isinstance(kind, types.GenericAlias) and typing.get_origin(kind) is tuple:
+    if typing.get_origin(kind) is tuple and isinstance(value, list):
         return tuple(value)
     return value
 

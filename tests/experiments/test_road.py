@@ -128,7 +128,7 @@ MISTAKES = {
     "misspelt topology": ("train", ["--save_tag=x", "--node2node=hypr"], "--node2node=hypr.*hyper"),
     "misspelt schedule": ("train", ["--save_tag=x", "--scheduler_type=warm"], "warm-cos"),
     "misspelt clusterer": ("inference", ["--read_tag=tiny", "--cluster=cat"], "--cluster=cat.*cut"),
-    "misspelt tune": ("train", ["--save_tag=x", "--param=tune5"], "--param=tune5.*tune-5, helix"),
+    "misspelt tune": ("train", ["--save_tag=x", "--param=tune5"], "param=tune5 .*tune-5, helix"),
     "stray argument": ("train", ["--save_tag=x", "hyper"], "'hyper'"),
     "missing events": (
         "inference",

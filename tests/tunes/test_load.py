@@ -2,6 +2,7 @@
 
 import pytest
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.tunes import helix, local, tune_5
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.tunes.tune import Tune, VoxdynTune
@@ -33,7 +34,7 @@ def test_a_file_by_its_path(tmp_path, monkeypatch, is_below_home):
 
 @pytest.mark.parametrize("param", ["tune5", "nowhere/mine.py", "", "."])
 def test_neither_name_nor_file(param):
-    with pytest.raises(ValueError, match=r"neither a packaged tune \(tune-5, helix, local\) nor"):
+    with pytest.raises(UserError, match=r"neither a packaged tune \(tune-5, helix, local\) nor"):
         load_tune(param)
 
 
@@ -41,5 +42,5 @@ def test_neither_name_nor_file(param):
 def test_a_file_without_a_tune(tmp_path, text):
     path = tmp_path / "mine.py"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"mine\.py: the file defines no TUNE of type Tune"):
+    with pytest.raises(UserError, match=r"mine\.py: the file defines no TUNE of type Tune"):
         load_tune(str(path))

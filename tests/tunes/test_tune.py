@@ -7,6 +7,7 @@ from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.tunes import helix, tune_5
 from hypertrack_jax.tunes.tune import (
@@ -63,7 +64,7 @@ def test_a_misspelt_choice_is_refused(part, field, allowed):
     misspelt = replace(getattr(OTHER, part))
     # Past the type check that the tests alone have.
     object.__setattr__(misspelt, field, "hypr")
-    with pytest.raises(ValueError, match=rf"{field} is 'hypr'; choose one of {allowed}"):
+    with pytest.raises(UserError, match=rf"{field} is 'hypr'; choose one of {allowed}"):
         replace(OTHER, **{part: misspelt})
 
 
@@ -76,7 +77,7 @@ def test_a_misspelt_choice_in_a_file_is_refused():
     # In another process, without the type check that the tests alone have.
     command = [sys.executable, "-c", program, text]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "ValueError: VoxdynTune.node2node is 'eon'; choose one of hyper" in found.stderr
+    assert "UserError: VoxdynTune.node2node is 'eon'; choose one of hyper" in found.stderr
 
 
 @pytest.mark.parametrize("part", [None, "network"])
@@ -85,7 +86,7 @@ def test_a_field_of_another_version_is_named(part):
     (values if part is None else values[part])["num_dragons"] = 4
     where = "tune" if part is None else "tune.network"
     with pytest.raises(
-        ValueError, match=rf"{where} has the field 'num_dragons', which this version"
+        UserError, match=rf"{where} has the field 'num_dragons', which this version"
     ):
         tune_from_json(json.dumps(values))
 
@@ -161,5 +162,39 @@ def test_the_helix_tune_is_the_published_network_with_other_inputs():
 
 @pytest.mark.parametrize("text", ["{}", '{"name": "x", "network": 3}', "[]"])
 def test_json_that_is_no_whole_tune_is_one_sentence(text):
-    with pytest.raises(ValueError, match=r"^tune.* write it anew\.$"):
+    with pytest.raises(UserError, match=r"^tune.* write it anew\.$"):
         tune_from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "told"),
+    [
+        (
+            OptimizerTune,
+            "learning_rate",
+            float("nan"),
+            "is nan; expected a finite number",
+        ),
+        (OptimizerTune, "learning_rate", float("inf"), "is inf; expected a finite number"),
+        (OptimizerTune, "warmup_steps", -1, "is -1; expected a finite number from 0 on"),
+        (OptimizerTune, "period", 2.5, "is 2.5; expected int"),
+        (ClusterTune, "edge_threshold", 1.5, "is 1.5; expected a finite number from 0 to 1"),
+        (ClusterTune, "training_threshold", "0.1", r"is '0.1'; expected float | None"),
+        (ClusterTune, "min_hits", True, "is True; expected int"),
+        (NetworkTune, "edge_mlp_dims", (30, -1), "is -1; expected a finite number"),
+        (NetworkTune, "edge_mlp_dims", [30], r"is [30]; expected tuple"),
+    ],
+)
+def test_a_number_out_of_range_or_of_another_type_is_told(part, field, value, told):
+    name, odd = part.__name__.removesuffix("Tune").lower(), part()
+    # Not by the constructor, whose types are checked in tests alone.
+    object.__setattr__(odd, field, value)
+    with pytest.raises(UserError) as raised:
+        Tune("odd", **{name: odd})
+    assert str(raised.value).startswith(f"{part.__name__}.{field} {told}")
+
+
+def test_a_damaged_tune_is_told():
+    text = tune_to_json(tune_5.TUNE)
+    with pytest.raises(UserError, match="damaged"):
+        tune_from_json(text[:-5])
