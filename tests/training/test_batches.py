@@ -1,7 +1,6 @@
 """Batches as a function of (seed, step), and the thread that makes them ahead."""
 
 import threading
-import time
 from dataclasses import replace
 
 import jax
@@ -104,10 +103,10 @@ def test_prefetched_batches_are_the_direct_ones_from_the_first_step_on(source, v
 def test_the_thread_works_ahead_but_not_without_bound_and_ends(
     source, voxdyn, small_tune, monkeypatch
 ):
-    made = []
+    begun = [threading.Event() for _ in range(8)]
 
     def counted(source, step, *which) -> list[Event]:
-        made.append(step)
+        begun[step].set()
         return step_events(source, step, *which)
 
     monkeypatch.setattr("hypertrack_jax.training.batches.step_events", counted)
@@ -115,9 +114,9 @@ def test_the_thread_works_ahead_but_not_without_bound_and_ends(
     with prefetched(source, voxdyn, small_tune, 1, first_step=0) as batches:
         next(batches)
         (thread,) = set(threading.enumerate()) - threads
-        time.sleep(0.5)
         # One taken, four waiting, one in hand.
-        assert 2 <= len(made) <= 6
+        assert begun[5].wait(60)
+        assert not begun[6].wait(0.2)
     assert not thread.is_alive()
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -64,31 +63,41 @@ def test_files_are_those_of_the_library_and_are_judged(workdir):
     assert not (workdir / "models" / "voxdyn.unfinished").exists()
 
 
+DYING = """
+import os, runpy, signal, sys, threading
+from pathlib import Path
+from hypertrack_jax.events import store
+
+how, models, script, *arguments = sys.argv[1:]
+load, counted = store.load_event, []
+
+def dying_load(*which):
+    if any(Path(models).rglob("centroids_40*.npz")):
+        counted.append(which)
+    if len(counted) == 2:
+        signal.pthread_kill(threading.main_thread().ident, int(how))
+    return load(*which)
+
+store.load_event = dying_load
+sys.argv = [script, *arguments]
+sys.path.insert(0, os.path.dirname(script))
+runpy.run_path(script, run_name="__main__")
+"""
+"""Gets a signal when it loads the second event to count."""
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_was_stopped_is_taken_up_by_the_same_command(workdir, how):
-    arguments = ("--ncell=40", "--max_centroid_hits=200", "--num_copies=64", "--rfactors=1")
+    arguments = ("--ncell=40", "--max_centroid_hits=200", "--num_copies=2", "--rfactors=1")
     fresh = run(pretrain_command(workdir, *arguments))
     assert fresh.returncode == 0, fresh.stderr
     path = voxdyn_path(workdir / "models", "hyper", 40)
     whole = path.read_bytes()
     path.unlink()
 
-    process = subprocess.Popen(
-        pretrain_command(workdir, *arguments),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    # Once the centroids are there, so many copies take a second or more to count.
-    deadline = time.monotonic() + 120
-    unfinished = workdir / "models" / "voxdyn.unfinished"
-    while not (unfinished / "centroids_40.npz").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(how)
-    assert process.wait(120) == (130 if how == signal.SIGINT else -signal.SIGKILL)
-    assert unfinished.is_dir()
+    python, *script = pretrain_command(workdir, *arguments)
+    stopped = run([python, "-c", DYING, str(int(how)), str(workdir / "models"), *script])
+    assert stopped.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL), stopped.stderr
     assert not path.exists()
 
     again = run(pretrain_command(workdir, *arguments))
