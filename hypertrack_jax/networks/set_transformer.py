@@ -65,9 +65,24 @@ class SetTransformer(nn.Module):
         pivots = self._encoded(pivot_tokens, pivot_mask, dtype)
         x = self._encoded(tokens, hit_mask, dtype)
         x = self.of_pivots(x, pivots, pivot_mask)
-        for block in self.of_hits:
-            x = block.over_itself(x, hit_mask)
-        return _chain(self.membership, x)[..., 0]
+        return _chain(self.membership, self._over_hits(x, hit_mask))[..., 0]
+
+    def _over_hits(self, x, hit_mask):
+        """The hits after all blocks in which they look at each other."""
+        if self.is_initializing() or len(self.of_hits) < 2:
+            for block in self.of_hits:
+                x = block.over_itself(x, hit_mask)
+            return x
+        # In a loop, because all of them are compiled at the price of one.
+        alike = self.of_hits[0].clone(parent=None, name=None)
+
+        def next_block(x, variables):
+            return alike.apply(variables, x, hit_mask, method="over_itself"), None
+
+        stacked = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *[block.variables for block in self.of_hits]
+        )
+        return jax.lax.scan(next_block, x, stacked)[0]
 
     def _encoded(self, tokens, mask, dtype):
         # Padding is emptied, so that even what is not finite there reaches no gradient.
