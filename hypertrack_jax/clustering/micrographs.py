@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int32
 
-from hypertrack_jax.clustering.neighbors import Neighbors, at_hits
+from hypertrack_jax.clustering.neighbors import Neighbors, at_hits, in_groups
 from hypertrack_jax.graph.segment import ordered_rows, put_columns
 
 CHUNK = 64
@@ -128,9 +128,10 @@ def _span(
         source = jnp.take_along_axis(queue.hit, place, axis=1)
         steps = jnp.take_along_axis(queue.hops, place, axis=1) + 1
         source = jnp.where(queue.is_open, source, num_hits)
-        hit, hops_of, size = queue.hit, queue.hops, queue.size
+
         # One source after another: no hit is twice among the neighbours of one.
-        for k in range(width):
+        def add_neighbors(k: Array, reached: tuple[Array, Array, Array]) -> tuple[Array, ...]:
+            hit, hops_of, size = reached
             around = at_hits(neighbors.hit, source[:, k], num_hits)
             is_new = at_hits(active, around, False)
             is_new &= ~_is_among(around, hit)
@@ -138,11 +139,14 @@ def _span(
             if largest is not None:
                 is_new &= column < largest
             column = jnp.where(is_new, column, num_slots)
-            hit = put_columns(hit, around, column)
-            hops_of = put_columns(
-                hops_of, jnp.broadcast_to(steps[:, k, None], around.shape), column
+            hop = jnp.broadcast_to(steps[:, k][:, None], around.shape)
+            hit, hops_of = (
+                put_columns(rows, new, column) for rows, new in ((hit, around), (hops_of, hop))
             )
-            size += is_new.sum(axis=1, dtype=jnp.int32)
+            return hit, hops_of, size + is_new.sum(axis=1, dtype=jnp.int32)
+
+        reached = queue.hit, queue.hops, queue.size
+        hit, hops_of, size = lax.fori_loop(0, width, add_neighbors, reached)
         head = queue.head + queue.is_open.sum(axis=1, dtype=jnp.int32)
         return with_head(hit, hops_of, size, head)
 
@@ -164,7 +168,11 @@ def _is_among(
 
     Slot by slot: XLA on CPU makes one pass of it, in a quarter of the time that all at once take.
     """
-    is_among = jnp.zeros(value.shape, bool)
-    for member in members.T:
-        is_among |= value == member[:, None]
-    return is_among
+    columns = in_groups(members, -1)
+
+    def with_group(k, is_among):
+        for member in columns[k]:
+            is_among |= value == member[:, None]
+        return is_among
+
+    return lax.fori_loop(0, len(columns), with_group, jnp.zeros(value.shape, bool))

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, Shaped
 
 from hypertrack_jax.graph.segment import ordered_rows
@@ -74,7 +75,26 @@ def largest_around(
     """
     missing = jnp.full_like(values[:1], -1)
     values = jnp.concatenate([values, missing])
-    largest = jnp.broadcast_to(missing, (len(around), *values.shape[1:]))
-    for column in around.T:
-        largest = jnp.maximum(largest, values.at[column].get(mode="promise_in_bounds"))
-    return largest
+    columns = in_groups(around, len(values) - 1)
+
+    def with_group(k, largest):
+        for column in columns[k]:
+            largest = jnp.maximum(largest, values.at[column].get(mode="promise_in_bounds"))
+        return largest
+
+    start = jnp.broadcast_to(missing, (len(around), *values.shape[1:]))
+    return lax.fori_loop(0, len(columns), with_group, start)
+
+
+def in_groups(
+    rows: Int32[Array, "row column"], missing: int, size: int = 8
+) -> Int32[Array, "group member row"]:
+    """The columns of an array in groups, filled up with `missing`.
+
+    A loop over them, with the columns of a group written out, runs as fast as with all columns
+    written out and is compiled in a fraction of the time.
+    """
+    num_columns = rows.shape[1]
+    size = min(size, max(num_columns, 1))
+    padded = jnp.pad(rows.T, ((0, -num_columns % size), (0, 0)), constant_values=missing)
+    return padded.reshape(-1, size, len(rows))

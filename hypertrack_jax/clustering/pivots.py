@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits, largest_around
@@ -20,10 +19,6 @@ from hypertrack_jax.tunes.tune import ClusterTune
 
 MIN_DOUBT = 1e-3
 """Added to 1 - p in the score of a walk, so that one certain edge does not outweigh all others."""
-MANY_TO_FEW = 8
-"""Hits for each active one, or more, of which only the active ones are looked at for seeds."""
-FEWEST = 256
-"""Least number of active hits for which that pays."""
 
 
 class Walks(NamedTuple):
@@ -72,31 +67,20 @@ def choose_seeds(
 ) -> Int32[Array, "draw seed"]:
     """Active hits that no active hit within `hops` steps outranks, in the order of the hits.
 
-    Where only few hits are active, as in most rounds of a search, the others are left out first.
-
     Returns:
       Their indices in each draw, at most `num_seeds`; the number of hits fills the rest. Seeds that
       find no place come in a later round.
     """
-    num_hits = len(active)
-    num_few = num_hits // MANY_TO_FEW
-
-    def among_all() -> Int32[Array, "draw seed"]:
-        return _highest(rank, active, neighbors.hit, num_seeds, hops)
-
-    def among_few() -> Int32[Array, "draw seed"]:
-        (hit,) = jnp.nonzero(active, size=num_few, fill_value=num_hits)
-        place = put_rows(
-            jnp.full(num_hits, num_few, jnp.int32), jnp.arange(num_few, dtype=jnp.int32), hit
-        )
-        around = at_hits(place, at_hits(neighbors.hit, hit, num_hits), num_few)
-        own = at_hits(rank.T, hit, -1).T
-        seed = _highest(own, hit < num_hits, around, num_seeds, hops)
-        return at_hits(hit.astype(jnp.int32), seed, num_hits)
-
-    if num_few < FEWEST:
-        return among_all()
-    return lax.cond(active.sum() <= num_few, among_few, among_all)
+    is_active = active[:, None]
+    own = jnp.where(is_active, rank.T, -1)
+    highest = own
+    for _ in range(hops):
+        higher = jnp.maximum(highest, largest_around(highest, neighbors.hit))
+        highest = jnp.where(is_active, higher, -1)
+    is_seed = is_active & (highest == own)
+    number = jnp.cumsum(is_seed.T, axis=1, dtype=jnp.int32)
+    wanted = jnp.arange(1, num_seeds + 1, dtype=jnp.int32)
+    return jax.vmap(lambda of_draw: jnp.searchsorted(of_draw, wanted))(number).astype(jnp.int32)
 
 
 def walk(
@@ -139,26 +123,6 @@ def ranks_of(value: Float[Array, " row"]) -> Int32[Array, " row"]:
     """The place of each value in rising order; of equal ones the first comes first."""
     place = jnp.arange(len(value), dtype=jnp.int32)
     return put_rows(place, place, jnp.argsort(value))
-
-
-def _highest(
-    rank: Int32[Array, "draw hit"],
-    active: Bool[Array, " hit"],
-    around: Int32[Array, "hit neighbor"],
-    num_seeds: int,
-    hops: int,
-) -> Int32[Array, "draw seed"]:
-    """What `choose_seeds` finds, among all of these hits."""
-    is_active = active[:, None]
-    own = jnp.where(is_active, rank.T, -1)
-    highest = own
-    for _ in range(hops):
-        higher = jnp.maximum(highest, largest_around(highest, around))
-        highest = jnp.where(is_active, higher, -1)
-    is_seed = is_active & (highest == own)
-    number = jnp.cumsum(is_seed.T, axis=1, dtype=jnp.int32)
-    wanted = jnp.arange(1, num_seeds + 1, dtype=jnp.int32)
-    return jax.vmap(lambda of_draw: jnp.searchsorted(of_draw, wanted))(number).astype(jnp.int32)
 
 
 def _one_walk(

@@ -208,25 +208,11 @@ def walk_from(
     Returns:
       Which of the rows have pivots, the rows, and whether each hit is in a walk that is too short.
     """
-    num_hits = len(active)
-
-    def walked(seed: Int32[Array, " walk"]) -> tuple[Array, Array, Array]:
-        walks = walk(seed, active, neighbors, tune, key)
-        is_best = best_walks(walks, neighbors)
-        value, chosen = lax.top_k(jnp.where(is_best, walks.score, -jnp.inf), num_seeds)
-        is_short = (walks.length > 0) & (walks.length < tune.num_pivots)
-        return value > -jnp.inf, walks.pivot[chosen], _is_in(walks.pivot, is_short, num_hits)
-
-    if len(seed) == num_seeds:
-        return walked(seed)
-    # Most rounds have seeds for one draw in all; the order stays as it is.
-    is_seed = seed < num_hits
-    (few,) = jnp.nonzero(is_seed, size=num_seeds, fill_value=len(seed))
-    return lax.cond(
-        is_seed.sum() <= num_seeds,
-        lambda: walked(at_hits(seed, few, num_hits)),
-        lambda: walked(seed),
-    )
+    walks = walk(seed, active, neighbors, tune, key)
+    is_best = best_walks(walks, neighbors)
+    value, chosen = lax.top_k(jnp.where(is_best, walks.score, -jnp.inf), num_seeds)
+    is_short = (walks.length > 0) & (walks.length < tune.num_pivots)
+    return value > -jnp.inf, walks.pivot[chosen], _is_in(walks.pivot, is_short, len(active))
 
 
 def _one_round(

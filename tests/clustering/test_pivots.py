@@ -7,8 +7,6 @@ import pytest
 
 from hypertrack_jax.clustering.neighbors import kept_neighbors
 from hypertrack_jax.clustering.pivots import (
-    FEWEST,
-    MANY_TO_FEW,
     Walks,
     best_walks,
     choose_seeds,
@@ -124,13 +122,10 @@ def test_seeds_outrank_all_active_hits_within_reach(hops):
             np.testing.assert_array_equal(first, expected[:3])
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2])
-def test_seeds_among_few_active_hits(share):
-    """Enough hits for the way that looks at the active ones alone, and for a little too many."""
-    num_hits = MANY_TO_FEW * FEWEST
+def test_seeds_among_few_active_hits():
+    num_hits = 512
     rng = np.random.default_rng(0)
-    active = rng.random(num_hits) < share
-    assert (active.sum() <= FEWEST) == (share == 0.1)
+    active = rng.random(num_hits) < 0.2
     ranks = np.stack([rng.permutation(num_hits) for _ in range(3)]).astype(np.int32)
     dense, edges = random_graph(0, num_hits, share=2 / num_hits)
     neighbors = rows_of(edges, num_hits)
