@@ -9,21 +9,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hypertrack_jax.clustering.tracks import Tracks
+    from hypertrack_jax.errors import UserError
     from hypertrack_jax.evaluation.metrics import track_scores
     from hypertrack_jax.events.event import Event, Particles
     from hypertrack_jax.events.pileup import thin
     from hypertrack_jax.events.store import load_event, save_event
     from hypertrack_jax.events.trackml import read_event, write_submission
+    from hypertrack_jax.reconstruction.export import export_reconstruction
     from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+    from hypertrack_jax.training.batches import EventSource
+    from hypertrack_jax.training.loop import train
+    from hypertrack_jax.training.run import TrainingRun
     from hypertrack_jax.tunes.load import load_tune
+    from hypertrack_jax.tunes.tune import Tune
     from hypertrack_jax.voxdyn.fit import fit_voxdyn
     from hypertrack_jax.voxdyn.model import predict_edges
 
 _MODULES = {
     "Event": "events.event",
+    "EventSource": "training.batches",
     "Particles": "events.event",
     "Reconstructor": "reconstruction.reconstructor",
     "Tracks": "clustering.tracks",
+    "TrainingRun": "training.run",
+    "Tune": "tunes.tune",
+    "UserError": "errors",
+    "export_reconstruction": "reconstruction.export",
     "fit_voxdyn": "voxdyn.fit",
     "load_event": "events.store",
     "load_tune": "tunes.load",
@@ -32,14 +43,20 @@ _MODULES = {
     "save_event": "events.store",
     "thin": "events.pileup",
     "track_scores": "evaluation.metrics",
+    "train": "training.loop",
     "write_submission": "events.trackml",
 }
 
 __all__ = [
     "Event",
+    "EventSource",
     "Particles",
     "Reconstructor",
     "Tracks",
+    "TrainingRun",
+    "Tune",
+    "UserError",
+    "export_reconstruction",
     "fit_voxdyn",
     "load_event",
     "load_tune",
@@ -48,6 +65,7 @@ __all__ = [
     "save_event",
     "thin",
     "track_scores",
+    "train",
     "write_submission",
 ]
 
