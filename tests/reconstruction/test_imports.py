@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -28,7 +29,8 @@ print([name for name in sys.modules if name.startswith("hypertrack_jax.training"
 
 def test_a_reconstruction_loads_neither_training_nor_optimiser_nor_orbax(tmp_path):
     cluster = ClusterTune(cluster="cut")
-    tune = Tune("small", VoxdynTune(ncell=64), network=SMALL_NETWORK, cluster=cluster)
+    network = replace(SMALL_NETWORK, num_heads=1)
+    tune = Tune("small", VoxdynTune(ncell=64), network=network, cluster=cluster)
     events = [helix_event(1, num_particles=20)]
     voxdyn = fit_voxdyn(lambda: events, 64, "hyper", num_iterations=1)
     save_voxdyn(voxdyn_path(tmp_path, "hyper", 64), voxdyn)
