@@ -7,7 +7,6 @@ python experiments/benchmark.py --suite=voxdyn --event=8752 --event_start=1000 -
 
 import benchmark_flags as asked
 import command_line
-import numpy as np
 from absl import flags
 from benchmarks.end_to_end import EndToEnd, measure_reconstruction
 from benchmarks.graph_constructor import Setting, growth, measure_voxdyn, ratios
@@ -17,6 +16,7 @@ from benchmarks.timing import Timing, machine, markdown, write_timings
 
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event, require_events
+from hypertrack_jax.streams import stream
 
 flags.adopt_module_key_flags(asked)
 
@@ -81,7 +81,7 @@ def stage_timings() -> list[Timing]:
         load_event(command_line.workdir("data"), asked.EVENT.value),
         asked.rfactor(),
         command_line.noise_ratio(asked.NOISE_RATIO),
-        np.random.default_rng(asked.SEED.value),
+        stream("thin for a benchmark", asked.SEED.value, asked.EVENT.value),
     )
     suites, peers = asked.SUITE.value, asked.peers()
     return list(measure(suites, event, asked.model(), asked.RUNS.value, peers, asked.COST.value))

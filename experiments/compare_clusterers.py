@@ -8,7 +8,7 @@ from absl import flags
 from studies.clusterers import compare_clusterers, comparison_table
 from tqdm import tqdm
 
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.batches import EventSource, fixed_events
 from hypertrack_jax.tunes.tune import ClusterTune, choices

@@ -12,7 +12,7 @@ from pathlib import Path
 import command_line
 from absl import flags
 
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 from hypertrack_jax.reconstruction.export import PLATFORMS, export_reconstruction
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import ClusterTune, choices

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax._src import compilation_cache
 
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 
 SHORTEST = 0.2
 """Seconds; a program that compiles faster is not kept."""

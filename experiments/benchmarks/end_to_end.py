@@ -37,6 +37,7 @@ from hypertrack_jax.events.store import load_event
 from hypertrack_jax.reconstruction.export import one_program
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.reconstruction.stages import scored_edges
+from hypertrack_jax.streams import stream
 
 _LOG = logging.getLogger(__name__)
 SEED_PT = (0.15, 0.4)
@@ -183,7 +184,7 @@ def _events(setting: EndToEnd, rfactor: float) -> list[Event]:
             load_event(setting.data, event_id),
             rfactor,
             setting.noise_ratio,
-            np.random.default_rng([setting.seed, event_id]),
+            stream("thin for a benchmark", setting.seed, event_id),
         )
         for event_id in setting.event_ids
     ]

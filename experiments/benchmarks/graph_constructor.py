@@ -20,6 +20,7 @@ from scipy.spatial import KDTree
 from benchmarks.timing import Seconds, Timing, alone, in_turn, run_once, timing_of
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
+from hypertrack_jax.streams import stream
 from hypertrack_jax.voxdyn.centroids import fit_centroids
 from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, remove_unfinished, sample_particle_hits
 from hypertrack_jax.voxdyn.model import assign_hits, hit_cells, predict_edges
@@ -215,7 +216,7 @@ def _graphs(setting: Setting, node2node: str, runs: int) -> list[Timing]:
     full = load_event(setting.data, setting.event)
     timings = []
     for rfactor in (0.01, 0.1, 0.3, 1.0):
-        position = thin(full, rfactor, -1, np.random.default_rng(0)).position
+        position = thin(full, rfactor, -1, stream("thin for a benchmark", 0)).position
         works: dict[str, Callable[[], Any]] = {
             "assign": lambda position=position: hit_cells(vd, position),
             "graph": lambda position=position: predict_edges(vd, position),

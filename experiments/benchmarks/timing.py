@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.program_cost import ProgramCost
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 from hypertrack_jax.memory import give_back_freed_memory, keep_freed_memory
 
 _PACKAGES = (

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.report import summarise
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 from studies.graph_plots import (
     plot_centroid_hits,
     plot_pileup,

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Integer
 
 from hypertrack_jax.evaluation.metrics import NO_CLUSTER, Matching, auc, match_tracks, roc_curve
 from hypertrack_jax.events.event import NOISE, Event
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

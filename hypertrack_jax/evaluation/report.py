@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 
 EVENT = "event"
 """The column of the event's id: the first of every table, and never averaged."""

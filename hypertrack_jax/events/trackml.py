@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int, Int64
 
 from hypertrack_jax.events.event import NOISE, Event, Particles, no_particles, validate_event
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 
 # Integers never pass through a float: particle ids use up to 60 bits.
 _HIT_COLUMNS = {

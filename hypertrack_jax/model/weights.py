@@ -2,26 +2,33 @@
 
 import json
 import logging
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.files import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.model.parameters import Fitted, by_name, fitted, nested
 from hypertrack_jax.tunes.tune import Tune, tune_from_json, tune_to_json
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 _LOG = logging.getLogger(__name__)
-FORMAT_VERSION = 1
 SHIPPED = Path(__file__).parents[1] / "weights"
 """Directory of the weights that come with the package."""
 COUNT_TOLERANCE = 0.02
 """Relative difference in the pairs counted up to which two estimators are the same: the simulation
 is not the same to the last bit on all machines."""
-_TUNE, _VERSION, _PAIRS = "tune", "format_version", "num_pairs"
+_TUNE, _PAIRS = "tune", "num_pairs"
+FORMAT = NpzFormat(
+    kind="a file of weights",
+    remedy="get it anew",
+    arrays={_TUNE: ArrayType(np.uint8, ("byte",)), _PAIRS: ArrayType(np.int64, ())},
+    others=ArrayType(np.float32),
+    version=1,
+)
+"""What a file of weights holds: beside the tune and the pairs counted, the parameters by name."""
 
 
 class Weights(NamedTuple):
@@ -56,10 +63,8 @@ def save_weights(path: Path, weights: Weights) -> Path:
         name: np.asarray(leaf, np.float32) for name, leaf in by_name(_tree(weights)).items()
     }
     arrays[_TUNE] = np.frombuffer(tune_to_json(weights.tune).encode(), np.uint8)
-    arrays[_VERSION], arrays[_PAIRS] = FORMAT_VERSION, weights.num_pairs
-    with replace_file(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    return path
+    arrays[_PAIRS] = weights.num_pairs
+    return write_npz(path, FORMAT, arrays, compress=True)
 
 
 def load_weights(path: Path) -> Weights:
@@ -67,25 +72,20 @@ def load_weights(path: Path) -> Weights:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is damaged, or of another version.
+      UserError: it is damaged, or of another version.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights.")
+    arrays = read_npz(path, FORMAT)
+    tune, num_pairs = arrays.pop(_TUNE), int(arrays.pop(_PAIRS))
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = dict(file)
-        version = int(arrays.pop(_VERSION))
-        if version != FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: weights of format {version}, but this version of hypertrack_jax reads "
-                f"format {FORMAT_VERSION}; use the version that wrote them."
-            )
-        tune = tune_from_json(json.dumps(json.loads(arrays.pop(_TUNE).tobytes())))
-        num_pairs = int(arrays.pop(_PAIRS))
         tree = jax.tree.map(jax.numpy.asarray, nested(arrays))
-        return Weights(tune, tree["params"], tree["batch_stats"], num_pairs)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such file of weights.") from error
-    except (zipfile.BadZipFile, KeyError, EOFError, OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not a whole file of weights; get it anew.") from error
+        return Weights(
+            tune_from_json(tune.tobytes().decode()), tree["params"], tree["batch_stats"], num_pairs
+        )
+    # Text that is no JSON; a name that is missing, or both an array and a group of arrays.
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: damaged or not {FORMAT.kind}; {FORMAT.remedy}.") from error
 
 
 def fit_weights(weights: Weights, into: dict[str, Any], name: str) -> Fitted:

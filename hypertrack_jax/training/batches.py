@@ -14,6 +14,7 @@ from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event, step_event_ids
 from hypertrack_jax.graph.event_graph import EventGraph, bucket_for, event_graph
+from hypertrack_jax.streams import stream
 from hypertrack_jax.training.flow_loss import hit_conditions
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
@@ -57,7 +58,7 @@ def step_events(
     """
     ids = step_event_ids(source.event_ids, source.seed, step, batch_size)
     return [
-        _drawn(source, ids[place], np.random.default_rng([source.seed, step, place]))
+        _drawn(source, ids[place], stream("thin for training", source.seed, step, place))
         for place in (range(batch_size) if places is None else places)
     ]
 
@@ -65,7 +66,7 @@ def step_events(
 def fixed_events(source: EventSource) -> Iterator[Event]:
     """The events of the source in order, each thinned the same way at every call."""
     for event_id in source.event_ids:
-        yield _drawn(source, event_id, np.random.default_rng([source.seed, event_id]))
+        yield _drawn(source, event_id, stream("thin", source.seed, event_id))
 
 
 def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: Tune) -> Batch:

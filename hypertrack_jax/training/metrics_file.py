@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 
 METRICS_FILE = "metrics.jsonl"
 """Name of the file in the log directory of a run."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Float64, Int32
 
+from hypertrack_jax.streams import stream
 from hypertrack_jax.voxdyn.voronoi import (
     VoronoiIndex,
     approximate_cells,
@@ -63,7 +64,7 @@ def fit_centroids(
             f"--ncell={num_cells} is more than the {len(position)} particle hits to fit it on; "
             "choose fewer cells, more events or a larger --max_centroid_hits."
         )
-    rng = np.random.default_rng(seed)
+    rng = stream("fit centroids", seed)
     centroids = position[rng.choice(len(position), num_cells, replace=False)]
     centroids = centroids[spatial_order(centroids)]
     index = _to_device(build_index(centroids, LIST_LENGTH))

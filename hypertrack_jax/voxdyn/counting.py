@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.files import replace_file
 from hypertrack_jax.voxdyn.connectivity import PackedPairs, merge_pairs, merge_runs
 
 SPILL_PAIRS = 2**24

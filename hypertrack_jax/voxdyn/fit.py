@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE, Event
-from hypertrack_jax.events.store import replace_file
 from hypertrack_jax.events.topology import require_topology, truth_edges
+from hypertrack_jax.files import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.memory import require_memory
+from hypertrack_jax.streams import stream
 from hypertrack_jax.voxdyn.centroids import CentroidFit, fit_centroids
 from hypertrack_jax.voxdyn.connectivity import (
     MAX_CELLS,
@@ -43,6 +45,16 @@ each other in azimuth, and in pairs at z and -z. An event that is turned or mirr
 as another event."""
 MAX_COPIES = 64
 """Most copies of an event: the symmetries at 16 azimuths."""
+_CENTROIDS = NpzFormat(
+    kind="a file of centroids",
+    remedy="remove its directory and fit anew",
+    arrays={
+        "key": ArrayType(np.str_, ()),
+        "centroids": ArrayType(np.float32, ("cell", 3)),
+        "objective": ArrayType(np.float64, ("iteration",)),
+        "space": ArrayType(np.float32, (2, 3)),
+    },
+)
 _GOLDEN = (5**0.5 - 1) / 2
 _BYTES_PER_CELL = 2000
 """Memory that a fit takes for each cell: search index, neighbour lists and their making."""
@@ -236,7 +248,7 @@ def sample_particle_hits(
     draws, positions = np.zeros(0), np.zeros((0, 3), np.float32)
     for event in events:
         position = event.position[event.hit_particle != NOISE]
-        draw = np.random.default_rng([seed, event.event_id]).random(len(position))
+        draw = stream("sample hits for centroids", seed, event.event_id).random(len(position))
         if len(draws) >= max_hits:
             # Only draws below the largest one kept can enter; most hits of late events cannot.
             is_low = draw < draws[:max_hits].max()
@@ -294,24 +306,18 @@ def _load_centroids(path: Path, key: str) -> Centroids | None:
     """The centroids of an unfinished fit with the same settings; None where there are none."""
     if not path.is_file():
         return None
-    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-        if str(file["key"]) != key:
-            raise ValueError(
-                f"{path.parent} holds an unfinished fit with other events, --niter, --seed or "
-                "--max_centroid_hits; finish it with its own flags, or remove the directory."
-            )
-        return Centroids(CentroidFit(file["centroids"], file["objective"]), file["space"])
+    arrays = read_npz(path, _CENTROIDS)
+    if str(arrays["key"]) != key:
+        raise UserError(
+            f"{path.parent} holds an unfinished fit with other events, --niter, --seed or "
+            "--max_centroid_hits; finish it with its own flags, or remove the directory."
+        )
+    return Centroids(CentroidFit(arrays["centroids"], arrays["objective"]), arrays["space"])
 
 
 def _save_centroids(path: Path, key: str, found: Centroids) -> None:
-    with replace_file(path) as file:
-        np.savez(
-            file,
-            key=key,
-            centroids=found.fit.centroids,
-            objective=found.fit.objective,
-            space=found.space,
-        )
+    arrays = {"key": key, "space": found.space, **found.fit._asdict()}
+    write_npz(path, _CENTROIDS, arrays)
 
 
 def _count_event(

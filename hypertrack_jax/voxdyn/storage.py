@@ -1,18 +1,34 @@
 """Host side: Voxel-Dynamics files, written whole or not at all, and never unpickled."""
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from hypertrack_jax.events.store import replace_file
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.files import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.memory import require_memory
 from hypertrack_jax.voxdyn.connectivity import Rows
 from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold, make_voxdyn
 
-FORMAT_VERSION = 2
+FORMAT = NpzFormat(
+    kind="a Voxel-Dynamics file",
+    remedy="remove it and make it anew with experiments/pretrain_voxdyn.py",
+    arrays={
+        "node2node": ArrayType(np.str_, ()),
+        "centroids": ArrayType(np.float32, ("cell", 3)),
+        "space": ArrayType(np.float32, (2, 3)),
+        "num_events": ArrayType(np.int64, ()),
+        "objective": ArrayType(np.float64, ("iteration",)),
+        "histogram": ArrayType(np.int64, ("count",)),
+        "row_offsets": ArrayType(np.int32, ("cell_plus_1",)),
+        "columns": ArrayType(np.int32, ("entry",)),
+        "counts": ArrayType(np.uint16, ("entry",)),
+    },
+    version=2,
+)
+"""What the file of an estimator holds."""
 _BYTES_PER_ENTRY = 10
 """Memory that reading takes for each entry of C: the entry, and its column once more."""
 _BYTES_PER_CELL = 400
@@ -31,19 +47,17 @@ def save_voxdyn(path: Path, vd: VoxelDynamics) -> Path:
     The search index is not written but made on loading.
 
     Raises:
-      ValueError: the estimator was loaded with pruned rows.
+      UserError: the estimator was loaded with pruned rows.
       OSError: no space or no permission.
     """
     if vd.min_count > 1:
-        raise ValueError(
+        raise UserError(
             f"{path}: this estimator holds only counts from {vd.min_count} on; load it with "
             "min_count=1 to write it."
         )
     fields: dict[str, Any] = {name: np.asarray(getattr(vd, name)) for name in _FIELDS}
     fields |= {name: np.asarray(part) for name, part in vd.rows._asdict().items()}
-    with replace_file(path) as file:
-        np.savez(file, format_version=FORMAT_VERSION, **fields)
-    return path
+    return write_npz(path, FORMAT, fields)
 
 
 def load_voxdyn(
@@ -66,7 +80,7 @@ def load_voxdyn(
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is damaged, of another format version, not what was asked for, or too
+      UserError: the file is damaged, of another format version, not what was asked for, or too
         large for this machine's memory.
     """
     if not path.is_file():
@@ -74,11 +88,11 @@ def load_voxdyn(
             f"{path}: no such file; make it with experiments/pretrain_voxdyn.py "
             f"--node2node={node2node or 'hyper'} --ncell={ncell or 16384}."
         )
-    fields = _read_fields(path)
+    fields = read_npz(path, FORMAT, [*_FIELDS, "row_offsets"])
     found = (str(fields["node2node"]), len(fields["centroids"]))
     for flag, value, asked in zip(("node2node", "ncell"), found, (node2node, ncell), strict=True):
         if asked is not None and value != asked:
-            raise ValueError(
+            raise UserError(
                 f"{path}: was fitted with --{flag}={value}, but --{flag}={asked} is asked for; "
                 f"run experiments/pretrain_voxdyn.py --{flag}={asked}."
             )
@@ -95,17 +109,6 @@ def load_voxdyn(
     )
 
 
-def _read_fields(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of the file but the two that have an element for each entry of C."""
-    fields = _read_arrays(path, ("format_version",))
-    if fields["format_version"] != FORMAT_VERSION:
-        raise ValueError(
-            f"{path}: format version {fields['format_version']}, but this program reads version "
-            f"{FORMAT_VERSION}; make it anew with experiments/pretrain_voxdyn.py."
-        )
-    return _read_arrays(path, (*_FIELDS, "row_offsets"))
-
-
 def _read_rows(path: Path, row_offsets: np.ndarray, num_cells: int, min_count: int) -> Rows:
     """C on the device, one array after the other: each passes through host memory once."""
     num_entries = int(row_offsets[-1]) if len(row_offsets) else 0
@@ -114,7 +117,7 @@ def _read_rows(path: Path, row_offsets: np.ndarray, num_cells: int, min_count: i
         f"{path}: C with {num_entries} entries",
         "fewer cells",
     )
-    counts = _read_arrays(path, ("counts",))["counts"]
+    counts = read_npz(path, FORMAT, ["counts"])["counts"]
     # Looked up without further checks: rows that do not fit together would lead it astray.
     is_sound = (
         len(row_offsets) == num_cells + 1
@@ -128,35 +131,16 @@ def _read_rows(path: Path, row_offsets: np.ndarray, num_cells: int, min_count: i
         counts = counts[is_kept]
     device_counts = jnp.asarray(counts)
     del counts
-    columns = _read_arrays(path, ("columns",))["columns"]
+    columns = read_npz(path, FORMAT, ["columns"])["columns"]
     if not (
         is_sound
         and num_entries == len(columns)
         and (num_entries == 0 or (columns.min() >= 0 and columns.max() < num_cells))
     ):
-        raise ValueError(
+        raise UserError(
             f"{path}: the rows of C do not fit together; remove the file and make it anew with "
             "experiments/pretrain_voxdyn.py."
         )
     if min_count > 1:
         columns = columns[is_kept]
     return Rows(jnp.asarray(row_offsets), jnp.asarray(columns), device_counts)
-
-
-def _read_arrays(path: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Some arrays of the file."""
-    try:
-        # np.load leaves a file that it opened itself open when the file is damaged.
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = sorted(set(names) - set(file.files))
-            if not missing:
-                return {name: file[name] for name in names}
-    # What np.load raises for a zip cut short, a flipped bit, an empty file, another kind of file.
-    except (zipfile.BadZipFile, EOFError, ValueError, LookupError, TypeError, OSError) as error:
-        raise ValueError(
-            f"{path}: damaged or not a Voxel-Dynamics file ({error}); remove it and make it anew "
-            "with experiments/pretrain_voxdyn.py."
-        ) from error
-    raise ValueError(
-        f"{path}: lacks {', '.join(missing)}; make it anew with experiments/pretrain_voxdyn.py."
-    )

@@ -10,13 +10,13 @@ import pytest
 from handmade import assert_same_event, random_event
 
 from hypertrack_jax.events.event import NOISE
-from hypertrack_jax.events.store import replace_file
 from hypertrack_jax.events.trackml import (
     list_event_ids,
     read_event,
     write_event_csv,
     write_submission,
 )
+from hypertrack_jax.files import replace_file
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "trackml"
 

@@ -104,8 +104,8 @@ def test_damaged_files(vd, tmp_path):
 
 def test_file_that_lacks_an_array(vd, tmp_path):
     path = tmp_path / "x.npz"
-    np.savez(path, format_version=storage.FORMAT_VERSION, centroids=vd.centroids)
-    with pytest.raises(ValueError, match=r"x\.npz: lacks histogram, node2node"):
+    np.savez(path, format_version=2, centroids=vd.centroids)
+    with pytest.raises(ValueError, match=r"x\.npz: damaged .*\(lacks histogram, node2node"):
         storage.load_voxdyn(path)
 
 
@@ -141,7 +141,7 @@ def test_rows_that_do_not_fit_together(vd, tmp_path, damage, min_count):
 def test_pickled_objects_are_never_loaded(vd, tmp_path):
     path = storage.save_voxdyn(tmp_path / "x.npz", vd)
     rewrite(path, node2node=np.array("hyper", dtype=object))
-    with pytest.raises(ValueError, match=r"x\.npz: damaged or not .* allow_pickle"):
+    with pytest.raises(ValueError, match=r"x\.npz: damaged or not .*node2node is not an array"):
         storage.load_voxdyn(path)
 
 
