@@ -10,6 +10,7 @@ import command_line
 from absl import flags
 from studies.event_comparison import plot_comparison, sample_of, summarize
 
+from hypertrack_jax.evaluation.tables import markdown_table
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.events.trackml import read_event
 
@@ -29,9 +30,9 @@ def main() -> None:
     real = sample_of([read_event(Path(INPUT.value).expanduser(), REAL_EVENT.value)])
     simulated = sample_of([load_event(directory, event_id) for event_id in ids])
     found, expected = summarize(simulated), summarize(real)
-    print(f"{'':32}{'simulated':>12}{'real':>12}")
-    for name in sorted(found.keys() & expected.keys(), key=list(found).index):
-        print(f"{name:32}{found[name]:12.3f}{expected[name]:12.3f}")
+    names = sorted(found.keys() & expected.keys(), key=list(found).index)
+    lines = [[name, f"{found[name]:.3f}", f"{expected[name]:.3f}"] for name in names]
+    print(markdown_table(["per event or particle", "simulated", "real"], lines))
     plot_comparison(figure, simulated, real)
     print(figure)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import command_line
 from absl import flags
-from studies.curves import plot_curves, read_curves
+from studies.training_curves import plot_curves, read_curves
 
 flags.adopt_module_key_flags(command_line)
 

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from benchmarks.program_cost import ProgramCost
+from hypertrack_jax.evaluation.tables import markdown_table
 from hypertrack_jax.files import replace_file
 from hypertrack_jax.memory import give_back_freed_memory, keep_freed_memory
 
@@ -152,12 +153,11 @@ def markdown(timings: Sequence[Timing]) -> str:
     table = [_cells(timing) for timing in timings]
     # Columns that no timing has anything to say in are left out.
     titles = [title for title in _TITLES if any(row[title] for row in table)]
-    lines = ["| " + " | ".join(titles) + " |", "|---" + "|--:" * (len(titles) - 1) + "|"]
-    lines += ["| " + " | ".join(row[title] or "-" for title in titles) + " |" for row in table]
-    costs = [_cost_line(timing.suite, timing.cost) for timing in timings if timing.cost]
+    tables = [markdown_table(titles, [[row[title] for title in titles] for row in table])]
+    costs = [_cost_cells(timing.suite, timing.cost) for timing in timings if timing.cost]
     if costs:
-        lines += ["", *_COST_HEAD, *costs]
-    return "\n".join(lines)
+        tables.append(markdown_table(_COST_TITLES, costs))
+    return "\n\n".join(tables)
 
 
 def write_timings(path: Path, timings: Sequence[Timing], notes: Sequence[str] = ()) -> list[Path]:
@@ -232,10 +232,14 @@ _TITLES = (
     "purity",
     "DMS",
 )
-_COST_HEAD = (
-    "| program | products, Gflop | all, Gflop, loops once | traffic, GB, loops once | "
-    "arguments, GB | results, GB | temporary, GB |",
-    "|---|--:|--:|--:|--:|--:|--:|",
+_COST_TITLES = (
+    "program",
+    "products, Gflop",
+    "all, Gflop, loops once",
+    "traffic, GB, loops once",
+    "arguments, GB",
+    "results, GB",
+    "temporary, GB",
 )
 
 
@@ -252,5 +256,5 @@ def _cells(timing: Timing) -> dict[str, str]:
     return dict(zip(_TITLES, cells, strict=True))
 
 
-def _cost_line(suite: str, cost: ProgramCost) -> str:
-    return f"| {suite} | " + " | ".join(f"{value / 1e9:.3g}" for value in cost) + " |"
+def _cost_cells(suite: str, cost: ProgramCost) -> list[str]:
+    return [suite, *(f"{value / 1e9:.3g}" for value in cost)]

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.report import summarise
+from hypertrack_jax.evaluation.tables import DASH, markdown_table
 from hypertrack_jax.files import replace_file
 from studies.graph_plots import (
     plot_centroid_hits,
@@ -65,7 +66,7 @@ def claim_table(points: Points) -> str:
         setting = {name: row.pop(name) for name in [*row] if name not in _MEASURED}
         del setting["event_id"]
         groups.setdefault(tuple(setting.items()), []).append(row)
-    lines: list[list[str]] = []
+    heading, lines = [], []
     for setting, rows in groups.items():
         summary = summarise(rows)
         shown = [name for name in _HEADINGS if name in summary]
@@ -75,9 +76,9 @@ def claim_table(points: Points) -> str:
             "TPR std": summary["tpr"].std,
             "n": len(rows),
         }
-        lines = lines or [[*cells]]
+        heading = [*cells]
         lines.append([*map(_text, cells.values())])
-    return _markdown(lines)
+    return markdown_table(heading, lines) if lines else ""
 
 
 def notes(points: Points) -> list[str]:
@@ -117,19 +118,5 @@ def _flat(point: GraphPoint | CentroidPoint) -> dict:
 
 def _text(value: object) -> str:
     if value is None:
-        return "-"
+        return DASH
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table, aligned for reading as it stands; the first line is the heading."""
-    if not lines:
-        return ""
-    # Markdown asks for at least a dash and a colon below each heading.
-    widths = [max(2, *map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * (width - 1) + ":" for width in widths]
-    aligned = [
-        [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        for line in [lines[0], rule, *lines[1:]]
-    ]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in aligned)

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from hypertrack_jax.evaluation.metrics import track_scores
+from hypertrack_jax.evaluation.tables import markdown_table, mean_and_spread
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 
@@ -21,8 +20,8 @@ class ClusterScore(NamedTuple):
     event_id: int
     method: str
     edge_threshold: float
-    scores: dict[str, float]
-    """By the names in `SCORES`; NaN where there is nothing to divide by."""
+    scores: dict[str, float | None]
+    """By the names in `SCORES`; None where there is nothing to divide by."""
     seconds: float
     """Wall time of the clustering, components included, compiled before."""
 
@@ -56,7 +55,6 @@ def compare_clusterers(
                 seconds = time.perf_counter() - started
                 found = track_scores(event, tracks.hit_label, cluster.min_hits)
                 values = {name: getattr(found, name) for name in SCORES}
-                values = {name: np.nan if v is None else v for name, v in values.items()}
                 yield ClusterScore(event.event_id, method, threshold, values, seconds)
 
 
@@ -64,19 +62,11 @@ def comparison_table(results: Sequence[ClusterScore]) -> str:
     """Mean and standard deviation over events, a row per method and threshold, in Markdown."""
     keys = list(dict.fromkeys((one.method, one.edge_threshold) for one in results))
     names = {"dms": "DMS", "trackml": "TrackML"}
-    titles = ["clusterer", "edge threshold", *(names.get(n, n.replace("_", " ")) for n in SCORES)]
-    lines = [[*titles, "ms"], ["---"] * (len(titles) + 1)]
+    titles = [names.get(name, name.replace("_", " ")) for name in SCORES]
+    lines = []
     for method, threshold in keys:
         rows = [one for one in results if (one.method, one.edge_threshold) == (method, threshold)]
-        cells = [_spread([one.scores[name] for one in rows], 3) for name in SCORES]
-        milliseconds = _spread([1e3 * one.seconds for one in rows], 1)
+        cells = [mean_and_spread([one.scores[name] for one in rows], 3) for name in SCORES]
+        milliseconds = mean_and_spread([1e3 * one.seconds for one in rows], 1)
         lines.append([method, f"{threshold:g}", *cells, milliseconds])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation, what is not a number left out."""
-    kept = np.asarray(values)[~np.isnan(values)]
-    if not len(kept):
-        return "-"
-    return f"{kept.mean():.{digits}f} ± {kept.std():.{digits}f}"
+    return markdown_table(["clusterer", "edge threshold", *titles, "ms"], lines)

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
+from hypertrack_jax.evaluation.tables import summary_of
 from studies.points import CentroidPoint, GraphPoint
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 Point = TypeVar("Point")
 
 
-class Curve(NamedTuple):
+class MeanLine(NamedTuple):
     """Mean and spread over events along one line of a figure."""
 
     x: Float64[np.ndarray, " place"]
@@ -40,7 +41,7 @@ class Curve(NamedTuple):
     mean: Float64[np.ndarray, " place"]
     """Mean over the events."""
     std: Float64[np.ndarray, " place"]
-    """Standard deviation over the events, of the sample; 0 for a single event."""
+    """Standard deviation over the events, see `Summary`; NaN, which draws no bar, for one event."""
 
 
 def plot_pileup(path: Path, points: Sequence[GraphPoint]) -> None:
@@ -90,7 +91,7 @@ def plot_training_events(path: Path, points: Sequence[GraphPoint]) -> None:
             lines = _grouped(of_topology, lambda point: (point.num_cells, point.quality.min_count))
             for (num_cells, min_count), group in lines.items():
                 axes.errorbar(
-                    *_curve(group, lambda point: point.num_events, _score("tpr")),
+                    *_mean_line(group, lambda point: point.num_events, _score("tpr")),
                     color=colours[num_cells],
                     ls=styles[min_count],
                     marker="o",
@@ -191,7 +192,7 @@ def _figure_of_lines(
         for axes, (label, y) in zip(panels, quantities.items(), strict=True):
             for (topology, num_cells, min_count), group in lines.items():
                 axes.errorbar(
-                    *_curve(group, x, y),
+                    *_mean_line(group, x, y),
                     color=colours[num_cells],
                     ls=styles[topology],
                     marker=markers[min_count],
@@ -230,21 +231,19 @@ def _grouped(points: Iterable[Point], key: Callable[[Point], Hashable]) -> dict[
     return groups
 
 
-def _curve(
+def _mean_line(
     points: Sequence[Point],
     x: Callable[[Point], float],
     y: Callable[[Point], float | None],
-) -> Curve:
+) -> MeanLine:
     """Mean and spread of y at each x; events without a y do not count."""
     values = [(x(point), value) for point in points if (value := y(point)) is not None]
-    groups = {
-        place: np.array([value for _, value in group])
-        for place, group in sorted(_grouped(values, lambda pair: pair[0]).items())
-    }
-    return Curve(
-        np.array([*groups], np.float64),
-        np.array([group.mean() for group in groups.values()], np.float64),
-        np.array([group.std(ddof=1) if len(group) > 1 else 0.0 for group in groups.values()]),
+    groups = sorted(_grouped(values, lambda pair: pair[0]).items())
+    summaries = [summary_of(value for _, value in group) for _, group in groups]
+    return MeanLine(
+        np.array([place for place, _ in groups], np.float64),
+        np.array([summary.mean for summary in summaries], np.float64),
+        np.array([summary.std for summary in summaries], np.float64),
     )
 
 
@@ -255,7 +254,7 @@ def _path(
 ) -> tuple[Float64[np.ndarray, " place"], Float64[np.ndarray, " place"]]:
     """Means over the events of x and of y at each `min_count`, in its order."""
     known = [point for point in points if x(point) is not None and y(point) is not None]
-    along_x, along_y = (_curve(known, lambda point: point.quality.min_count, z) for z in (x, y))
+    along_x, along_y = (_mean_line(known, lambda point: point.quality.min_count, z) for z in (x, y))
     return along_x.mean, along_y.mean
 
 

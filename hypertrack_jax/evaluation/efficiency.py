@@ -12,6 +12,7 @@ from scipy.stats import binomtest
 
 from hypertrack_jax.evaluation.metrics import match_tracks
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
+from hypertrack_jax.evaluation.tables import markdown_table
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.events.kinematics import pseudorapidity
 
@@ -92,7 +93,7 @@ def wilson_interval(num_found: int, num_all: int) -> tuple[float, float]:
 
 def efficiency_table(found: Mapping[str, BinnedEfficiency]) -> str:
     """One line per bin that has particles, in Markdown, with `wilson_interval`."""
-    lines = ["| | | particles | efficiency |", "|---|---|--:|--:|"]
+    lines = []
     for name, of in found.items():
         for label, num_found, num_all in zip(
             bin_labels(name), of.num_found.tolist(), of.num_all.tolist(), strict=True
@@ -101,8 +102,8 @@ def efficiency_table(found: Mapping[str, BinnedEfficiency]) -> str:
                 share = num_found / num_all
                 low, high = wilson_interval(num_found, num_all)
                 ends = f"{share:.3f} (-{share - low:.3f} +{high - share:.3f})"
-                lines.append(f"| {name} | {label} | {num_all} | {ends} |")
-    return "\n".join(lines)
+                lines.append([name, label, str(num_all), ends])
+    return markdown_table(["quantity", "bin", "particles", "efficiency"], lines, num_words=2)
 
 
 def plot_efficiency(path: Path, found: Mapping[str, BinnedEfficiency]) -> None:

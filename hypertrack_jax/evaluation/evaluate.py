@@ -15,7 +15,7 @@ from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.evaluation.graph_quality import graph_row
 from hypertrack_jax.evaluation.metrics import edge_scores, graph_scores, track_scores
 from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_roc
-from hypertrack_jax.evaluation.report import EVENT, Row
+from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels, truth_edges
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
@@ -117,7 +117,7 @@ def score_event(event: Event, tracks: Tracks, tune: Tune) -> Evaluated:
 
     The graph is judged by the topology that C counts, the edges by that of their labels.
     """
-    size = {EVENT: event.event_id, "hits": len(event.position), "edges": len(tracks.senders)}
+    size = {EVENT_ID: event.event_id, "hits": len(event.position), "edges": len(tracks.senders)}
     milliseconds = {f"{name} ms": 1e3 * value for name, value in tracks.seconds.items()}
     if event.has_truth:
         node2node = tune.voxdyn.node2node

@@ -13,7 +13,7 @@ from scipy import sparse
 from scipy.sparse import csgraph
 
 from hypertrack_jax.evaluation.metrics import GraphScores, graph_scores
-from hypertrack_jax.evaluation.report import EVENT, Row
+from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.events.topology import edge_labels, require_topology, truth_edges
 from hypertrack_jax.voxdyn.model import CandidateEdges
@@ -89,7 +89,7 @@ def graph_row(
     keep_all = int(edges.counts.min(initial=1))
     (quality,) = min_count_scan(event, edges, node2node, [keep_all])
     row = {
-        EVENT: event.event_id,
+        EVENT_ID: event.event_id,
         "hits": len(event.position),
         "edges": quality.num_edges,
         "degree": quality.mean_degree,

@@ -1,7 +1,7 @@
 """Host side: the scores of many events as tables and as JSON.
 
 A row is what is known of one event: a mapping from a column's name to a number, the event's id
-under `EVENT`. Any names will do; the columns come in the order in which the rows first name
+under `EVENT_ID`. Any names will do; the columns come in the order in which the rows first name
 them. A value that does not apply, such as a score of an event without truth, is None or left out:
 it is `-` in a table, null in JSON, and not in the mean.
 """
@@ -10,33 +10,23 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from hypertrack_jax.evaluation.tables import DASH, Summary, markdown_table, summary_of
 from hypertrack_jax.files import replace_file
 
-EVENT = "event"
+EVENT_ID = "event"
 """The column of the event's id: the first of every table, and never averaged."""
 
 Value: TypeAlias = int | float | np.integer | np.floating | None
 Row: TypeAlias = Mapping[str, Value]
 
 
-class Summary(NamedTuple):
-    """One column over all events."""
-
-    mean: float | None
-    """Mean of the values there are; None without any."""
-    std: float | None
-    """Their standard deviation (of the sample, with n - 1); None below two values."""
-    n: int
-    """Number of values there are."""
-
-
 def summarise(rows: Sequence[Row]) -> dict[str, Summary]:
-    """Mean, standard deviation and number of values of each column but `EVENT`."""
-    return {name: _summary(_column(rows, name)) for name in _names(rows) if name != EVENT}
+    """Mean, standard deviation and number of values of each column but `EVENT_ID`."""
+    return {name: summary_of(_column(rows, name)) for name in _names(rows) if name != EVENT_ID}
 
 
 def event_table(rows: Sequence[Row], width: int = 120) -> str:
@@ -58,7 +48,7 @@ def event_table(rows: Sequence[Row], width: int = 120) -> str:
         if _line_width([*tables[-1], column]) > width and len(tables[-1]) > 1:
             tables.append([identifier])
         tables[-1].append(column)
-    return "\n\n".join(_markdown(table) for table in tables)
+    return "\n\n".join(map(_table_of, tables))
 
 
 def summary_table(rows: Sequence[Row]) -> str:
@@ -66,14 +56,11 @@ def summary_table(rows: Sequence[Row]) -> str:
     summaries = summarise(rows)
     # A column's mean and standard deviation share its format; different columns need not.
     numbers = [_texts([summary.mean, summary.std]) for summary in summaries.values()]
-    return _markdown(
-        [
-            ["quantity", *summaries],
-            ["mean", *(mean for mean, _ in numbers)],
-            ["std", *(std for _, std in numbers)],
-            ["n", *(str(summary.n) for summary in summaries.values())],
-        ]
-    )
+    lines = [
+        [name, *texts, str(summary.n)]
+        for (name, summary), texts in zip(summaries.items(), numbers, strict=True)
+    ]
+    return markdown_table(["quantity", "mean", "std", "n"], lines)
 
 
 def write_report(path: Path, rows: Sequence[Row], settings: Mapping[str, object]) -> None:
@@ -95,7 +82,7 @@ def write_report(path: Path, rows: Sequence[Row], settings: Mapping[str, object]
         for name, value in row.items():
             if value is not None and not math.isfinite(value):
                 raise ValueError(
-                    f"{path}: event {row.get(EVENT)} has the value {value} for {name!r}; "
+                    f"{path}: event {row.get(EVENT_ID)} has the value {value} for {name!r}; "
                     "a report holds finite numbers, and None where there is none."
                 )
     report = {
@@ -109,22 +96,13 @@ def write_report(path: Path, rows: Sequence[Row], settings: Mapping[str, object]
 
 
 def _names(rows: Sequence[Row]) -> list[str]:
-    """Names of all columns: `EVENT` first, the others in the order of their first appearance."""
+    """Names of all columns: `EVENT_ID` first, the others in the order of their first appearance."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return [EVENT, *(name for name in names if name != EVENT)] if rows else []
+    return [EVENT_ID, *(name for name in names if name != EVENT_ID)] if rows else []
 
 
 def _column(rows: Sequence[Row], name: str) -> list[Value]:
     return [row.get(name) for row in rows]
-
-
-def _summary(values: Sequence[Value]) -> Summary:
-    known = np.array([value for value in values if value is not None], np.float64)
-    return Summary(
-        mean=float(known.mean()) if len(known) else None,
-        std=float(known.std(ddof=1)) if len(known) > 1 else None,
-        n=len(known),
-    )
 
 
 def _plain(value: Value) -> int | float | None:
@@ -144,24 +122,16 @@ def _texts(values: Sequence[Value]) -> list[str]:
 
     def text(value: Value) -> str:
         if value is None:
-            return "-"
+            return DASH
         return f"{value:{form}}" if isinstance(value, float | np.floating) else str(value)
 
     return [text(value) for value in values]
 
 
+def _table_of(columns: Sequence[Sequence[str]]) -> str:
+    heading, *lines = zip(*columns, strict=True)
+    return markdown_table(heading, lines)
+
+
 def _line_width(columns: Sequence[Sequence[str]]) -> int:
     return sum(max(map(len, column)) + 3 for column in columns) + 1
-
-
-def _markdown(columns: Sequence[Sequence[str]]) -> str:
-    """A table of text columns, the first cell of each its heading; numbers to the right."""
-    widths = [max(map(len, column)) for column in columns]
-    aligned = [
-        [cell.rjust(width) for cell in column]
-        for column, width in zip(columns, widths, strict=True)
-    ]
-    aligned[0] = [cell.ljust(widths[0]) for cell in columns[0]]
-    rules = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
-    heading, *lines = ("| " + " | ".join(cells) + " |" for cells in zip(*aligned, strict=True))
-    return "\n".join([heading, "|" + "|".join(rules) + "|", *lines])

@@ -55,13 +55,13 @@ def test_a_published_table_fits_120_columns():
 
 def test_summary_table():
     assert report.summary_table(ROWS).splitlines() == [
-        "| quantity |     mean |    std | n |",
-        "|:---------|---------:|-------:|--:|",
-        "| hits     |     1000 |    100 | 3 |",
-        "| GNN AUC  |   0.7438 | 0.3448 | 2 |",
-        "| GNN FPR  | 2.50e-04 |      - | 1 |",
-        "| CC ms    |    43.50 |  58.06 | 3 |",
-        "| DMS      |   0.2500 |      - | 1 |",
+        "| quantity |     mean |    std |  n |",
+        "|:---------|---------:|-------:|---:|",
+        "| hits     |     1000 |    100 |  3 |",
+        "| GNN AUC  |   0.7438 | 0.3448 |  2 |",
+        "| GNN FPR  | 2.50e-04 |      - |  1 |",
+        "| CC ms    |    43.50 |  58.06 |  3 |",
+        "| DMS      |   0.2500 |      - |  1 |",
     ]
 
 

@@ -134,10 +134,11 @@ def test_tables_tell_what_there_is(tmp_path):
     scored = plain._replace(suite="a / peer", efficiency=0.5, dms=0.25, cost=cost)
     assert "efficiency" not in markdown([plain]) and "CPU" not in markdown([plain])
     lines = markdown([plain, scored]).splitlines()
-    assert lines[0].count("|") == lines[2].count("|")
-    assert lines[2].endswith("| 2.0 | 1.0 | 4.0 | 0.50 | - | - |")
-    assert lines[3].endswith("| 0.500 | 0.250 |")
-    assert lines[-1] == "| a / peer | 2 | 3 | 4 | 5e-09 | 6e-09 | 7e-09 |"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len(cells[0]) == len(cells[2])
+    assert cells[2][-6:] == ["2.0", "1.0", "4.0", "0.50", "-", "-"]
+    assert cells[3][-2:] == ["0.500", "0.250"]
+    assert cells[-1] == ["a / peer", "2", "3", "4", "5e-09", "6e-09", "7e-09"]
     json_file, tables = write_timings(tmp_path / "b.json", [plain, scored], ["a note"])
     report = json.loads(json_file.read_text())
     assert report["timings"][1]["cost"]["products"] == 2e9

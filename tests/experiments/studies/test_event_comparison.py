@@ -104,11 +104,10 @@ def test_script(tmp_path):
 
     done = run("--event_end=1001")
     assert done.returncode == 0, done.stderr
-    lines = dict(line.rsplit(maxsplit=2)[::2] for line in done.stdout.splitlines()[1:-1])
+    lines = [line.strip("|").split("|") for line in done.stdout.splitlines()[2:-1]]
+    real = {name.strip(): float(value) for name, _, value in lines}
     expected = summarize(sample_of([helix_event(0, num_particles=30, event_id=1)]))
-    assert float(lines["hits per particle"]) == pytest.approx(
-        expected["hits per particle"], abs=1e-3
-    )
+    assert real["hits per particle"] == pytest.approx(expected["hits per particle"], abs=1e-3)
     assert (tmp_path / "figs" / "simulation.png").is_file()
 
     missing = run("--event_end=1002")

@@ -57,11 +57,11 @@ def point(tpr=0.9, degree=10.0, **changes):
 
 
 def bars_of(axes):
-    """Of each line with error bars: its label, places, means, and lower and upper ends."""
+    """Of each line: its label, places, means, and lower and upper ends of the bars there are."""
     found = {}
     for container in axes.containers:
         line, _, (bars,) = container
-        ends = np.array([segment[:, 1] for segment in bars.get_segments()])
+        ends = np.array([bar[:, 1] for bar in bars.get_segments() if len(bar)])
         found[container.get_label()] = (*line.get_data(), ends)
     return found
 
@@ -100,6 +100,8 @@ def test_pileup_figure_shows_mean_and_spread_over_events(tmp_path, figures):
     np.testing.assert_allclose(bars_of(purity)[hyper][1], [0.5, 0.02])
     assert len(bars_of(purity)[mixed][0]) == 0
     np.testing.assert_allclose(bars_of(tpr)[mixed][1], [0.5])
+    # One event has no spread.
+    assert len(bars_of(tpr)[mixed][2]) == 0
     assert [axes.get_xscale() for axes in figures[0].axes] == ["log"] * 3
     assert [label.get_text() for label in tpr.get_xticklabels()] == ["2", "200"]
     assert tpr.get_ylim()[0] < 0.5

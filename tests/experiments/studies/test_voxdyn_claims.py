@@ -260,7 +260,7 @@ def test_table_has_a_line_for_each_setting_with_means_over_events(measured):
     heading, rule, *lines = claim_report.claim_table(measured["trade"]).splitlines()
     names = [cell.strip() for cell in heading.strip("|").split("|")]
     assert len(lines) == 2 * 2 * 2 and len({*map(len, [heading, rule, *lines])}) == 1
-    assert re.fullmatch(r"\|( -+: \|)+", rule)
+    assert re.fullmatch(r"\|:-+\|(-+:\|)+", rule)
     cells = dict(zip(names, (cell.strip() for cell in lines[0].strip("|").split("|")), strict=True))
     both = [
         p.quality.tpr
