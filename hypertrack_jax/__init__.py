@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from hypertrack_jax.events.pileup import thin
     from hypertrack_jax.events.store import load_event, save_event
     from hypertrack_jax.events.trackml import read_event, write_submission
+    from hypertrack_jax.reconstruction.candidates import predict_edges
     from hypertrack_jax.reconstruction.export import export_reconstruction
     from hypertrack_jax.reconstruction.reconstructor import Reconstructor
     from hypertrack_jax.training.batches import EventSource
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from hypertrack_jax.tunes.load import load_tune
     from hypertrack_jax.tunes.tune import Tune
     from hypertrack_jax.voxdyn.fit import fit_voxdyn
-    from hypertrack_jax.voxdyn.model import predict_edges
 
 _MODULES = {
     "Event": "events.event",
@@ -38,7 +38,7 @@ _MODULES = {
     "fit_voxdyn": "voxdyn.fit",
     "load_event": "events.store",
     "load_tune": "tunes.load",
-    "predict_edges": "voxdyn.model",
+    "predict_edges": "reconstruction.candidates",
     "read_event": "events.trackml",
     "save_event": "events.store",
     "thin": "events.pileup",

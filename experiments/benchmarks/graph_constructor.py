@@ -20,12 +20,13 @@ from scipy.spatial import KDTree
 from benchmarks.timing import Seconds, Timing, alone, in_turn, run_once, timing_of
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.streams import stream
 from hypertrack_jax.voxdyn.centroids import fit_centroids
 from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, remove_unfinished, sample_particle_hits
-from hypertrack_jax.voxdyn.model import assign_hits, hit_cells, predict_edges
+from hypertrack_jax.voxdyn.model import pad_hits
 from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
-from hypertrack_jax.voxdyn.voronoi import build_index
+from hypertrack_jax.voxdyn.voronoi import assign_cells, build_index
 
 FLAT_HITS = 4096
 """Hits that the exhaustive search is timed on; its time grows in proportion to them."""
@@ -136,7 +137,7 @@ def _measure_assign(setting: Setting, runs: int) -> Iterator[Timing]:
         tree, flat = KDTree(centroids), faiss.IndexFlatL2(3)
         flat.add(centroids)
         works = {
-            "ours": lambda index=index: assign_hits(index, position),
+            "ours": lambda index=index: assign_cells(index, pad_hits(position)),
             f"scipy cKDTree, {THREADS} workers": lambda tree=tree: tree.query(
                 position, workers=THREADS
             ),
@@ -218,7 +219,7 @@ def _graphs(setting: Setting, node2node: str, runs: int) -> list[Timing]:
     for rfactor in (0.01, 0.1, 0.3, 1.0):
         position = thin(full, rfactor, -1, stream("thin for a benchmark", 0)).position
         works: dict[str, Callable[[], Any]] = {
-            "assign": lambda position=position: hit_cells(vd, position),
+            "assign": lambda position=position: assign_cells(vd.index, pad_hits(position)),
             "graph": lambda position=position: predict_edges(vd, position),
         }
         num_edges = len(predict_edges(vd, position).senders)

@@ -26,13 +26,14 @@ from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.model.parameters import EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.networks.edge_inputs import block_size
 from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict, takes_pairs
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.reconstructor import Progress, Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
 from hypertrack_jax.training.event_loss import loss_method
 from hypertrack_jax.training.step import Model, begin_phase, event_gradient, init_state
 from hypertrack_jax.tunes.tune import Tune
-from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 _LOG = logging.getLogger(__name__)
 GOOD_EDGE, BAD_EDGE = 0.95, 0.02

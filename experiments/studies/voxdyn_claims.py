@@ -19,6 +19,7 @@ from scipy.spatial import KDTree
 
 from hypertrack_jax.evaluation.graph_quality import min_count_scan
 from hypertrack_jax.events.event import NOISE, Event
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.voxdyn.centroids import CentroidFit, fit_centroids
 from hypertrack_jax.voxdyn.fit import (
     Centroids,
@@ -29,7 +30,7 @@ from hypertrack_jax.voxdyn.fit import (
     open_counters,
     sample_particle_hits,
 )
-from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+from hypertrack_jax.voxdyn.model import VoxelDynamics
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 from hypertrack_jax.voxdyn.voronoi import build_index
 from studies.claim_report import CLAIMS, Points

@@ -18,10 +18,11 @@ from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_r
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels, truth_edges
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import Tune
-from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 EVENTS_PER_DEVICE = 4
 """Events that are read at once for each device; those of about the same size run together."""

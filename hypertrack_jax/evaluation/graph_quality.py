@@ -16,7 +16,7 @@ from hypertrack_jax.evaluation.metrics import GraphScores, graph_scores
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.events.topology import edge_labels, require_topology, truth_edges
-from hypertrack_jax.voxdyn.model import CandidateEdges
+from hypertrack_jax.reconstruction.candidates import CandidateEdges
 
 _JOINED_BY = {
     "hyper": "all pairs of hits of a particle",

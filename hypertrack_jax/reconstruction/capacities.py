@@ -77,23 +77,9 @@ class FirstCapacities(NamedTuple):
 def first_capacities(
     num_hits: int, voxdyn: VoxelDynamics, min_count: int, cluster: ClusterTune
 ) -> FirstCapacities:
-    """The capacities that an event of so many hits is tried in first.
-
-    A hit has edges to hits of its particle, and to as many others as the density of C tells: where
-    2 % of it are connected, that was measured to be 42 edges for each hit of 1300, 354 of 14 600
-    and 2585 of 109 000.
-    """
+    """The capacities that an event of so many hits is tried in first."""
     num_places = capacity_for(num_hits + 1, LEAST_HITS)
-    num_hits = max(num_hits, LEAST_HITS)
-    num_cells = voxdyn.num_cells
-    connected = 2 * int(voxdyn.histogram[min_count:].sum()) / num_cells**2
-    degree = PARTNERS[voxdyn.node2node] + CROWD * min(connected, 1.0) * num_hits
-    per_row = len(voxdyn.rows.columns) / num_cells / BLOCK + 1
-    num_rows = min(BLOCK_MARGIN * num_hits, num_cells)
-    graph = GraphCapacities(
-        num_blocks=capacity_for(int(per_row * num_rows)),
-        num_edges=capacity_for(int(EDGE_MARGIN * degree * num_hits), LEAST_EDGES),
-    )
+    graph = graph_capacities(num_hits, voxdyn, min_count)
     has_search = cluster.cluster == "transformer"
     of_hops = NEIGHBORS[min(cluster.micrograph_hops, 2)]
     kept = KeptCapacities(_of(of_hops, num_places) if has_search else 0)
@@ -104,6 +90,25 @@ def first_capacities(
         num_seeds=num_places // HITS_PER_SEED,
     )
     return FirstCapacities(num_places, graph, kept, search)
+
+
+def graph_capacities(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> GraphCapacities:
+    """Room for the candidate graph of so many hits.
+
+    A hit has edges to hits of its particle, and to as many others as the density of C tells: where
+    2 % of it are connected, that was measured to be 42 edges for each hit of 1300, 354 of 14 600
+    and 2585 of 109 000.
+    """
+    num_hits = max(num_hits, LEAST_HITS)
+    num_cells = voxdyn.num_cells
+    connected = 2 * int(voxdyn.histogram[min_count:].sum()) / num_cells**2
+    degree = PARTNERS[voxdyn.node2node] + CROWD * min(connected, 1.0) * num_hits
+    per_row = len(voxdyn.rows.columns) / num_cells / BLOCK + 1
+    num_rows = min(BLOCK_MARGIN * num_hits, num_cells)
+    return GraphCapacities(
+        num_blocks=capacity_for(int(per_row * num_rows)),
+        num_edges=capacity_for(int(EDGE_MARGIN * degree * num_hits), LEAST_EDGES),
+    )
 
 
 def require_room(

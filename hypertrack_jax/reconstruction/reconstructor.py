@@ -16,6 +16,7 @@ from hypertrack_jax.capacities import until_enough
 from hypertrack_jax.clustering.density import DENSITY, density_clusters
 from hypertrack_jax.clustering.tracks import HitClusters, Tracks
 from hypertrack_jax.events.event import NOISE
+from hypertrack_jax.reconstruction.candidates import graph_constructor
 from hypertrack_jax.reconstruction.capacities import FirstCapacities, first_capacities, require_room
 from hypertrack_jax.reconstruction.hits import OrderedHits, ordered_hits
 from hypertrack_jax.reconstruction.stages import PaddedHits, Shared, Stage, stages_of
@@ -180,14 +181,10 @@ class Reconstructor:
 
     def shared(self) -> Shared:
         """What the stages take beside the hits."""
-        voxdyn = self.voxdyn
         return Shared(
-            voxdyn.rows,
-            voxdyn.index,
-            voxdyn.space,
+            graph_constructor(self.voxdyn, self.tune.voxdyn.min_count),
             self.params,
             self.batch_stats,
-            np.array(required_count(voxdyn, self.tune.voxdyn.min_count), np.int32),
             np.array(self.tune.cluster.edge_threshold, np.float32),
             jax.random.key(self.seed),
         )

@@ -34,8 +34,8 @@ from hypertrack_jax.voxdyn.model import is_inside
 from hypertrack_jax.voxdyn.voronoi import VoronoiIndex, assign_cells
 
 
-class Shared(NamedTuple):
-    """What all events share: the arrays of a model, and numbers that may change."""
+class GraphConstructor(NamedTuple):
+    """The arrays of Voxel-Dynamics."""
 
     rows: Rows
     """C."""
@@ -43,12 +43,18 @@ class Shared(NamedTuple):
     """Search index over the centroids."""
     space: Float32[Array | np.ndarray, "2 3"]
     """Smallest and largest coordinates of the training hits, in mm."""
+    min_count: Int32[Array | np.ndarray, ""]
+    """Smallest C[u, v] that makes edges."""
+
+
+class Shared(NamedTuple):
+    """What all events share: the arrays of a model, and numbers that may change."""
+
+    constructor: GraphConstructor
     params: dict[str, Any]
     """Weights of the edge predictor and of the clusterer."""
     batch_stats: Any
     """Running BatchNorm statistics of the edge predictor."""
-    min_count: Int32[Array | np.ndarray, ""]
-    """Smallest C[u, v] that makes edges."""
     edge_threshold: Float32[Array | np.ndarray, ""]
     """Edges with a smaller probability are cut."""
     key: PRNGKeyArray
@@ -125,23 +131,24 @@ def stages_of(tune: Tune, first: FirstCapacities) -> list[Stage]:
     ]
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def candidate_graph(
-    method: None, capacities: GraphCapacities, shared: Shared, hits: PaddedHits
+@partial(jax.jit, static_argnums=0)
+def candidate_edges(
+    capacities: GraphCapacities, constructor: GraphConstructor, hits: PaddedHits
 ) -> tuple[Candidates, GraphCapacities]:
-    """`VD`: the candidate graph of some hits."""
+    """All pairs of hits whose cells C connects; without edges where the capacities are exceeded."""
     position, num_hits = jnp.asarray(hits.position), jnp.asarray(hits.num_hits)
     is_hit = jnp.arange(len(position), dtype=jnp.int32) < num_hits
-    inside = is_hit & is_inside(jnp.asarray(shared.space), position)
+    index = constructor.index
+    inside = is_hit & is_inside(jnp.asarray(constructor.space), position)
     # A hit in the middle of the detector takes the place of all that need no cell: those outside
     # would have the search open every node.
-    centroid = jnp.asarray(shared.index.centroids)[:1]
-    cell = assign_cells(shared.index, jnp.where(inside[:, None], position, centroid))
-    cell = jnp.where(inside, cell, len(shared.index.centroids))
+    centroid = jnp.asarray(index.centroids)[:1]
+    cell = assign_cells(index, jnp.where(inside[:, None], position, centroid))
+    cell = jnp.where(inside, cell, len(index.centroids))
     found = edges_of_cells(
-        shared.rows,
+        constructor.rows,
         cell,
-        shared.min_count,
+        constructor.min_count,
         block_capacity=capacities.num_blocks,
         edge_capacity=capacities.num_edges,
     )
@@ -154,6 +161,13 @@ def candidate_graph(
     num_outside = (is_hit & ~inside).sum(dtype=jnp.int32)
     needed: Any = GraphCapacities(found.num_blocks, edges.num_edges)
     return Candidates(graph, num_outside), needed
+
+
+def candidate_graph(
+    method: None, capacities: GraphCapacities, shared: Shared, hits: PaddedHits
+) -> tuple[Candidates, GraphCapacities]:
+    """`VD`: the candidate graph of some hits."""
+    return candidate_edges(capacities, shared.constructor, hits)
 
 
 @partial(jax.jit, static_argnums=(0, 1))

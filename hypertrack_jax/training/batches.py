@@ -14,10 +14,11 @@ from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event, step_event_ids
 from hypertrack_jax.graph.event_graph import EventGraph, bucket_for, event_graph
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.streams import stream
 from hypertrack_jax.training.flow_loss import hit_conditions
 from hypertrack_jax.tunes.tune import Tune
-from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 _PREFETCHED = 4
 """Batches made ahead of the training step."""

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, Int32, UInt32
+from jaxtyping import Array, Bool, Int32, UInt32
 
 from hypertrack_jax.voxdyn.connectivity import Rows
 
@@ -139,7 +139,8 @@ def edges_of_cells(
       rows: C.
       cell: the cell of each hit; V for hits without one, and for padding.
       min_count: smallest count of an entry that makes edges.
-      block_capacity: room for the blocks of the rows of all occupied cells, see `count_blocks`.
+      block_capacity: room for the blocks of the rows of all occupied cells: each row
+        takes as many of `BLOCK` entries as it needs.
       edge_capacity: room for the edges.
 
     Returns:
@@ -157,11 +158,6 @@ def edges_of_cells(
     return EdgesOfCells(edges, connected.num_blocks)
 
 
-def count_blocks(row_length: Int[np.ndarray, " slot"]) -> int:
-    """The capacity that `find_connected` needs for rows of these lengths."""
-    return int(np.sum(-(-row_length.astype(np.int64) // BLOCK)))
-
-
 @partial(jax.jit, static_argnames="capacity")
 def find_connected(
     rows: Rows, cells: EventCells, min_count: Int32[Array | np.ndarray, ""], *, capacity: int
@@ -172,7 +168,7 @@ def find_connected(
       rows: C.
       cells: the event, padded.
       min_count: smallest count of an entry that makes edges.
-      capacity: room for the blocks of these rows, see `count_blocks`.
+      capacity: room for the blocks of these rows.
 
     Returns:
       The entries that join two occupied cells.

@@ -9,8 +9,8 @@ from hypertrack_jax.evaluation.graph_quality import GraphQuality
 from hypertrack_jax.evaluation.metrics import graph_scores
 from hypertrack_jax.events.event import NOISE, no_particles
 from hypertrack_jax.events.topology import TOPOLOGIES, edge_labels, truth_edges
+from hypertrack_jax.reconstruction.candidates import CandidateEdges, predict_edges
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
-from hypertrack_jax.voxdyn.model import CandidateEdges, predict_edges
 
 
 def candidates(pairs, counts=None):

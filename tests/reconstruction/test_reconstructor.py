@@ -28,6 +28,7 @@ from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.model.weights import Weights, count_pairs, save_weights
 from hypertrack_jax.reconstruction import capacities, stages
 from hypertrack_jax.reconstruction import reconstructor as reconstruct
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.capacities import GraphCapacities, require_room
 from hypertrack_jax.reconstruction.hits import ordered_hits
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor, run_stage
@@ -35,7 +36,6 @@ from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.lookup import TOO_MANY
-from hypertrack_jax.voxdyn.model import predict_edges
 from hypertrack_jax.voxdyn.storage import save_voxdyn, voxdyn_path
 
 EVENT = helix_event(0, num_particles=6)
@@ -277,7 +277,7 @@ def test_what_is_warmed_up_is_not_compiled_again(model):
     other = with_threshold(model, 0.3, min_hits=5)
     (first,) = other.warm_up([len(EVENT.position), len(EVENT.position)])
     assert first == other.capacities(len(EVENT.position))
-    programs = [stages.candidate_graph, stages.scored_edges, stages.edges_kept, stages.clusters]
+    programs = [stages.candidate_edges, stages.scored_edges, stages.edges_kept, stages.clusters]
     before = [program._cache_size() for program in programs]
     other(EVENT.position)
     # Thresholds are not part of the programs.
@@ -301,9 +301,9 @@ def test_compiled_programs_are_kept_where_they_are_asked_to_be(tmp_path):
 
 def test_tracks_are_the_components_of_the_edges_above_the_threshold(model):
     probability = model(EVENT.position, with_edges=True).probability
-    chosen = with_threshold(model, float(np.quantile(probability, 0.6)), 3)
+    chosen = with_threshold(model, float(np.quantile(probability, 0.8)), 3)
     tracks = chosen(EVENT.position, with_edges=True)
-    kept = tracks.probability > np.quantile(probability, 0.6)
+    kept = tracks.probability > np.quantile(probability, 0.8)
     label = np.arange(len(EVENT.position))
     for _ in label:
         np.minimum.at(label, tracks.receivers[kept], label[tracks.senders[kept]])

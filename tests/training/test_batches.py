@@ -10,13 +10,13 @@ import pytest
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.store import step_event_ids
 from hypertrack_jax.graph.event_graph import bucket_for, event_graph
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.training.batches import (
     fixed_events,
     graph_batch,
     prefetched,
     step_events,
 )
-from hypertrack_jax.voxdyn.model import predict_edges
 
 
 def same(first, second) -> bool:

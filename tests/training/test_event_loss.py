@@ -13,10 +13,10 @@ from toy import helix_event
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.graph.event_graph import Bucket, event_graph
 from hypertrack_jax.model.parameters import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.training import event_loss
 from hypertrack_jax.training.event_loss import loss_method
 from hypertrack_jax.training.step import Gradient, Model, batch_gradient, init_state
-from hypertrack_jax.voxdyn.model import predict_edges
 
 KEY = jax.random.key(7)
 SMALLEST, LARGER = Bucket(256, 4096), Bucket(384, 5888)

@@ -19,6 +19,7 @@ from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.model.parameters import CLUSTER, EDGE
 from hypertrack_jax.model.weights import count_pairs
 from hypertrack_jax.networks.edge_predictor import predict
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.training import loop, progress, step
 from hypertrack_jax.training.batches import fixed_events, graph_batch, step_events
 from hypertrack_jax.training.event_loss import Losses
@@ -29,7 +30,7 @@ from hypertrack_jax.training.progress import Progress
 from hypertrack_jax.training.run import TrainingRun
 from hypertrack_jax.training.step import StepMetrics
 from hypertrack_jax.tunes.tune import Tune
-from hypertrack_jax.voxdyn.model import VoxelDynamics, predict_edges
+from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 pytestmark = pytest.mark.usefixtures("optax_promotion", "short_intervals")
 

@@ -8,9 +8,10 @@ from dense import to_dense
 from toy import helix_event
 
 from hypertrack_jax import memory
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.voxdyn import storage
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
-from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold, predict_edges
+from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from toy import helix_event
 from hypertrack_jax.evaluation.graph_quality import graph_row
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.events.pileup import thin
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.voxdyn.centroids import fit_centroids
 from hypertrack_jax.voxdyn.fit import Training, fit_voxdyn, sample_particle_hits
-from hypertrack_jax.voxdyn.model import predict_edges
 from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
 
 TRAINING_IDS, EVAL_IDS = [*range(1, 7)], [11, 12]
