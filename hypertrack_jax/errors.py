@@ -1,5 +1,19 @@
-"""Both sides: the error of a user's mistake."""
+"""Both sides: how the library tells a user of a mistake."""
+
+import os
+import sys
+import warnings
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class UserError(ValueError):
     """A mistake that the user can mend; its message says what was wrong and what to do."""
+
+
+def warn_user(message: str) -> None:
+    """Warns of `message` at the line that called this package, however deep the caller here is."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, stacklevel=depth)

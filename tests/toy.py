@@ -72,7 +72,7 @@ def helix_event(
         hit_id=np.arange(1, len(hits) + 1, dtype=np.int64),
         hit_particle=hit_particle,
         hit_weight=weight,
-        module=np.array([module for _, module, _ in hits], np.int32).reshape(-1, 3),
+        module=np.array([module for _, module, _ in hits], np.int64).reshape(-1, 3),
         particles=Particles(
             particle_id=np.arange(1, num_particles + 1, dtype=np.int64) << 40,
             vertex=np.array([(0, 0, z0) for z0, _, _ in particles], np.float32).reshape(-1, 3),

@@ -117,7 +117,7 @@ def measure(
         hit_id=np.arange(1, len(order) + 1),
         hit_particle=hit_particle[order].astype(np.int32),
         hit_weight=np.concatenate([weight, np.zeros(num_noise)])[order],
-        module=modules.number[module[order]],
+        module=modules.number[module[order]].astype(np.int64),
         particles=Particles(
             particle_id=_particle_id(particles),
             vertex=particles.vertex.astype(np.float32),

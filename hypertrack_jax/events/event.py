@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int32, Int64
 
+from hypertrack_jax.errors import UserError
+
 NOISE = -1
 """The value of `Event.hit_particle` for a hit that no particle made."""
 
@@ -17,7 +19,10 @@ class Particles(NamedTuple):
     """The charged particles of one event, one entry per particle."""
 
     particle_id: Int64[np.ndarray, " particle"]
-    """The particle's name in the file it came from; never 0, which TrackML gives to noise."""
+    """The particle's name in the file it came from; never 0, which TrackML gives to noise.
+
+    TrackML's names are unsigned: one from 2^63 on is negative here, with the same 64 bits.
+    """
     vertex: Float32[np.ndarray, "particle 3"]
     """Production point x, y, z, in mm."""
     momentum: Float32[np.ndarray, "particle 3"]
@@ -41,7 +46,7 @@ class Event(NamedTuple):
     """Index into `particles` of the particle that made the hit, or `NOISE`."""
     hit_weight: Float64[np.ndarray, " hit"]
     """Weight of the hit in the TrackML score; sums to 1 over an event with truth."""
-    module: Int32[np.ndarray, "hit 3"]
+    module: Int64[np.ndarray, "hit 3"]
     """Volume, layer and module number of the detector element that was hit."""
     particles: Particles
     """The particles; empty when there is no truth."""
@@ -71,34 +76,34 @@ def validate_event(event: Event, source: str) -> Event:
       The event itself.
 
     Raises:
-      ValueError: no hits; a coordinate that is not finite; a hit id that occurs twice; a particle
+      UserError: no hits; a coordinate that is not finite; a hit id that occurs twice; a particle
         index outside the particles; arrays of different lengths.
     """
     num_hits = len(event.position)
     if num_hits == 0:
-        raise ValueError(f"{source}: the event has no hits; leave it out of the event range.")
+        raise UserError(f"{source}: the event has no hits; leave it out of the event range.")
     for name in ("hit_id", "hit_particle", "hit_weight", "module"):
         if len(getattr(event, name)) != num_hits:
-            raise ValueError(
+            raise UserError(
                 f"{source}: {name} has {len(getattr(event, name))} entries for {num_hits} hits; "
                 "make the event file anew."
             )
     finite = np.isfinite(event.position).all(axis=1)
     if not finite.all():
         bad = int(np.flatnonzero(~finite)[0])
-        raise ValueError(
+        raise UserError(
             f"{source}: hit {event.hit_id[bad]} has the position {event.position[bad].tolist()}, "
             "which is not finite; correct or remove the hit."
         )
     hit_ids, occurrences = np.unique(event.hit_id, return_counts=True)
     if (occurrences > 1).any():
-        raise ValueError(
+        raise UserError(
             f"{source}: hit_id {hit_ids[occurrences > 1][0]} occurs more than once; "
             "hit ids must be unique within an event."
         )
     num_particles = len(event.particles.particle_id)
     if event.hit_particle.min() < NOISE or event.hit_particle.max() >= num_particles:
-        raise ValueError(
+        raise UserError(
             f"{source}: a hit points to a particle outside the {num_particles} of the event; "
             "make the event file anew."
         )

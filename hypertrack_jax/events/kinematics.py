@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64
 
+from hypertrack_jax.errors import UserError
+
 MIN_PT = 0.1  # GeV; particles below are not recorded, in the real file as here
 MAX_ABS_ETA = 4.0
 TRACKER_RADIUS, TRACKER_HALF_LENGTH = 1050.0, 2960.0  # mm; nothing made outside leaves a hit
@@ -116,10 +118,10 @@ def generate_particles(pileup: int | float, rng: np.random.Generator) -> Generat
       The particles: prompt ones, decay products, material secondaries.
 
     Raises:
-      ValueError: `pileup` is not a positive number.
+      UserError: `pileup` is not a positive number.
     """
     if not 0 < pileup < np.inf:
-        raise ValueError(f"--pileup={pileup} is not a positive number; a full event has 200.")
+        raise UserError(f"pileup is {pileup}; expected a positive number, as 200 for a full event.")
     num_collisions = max(1, rng.poisson(pileup))
     collision_point = rng.normal(0, VERTEX_SIGMA, (num_collisions, 3))
     prompt = _draw_prompt(collision_point, rng)

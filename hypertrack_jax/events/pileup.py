@@ -7,6 +7,7 @@ pile-up of 2, 20, 60 and 200.
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE, Event, Particles
 
 OWN_NOISE_RATIO = -1
@@ -27,7 +28,7 @@ def thin(
     the list, those without hits among them. Weights are scaled to sum to 1.
 
     Args:
-      event: an event with truth.
+      event: an event; with truth, unless it is to stay as it is.
       rfactor: expected fraction of particles to keep, in (0, 1].
       noise_ratio: noise hits / all hits, in [0, 1); -1 for the event's own; None for no noise.
       rng: source of randomness.
@@ -37,25 +38,25 @@ def thin(
       noise_ratio -1.
 
     Raises:
-      ValueError: the event has no truth or no particle with hits, or a number is out of range.
+      UserError: the event has no truth or no particle with hits, or a number is out of range.
     """
     if not 0 < rfactor <= 1:
-        raise ValueError(f"rfactor is {rfactor}; expected a number above 0 and at most 1.")
+        raise UserError(f"rfactor is {rfactor}; expected a number above 0 and at most 1.")
     if not (noise_ratio is None or noise_ratio == OWN_NOISE_RATIO or 0 <= noise_ratio < 1):
-        raise ValueError(
+        raise UserError(
             f"noise_ratio is {noise_ratio}; expected a number from 0 to below 1, "
             "-1 for the event's own ratio, or none for no noise."
         )
-    if not event.has_truth:
-        raise ValueError(
-            f"event {event.event_id} has no truth, so that its particles cannot be drawn; "
-            "use it as it is, with rfactor 1."
-        )
     if rfactor == 1 and noise_ratio == OWN_NOISE_RATIO:
         return event
+    if not event.has_truth:
+        raise UserError(
+            f"event {event.event_id} has no truth, so that its particles cannot be drawn; "
+            f"use it as it is, with rfactor 1 and noise_ratio {OWN_NOISE_RATIO}."
+        )
     is_noise = event.hit_particle == NOISE
     if is_noise.all():
-        raise ValueError(
+        raise UserError(
             f"event {event.event_id} has no particle with hits; leave it out of the event range."
         )
     particles = _draw_particles(event.particles, rfactor, rng)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.digitization import Crossings, Modules, SimulatedEvent, measure
 from hypertrack_jax.events.event import validate_event
 from hypertrack_jax.events.kinematics import GeneratedParticles, generate_particles
@@ -54,11 +55,12 @@ def simulate_event(event_id: int, pileup: int | float, seed: int) -> SimulatedEv
 
     Raises:
       ImportError: pyacts is not installed.
-      ValueError: `pileup` is not positive, or `seed` or `event_id` is negative.
+      UserError: `pileup` is not positive, or `seed` or `event_id` is negative or beyond 63 bits.
     """
-    for name, value in (("--seed", seed), ("--event_start", event_id)):
-        if value < 0:
-            raise ValueError(f"{name}={value} is negative; take 0 or a positive number.")
+    for name, value in (("seed", seed), ("event_id", event_id)):
+        if not 0 <= value < 2**63:
+            raise UserError(f"{name}={value}: expected a whole number from 0 to 2^63 - 1.")
+    # Not `stream`: the shipped weights were trained on these very events.
     rng = np.random.default_rng([seed, event_id])
     while True:
         particles = generate_particles(pileup, rng)

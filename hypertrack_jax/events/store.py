@@ -27,7 +27,7 @@ FORMAT = NpzFormat(
         "hit_id": ArrayType(np.int64, ("hit",)),
         "hit_particle": ArrayType(np.int32, ("hit",)),
         "hit_weight": ArrayType(np.float64, ("hit",)),
-        "module": ArrayType(np.int32, ("hit", 3)),
+        "module": ArrayType(np.int64, ("hit", 3)),
         "has_truth": ArrayType(np.bool_, ()),
         **{_PARTICLE_PREFIX + name: kind for name, kind in _PARTICLE_ARRAYS.items()},
     },

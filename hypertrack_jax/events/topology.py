@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float64, Int, Int32, Int64
 from scipy import sparse
 from scipy.sparse import csgraph
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE, Event
 
 TOPOLOGIES = ("hyper", "eom", "cricket")
@@ -37,7 +38,7 @@ def truth_edges(event: Event, node2node: str) -> Edges:
       Senders and receivers, sorted by (receiver, sender).
 
     Raises:
-      ValueError: an unknown `node2node`.
+      UserError: an unknown `node2node`.
     """
     require_topology(node2node)
     senders, receivers = _same_particle_edges(event.hit_particle)
@@ -72,7 +73,7 @@ def edge_labels(
       True where the edge is in the set that `truth_edges` returns.
 
     Raises:
-      ValueError: an unknown `node2node`.
+      UserError: an unknown `node2node`.
     """
     if node2node == "hyper":
         particle = event.hit_particle[receivers]
@@ -85,9 +86,9 @@ def edge_labels(
 
 
 def require_topology(node2node: str) -> None:
-    """Raises `ValueError` unless `node2node` is one of `TOPOLOGIES`."""
+    """Raises `UserError` unless `node2node` is one of `TOPOLOGIES`."""
     if node2node not in TOPOLOGIES:
-        raise ValueError(f"--node2node={node2node} is unknown; choose {', '.join(TOPOLOGIES)}.")
+        raise UserError(f"node2node={node2node} is unknown; choose {', '.join(TOPOLOGIES)}.")
 
 
 def _edge_key(

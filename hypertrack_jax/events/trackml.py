@@ -1,97 +1,99 @@
 """Host side: events in the files of the TrackML challenge.
 
-An event is `event000001000-hits.csv`, `-truth.csv` and `-particles.csv`, each plain or gzipped, in
-a directory or in a zip. Columns are found by name, so more columns than we need do no harm.
+An event is `event000001000-hits.csv`, `-truth.csv` and `-particles.csv`, each plain or gzipped, at
+any depth of a directory or zip. Columns are found by name, so more columns than we need do no harm.
 The format: https://www.kaggle.com/c/trackml-particle-identification/data.
 """
 
 import gzip
-import io
 import os
 import re
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int64
 
+from hypertrack_jax.errors import UserError, warn_user
+from hypertrack_jax.events.csv_table import read_table, require_finite
 from hypertrack_jax.events.event import NOISE, Event, Particles, no_particles, validate_event
 from hypertrack_jax.files import replace_file
 
-# Integers never pass through a float: particle ids use up to 60 bits.
+# Integers never pass through a float: particle ids use up to 64 bits.
 _HIT_COLUMNS = {
     "hit_id": np.int64,
     "x": np.float32,
     "y": np.float32,
     "z": np.float32,
-    "volume_id": np.int32,
-    "layer_id": np.int32,
-    "module_id": np.int32,
+    "volume_id": np.int64,
+    "layer_id": np.int64,
+    "module_id": np.int64,
 }
-_TRUTH_COLUMNS = {"hit_id": np.int64, "particle_id": np.int64, "weight": np.float64}
+_TRUTH_COLUMNS = {"hit_id": np.int64, "particle_id": np.uint64, "weight": np.float64}
 _PARTICLE_COLUMNS = {
-    "particle_id": np.int64,
+    "particle_id": np.uint64,
     "vx": np.float32,
     "vy": np.float32,
     "vz": np.float32,
     "px": np.float32,
     "py": np.float32,
     "pz": np.float32,
-    "q": np.int32,
+    "q": np.float64,
 }
+_FILE_NAME = re.compile(r"event(\d{1,18})-(hits|truth|particles)\.csv(\.gz)?", re.IGNORECASE)
 # The files print six digits, so that the weights of a whole event miss 1 by about 1e-6.
 _WEIGHT_SUM_TOLERANCE = 1e-5
 
+Files = Mapping[str, Callable[[], bytes]]
+"""What reads each file of a directory or zip, by its name within it."""
 
-def list_event_ids(source: Path) -> list[int]:
+
+def list_event_ids(source: str | Path) -> list[int]:
     """Numbers of the events whose hits are in a directory or zip, in ascending order.
 
     Raises:
       FileNotFoundError: there is no such directory or file.
-      ValueError: the file is not a zip.
+      UserError: the file is not a zip.
     """
-    names = (re.fullmatch(r"event(\d{9})-hits\.csv(\.gz)?", _base(n)) for n in _list_files(source))
-    return sorted({int(match[1]) for match in names if match})
+    with _opened(Path(source)) as files:
+        names = (_FILE_NAME.fullmatch(_base(name)) for name in files)
+        return sorted({int(name[1]) for name in names if name and name[2].lower() == "hits"})
 
 
-def read_event(source: Path, event_id: int) -> Event:
+def read_event(source: str | Path, event_id: int, *, lenient: bool = False) -> Event:
     """Reads one event.
 
     Hits per particle are counted from the truth, and particles without hits are kept. Weights that
-    sum to 1 are taken as they are; those of a thinned file are scaled to sum to 1.
+    sum to 1 are taken as they are. Others, as of a thinned file, are scaled to sum to 1, and a
+    warning tells their sum. A warning also counts particles of charge 0.
 
     Args:
-      source: a directory, or a zip with the files at any depth.
+      source: a directory or a zip, with the files at any depth.
       event_id: number of the event.
+      lenient: leave out hits whose position is not finite and a particle that is named 0, and give
+        the particle hits equal weights where there is no such column; a warning counts each.
 
     Returns:
       The event; `has_truth` is False where there is no truth file.
 
     Raises:
       FileNotFoundError: there are no hits, or truth without particles.
-      ValueError: a file is damaged, has a missing column, a number that cannot be read or is not
-        finite, an id that occurs twice, or belongs to another event.
+      UserError: a file is damaged, has a missing column, a row of another length, a number that
+        cannot be read or is not finite, an id that occurs twice, or belongs to another event.
     """
-    files = _event_files(source, event_id)
-    hits = _read_table(source, files["hits"], _HIT_COLUMNS)
-    event = Event(
-        event_id=event_id,
-        position=np.stack([hits["x"], hits["y"], hits["z"]], axis=1),
-        hit_id=hits["hit_id"].copy(),
-        hit_particle=np.full(len(hits), NOISE, np.int32),
-        hit_weight=np.zeros(len(hits)),
-        module=np.stack([hits["volume_id"], hits["layer_id"], hits["module_id"]], axis=1),
-        particles=no_particles(),
-        has_truth=False,
-    )
-    # First the hits by themselves: what is wrong with them is not for the truth's file to answer.
-    validate_event(event, _where(source, files["hits"]))
-    return _add_truth(event, source, files) if "truth" in files else event
+    source, notes = Path(source), []
+    with _opened(source) as files:
+        event = _read_event(source, event_id, files, lenient, notes)
+    for note in notes:
+        warn_user(note)
+    return event
 
 
 def write_event_csv(
-    directory: Path,
+    directory: str | Path,
     event: Event,
     true_position: Float32[np.ndarray, "hit 3"] | None = None,
     true_momentum: Float32[np.ndarray, "hit 3"] | None = None,
@@ -114,16 +116,16 @@ def write_event_csv(
     """
     tables = {}
     if event.has_truth:
-        particle_id = np.append(event.particles.particle_id, 0)[event.hit_particle]
+        names = event.particles.particle_id.view(np.uint64)
         tables["truth"] = {
             "hit_id": event.hit_id,
-            "particle_id": particle_id,
+            "particle_id": np.append(names, np.uint64(0))[event.hit_particle],
             **({} if true_position is None else _split(("tx", "ty", "tz"), true_position)),
             **({} if true_momentum is None else _split(("tpx", "tpy", "tpz"), true_momentum)),
             "weight": event.hit_weight,
         }
         tables["particles"] = {
-            "particle_id": event.particles.particle_id,
+            "particle_id": names,
             **_split(("vx", "vy", "vz"), event.particles.vertex),
             **_split(("px", "py", "pz"), event.particles.momentum),
             "q": event.particles.charge,
@@ -138,11 +140,11 @@ def write_event_csv(
         name = f"event{event.event_id:09d}-{kind}.csv"
         # No time of day in the gzip header: equal events give equal files.
         data = gzip.compress(_to_csv(columns), mtime=0) if compress else _to_csv(columns)
-        with replace_file(directory / (name + ".gz" if compress else name)) as file:
+        with replace_file(Path(directory) / (name + ".gz" if compress else name)) as file:
             file.write(data)
 
 
-def write_submission(path: Path, event: Event, hit_label: Int[np.ndarray, " hit"]) -> Path:
+def write_submission(path: str | Path, event: Event, hit_label: Int[np.ndarray, " hit"]) -> Path:
     """Writes the tracks of an event as a TrackML submission: event_id, hit_id, track_id.
 
     Args:
@@ -154,78 +156,176 @@ def write_submission(path: Path, event: Event, hit_label: Int[np.ndarray, " hit"
       `path`.
 
     Raises:
+      UserError: the labels are not one whole number per hit, from -1 on.
       OSError: the file cannot be written.
     """
+    path, label = Path(path), np.asarray(hit_label)
+    if label.dtype.kind not in "iu" or label.shape != event.hit_id.shape:
+        raise UserError(
+            f"{path}: the labels are {label.dtype} of shape {label.shape}; expected one whole "
+            f"number for each of the {len(event.hit_id)} hits."
+        )
+    if len(label) and label.min() < -1:
+        raise UserError(f"{path}: a hit has the label {label.min()}; expected numbers from -1 on.")
     columns = {
-        "event_id": np.full(len(hit_label), event.event_id),
+        "event_id": np.full(len(label), event.event_id),
         "hit_id": event.hit_id,
-        "track_id": hit_label + 1,
+        "track_id": label.astype(np.int64) + 1,
     }
     with replace_file(path) as file:
         file.write(_to_csv(columns))
     return path
 
 
-def _add_truth(event: Event, source: Path, files: dict[str, str]) -> Event:
+def _read_event(
+    source: Path, event_id: int, files: Files, lenient: bool, notes: list[str]
+) -> Event:
+    names = _event_files(source, event_id, files)
+    where = {kind: f"{source}{os.sep}{name}" for kind, name in names.items()}
+    hits = read_table(where["hits"], files[names["hits"]](), _HIT_COLUMNS)
+    if not lenient:
+        require_finite(hits, where["hits"])
+    position = np.stack([hits["x"], hits["y"], hits["z"]], axis=1)
+    is_kept = np.isfinite(position).all(axis=1) | (not lenient)
+    if not is_kept.all():
+        notes.append(
+            f"{where['hits']}: {np.count_nonzero(~is_kept)} hits are left out, since their "
+            "position is not finite."
+        )
+    event = Event(
+        event_id=event_id,
+        position=position,
+        hit_id=hits["hit_id"].copy(),
+        hit_particle=np.full(len(hits), NOISE, np.int32),
+        hit_weight=np.zeros(len(hits)),
+        module=np.stack([hits["volume_id"], hits["layer_id"], hits["module_id"]], axis=1),
+        particles=no_particles(),
+        has_truth=False,
+    )
+    # First the hits by themselves: what is wrong with them is not for the truth's file to answer.
+    validate_event(_with_hits(event, is_kept), where["hits"])
+    if "truth" in names:
+        event = _add_truth(event, where, names, files, lenient, notes)
+    event = _with_hits(event, is_kept)
+    if not event.has_truth:
+        return event
+    weight = _unit_weights(event.hit_weight, where["truth"], notes)
+    return event._replace(hit_weight=weight, particles=_counted(event))
+
+
+def _with_hits(event: Event, is_kept: np.ndarray) -> Event:
+    """The event without the other hits; its particles are counted no more."""
+    if is_kept.all():
+        return event
+    names = ("position", "hit_id", "hit_particle", "hit_weight", "module")
+    return event._replace(**{name: getattr(event, name)[is_kept] for name in names})
+
+
+def _counted(event: Event) -> Particles:
+    """The particles with the number of their hits."""
+    is_particle = event.hit_particle != NOISE
+    num_particles = len(event.particles.particle_id)
+    num_hits = np.bincount(event.hit_particle[is_particle], minlength=num_particles)
+    return event.particles._replace(num_hits=num_hits.astype(np.int32))
+
+
+def _add_truth(
+    event: Event,
+    where: dict[str, str],
+    names: dict[str, str],
+    files: Files,
+    lenient: bool,
+    notes: list[str],
+) -> Event:
     """The event with its particles, and its hits' particles and weights."""
-    if "particles" not in files:
+    if "particles" not in names:
         raise FileNotFoundError(
-            f"{_where(source, files['truth'])}: there is truth, but no particles file; add "
+            f"{where['truth']}: there is truth, but no particles file; add "
             f"event{event.event_id:09d}-particles.csv, or remove the truth."
         )
-    truth = _read_table(source, files["truth"], _TRUTH_COLUMNS)
-    table = _read_table(source, files["particles"], _PARTICLE_COLUMNS)
-    _require_unique(truth["hit_id"], "hit_id", source, files["truth"])
-    _require_unique(table["particle_id"], "particle_id", source, files["particles"])
-    if (table["particle_id"] == 0).any():
-        raise ValueError(
-            f"{_where(source, files['particles'])}: particle_id 0 is the name of noise; give the "
-            "particle another, here and in the truth."
-        )
+    optional = ("weight",) if lenient else ()
+    truth = read_table(where["truth"], files[names["truth"]](), _TRUTH_COLUMNS, optional)
+    table = read_table(where["particles"], files[names["particles"]](), _PARTICLE_COLUMNS)
+    require_finite(truth, where["truth"])
+    require_finite(table, where["particles"])
+    _require_unique(truth["hit_id"], "hit_id", where["truth"])
+    _require_unique(table["particle_id"], "particle_id", where["particles"])
+    is_noise = table["particle_id"] == 0
+    if is_noise.any():
+        if not lenient:
+            raise UserError(
+                f"{where['particles']}: particle_id 0 is the name of noise; give the particle "
+                "another, here and in the truth."
+            )
+        table = table[~is_noise]
+        notes.append(f"{where['particles']}: 1 particle named 0 is left out; its hits are noise.")
     truth_row = _find(event.hit_id, truth["hit_id"])
     if len(truth) != len(event.hit_id) or (truth_row < 0).any():
-        raise ValueError(
-            f"{_where(source, files['truth'])}: its hit ids are not those of {files['hits']}; "
-            "it is the truth of another event, or cut short: fetch both files again."
+        raise UserError(
+            f"{where['truth']}: its hit ids are not those of {names['hits']}; it is the truth of "
+            "another event, or cut short: fetch both files again."
         )
     truth = truth[truth_row]
     # 0, the name of noise, is no particle's id: it finds -1, which is NOISE.
     hit_particle = _find(truth["particle_id"], table["particle_id"])
     unknown = (hit_particle == NOISE) & (truth["particle_id"] != 0)
     if unknown.any():
-        raise ValueError(
-            f"{_where(source, files['truth'])}: particle_id {truth['particle_id'][unknown][0]} is "
-            f"not in {files['particles']}; fetch both files again."
+        raise UserError(
+            f"{where['truth']}: particle_id {truth['particle_id'][unknown][0]} is not in "
+            f"{names['particles']}; fetch both files again."
         )
-    particles = Particles(
-        particle_id=table["particle_id"].copy(),
-        vertex=np.stack([table["vx"], table["vy"], table["vz"]], axis=1),
-        momentum=np.stack([table["px"], table["py"], table["pz"]], axis=1),
-        charge=table["q"].copy(),
-        num_hits=np.bincount(hit_particle[hit_particle != NOISE], minlength=len(table)).astype(
-            np.int32
-        ),
-    )
+    if "weight" in (truth.dtype.names or ()):
+        weight = truth["weight"].copy()
+    else:
+        weight = np.where(hit_particle == NOISE, 0.0, 1 / max(1, (hit_particle != NOISE).sum()))
+        notes.append(
+            f"{where['truth']}: no column weight; {np.count_nonzero(weight)} particle hits are "
+            "given equal weights."
+        )
     return event._replace(
         hit_particle=hit_particle.astype(np.int32),
-        hit_weight=_unit_weights(truth["weight"].copy(), _where(source, files["truth"])),
-        particles=particles,
+        hit_weight=weight,
+        particles=_particles(table, where["particles"], notes),
         has_truth=True,
     )
 
 
-def _unit_weights(weight: Float64[np.ndarray, " hit"], where: str) -> Float64[np.ndarray, " hit"]:
+def _particles(table: np.ndarray, where: str, notes: list[str]) -> Particles:
+    """The particles of a table, whose hits are still to be counted."""
+    is_wrong = (table["q"] != np.round(table["q"])) | (np.abs(table["q"]) >= 2**31)
+    if is_wrong.any():
+        raise UserError(
+            f"{where}: q of particle_id {table['particle_id'][is_wrong][0]} is "
+            f"{table['q'][is_wrong][0]}; expected a whole number of charges of the positron."
+        )
+    charge = table["q"].astype(np.int32)
+    if (charge == 0).any():
+        notes.append(f"{where}: {np.count_nonzero(charge == 0)} particles have the charge 0.")
+    return Particles(
+        particle_id=table["particle_id"].view(np.int64).copy(),
+        vertex=np.stack([table["vx"], table["vy"], table["vz"]], axis=1),
+        momentum=np.stack([table["px"], table["py"], table["pz"]], axis=1),
+        charge=charge,
+        num_hits=np.zeros(len(table), np.int32),
+    )
+
+
+def _unit_weights(
+    weight: Float64[np.ndarray, " hit"], where: str, notes: list[str]
+) -> Float64[np.ndarray, " hit"]:
     if (weight < 0).any():
-        raise ValueError(f"{where}: weight {weight.min()} is negative; weights must be 0 or more.")
-    total = weight.sum()
+        raise UserError(f"{where}: weight {weight.min()} is negative; weights must be 0 or more.")
+    with np.errstate(over="ignore"):
+        total = weight.sum()
     if total == 0 or abs(total - 1) < _WEIGHT_SUM_TOLERANCE:
         return weight
+    if total == np.inf:
+        raise UserError(f"{where}: the sum of the weights is infinite; expected 1.")
+    notes.append(f"{where}: the weights sum to {total:g} instead of 1, and are scaled.")
     return weight / total
 
 
-def _find(
-    wanted: Int64[np.ndarray, " hit"], ids: Int64[np.ndarray, " row"]
-) -> Int64[np.ndarray, " hit"]:
+def _find(wanted: np.ndarray, ids: np.ndarray) -> Int64[np.ndarray, " hit"]:
     """Row of each wanted id among unique ids, or -1."""
     order = np.argsort(ids)
     # Ids beyond the last one find the appended row -1, and that row holds no id at all.
@@ -235,109 +335,76 @@ def _find(
     return np.where(is_found, row, -1)
 
 
-def _require_unique(ids: Int64[np.ndarray, " row"], column: str, source: Path, name: str) -> None:
+def _require_unique(ids: np.ndarray, column: str, where: str) -> None:
     unique, occurrences = np.unique(ids, return_counts=True)
     if len(unique) < len(ids):
-        raise ValueError(
-            f"{_where(source, name)}: {column} {unique[occurrences > 1][0]} occurs more than once; "
-            "remove the rows that are too many."
+        raise UserError(
+            f"{where}: {column} {unique[occurrences > 1][0]} occurs more than once; remove the "
+            "rows that are too many."
         )
 
 
-def _event_files(source: Path, event_id: int) -> dict[str, str]:
+def _event_files(source: Path, event_id: int, files: Files) -> dict[str, str]:
     """Names of an event's files by kind: hits, and truth and particles where they are."""
-    pattern = re.compile(rf"event{event_id:09d}-(hits|truth|particles)\.csv(\.gz)?")
-    files: dict[str, str] = {}
-    for name in _list_files(source):
-        if match := pattern.fullmatch(_base(name)):
-            if match[1] in files:
-                raise ValueError(
-                    f"{_where(source, name)}: {files[match[1]]} holds the {match[1]} of the same "
-                    "event; remove one of the two."
+    found: dict[str, str] = {}
+    for name in files:
+        match = _FILE_NAME.fullmatch(_base(name))
+        if match and int(match[1]) == event_id:
+            kind = match[2].lower()
+            if kind in found:
+                raise UserError(
+                    f"{source}{os.sep}{name}: {found[kind]} holds the {kind} of the same event; "
+                    "remove one of the two."
                 )
-            files[match[1]] = name
-    if "hits" not in files:
+            found[kind] = name
+    if "hits" not in found:
         raise FileNotFoundError(
             f"{source}: no event{event_id:09d}-hits.csv or .csv.gz in it; name a directory or zip "
-            "of TrackML files that has this event."
+            f"of TrackML files that has this event{_inner_zips(files)}."
         )
-    return files
+    return found
 
 
-def _list_files(source: Path) -> list[str]:
+def _inner_zips(files: Files) -> str:
+    return ", or unpack the zips in it" * any(name.lower().endswith(".zip") for name in files)
+
+
+@contextmanager
+def _opened(source: Path) -> Iterator[Files]:
+    """The files of a directory or zip, at any depth."""
     if source.is_dir():
-        return os.listdir(source)
+        paths = [Path(folder, name) for folder, _, names in os.walk(source) for name in names]
+        yield {str(path.relative_to(source)): _reader(path, path.read_bytes) for path in paths}
+        return
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such directory or zip of TrackML files.")
     try:
-        with zipfile.ZipFile(source) as archive:
-            return archive.namelist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(
+        archive = zipfile.ZipFile(source)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        raise UserError(
             f"{source}: not a directory, and not a complete zip ({error}); fetch it again."
         ) from error
+    with archive:
+        yield {
+            info.filename: _reader(source / info.filename, lambda info=info: archive.read(info))
+            for info in archive.infolist()
+        }
 
 
-def _read_bytes(source: Path, name: str) -> bytes:
-    try:
-        if source.is_dir():
-            data = (source / name).read_bytes()
-        else:
-            with zipfile.ZipFile(source) as archive:
-                data = archive.read(name)
-        return gzip.decompress(data) if name.endswith(".gz") else data
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{_where(source, name)}: cannot be read to its end ({error}); fetch the file again."
-        ) from error
+def _reader(path: Path, read: Callable[[], bytes]) -> Callable[[], bytes]:
+    """Reads a file, and unpacks it where it is gzipped."""
 
+    def read_whole() -> bytes:
+        try:
+            data = read()
+            return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
+        # All that they raise for damaged bytes; a RuntimeError for encrypted ones.
+        except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+            raise UserError(
+                f"{path}: cannot be read to its end ({error}); fetch the file again."
+            ) from error
 
-def _read_table(source: Path, name: str, columns: dict[str, type]) -> np.ndarray:
-    """The named columns of a csv file as a structured array, one entry per row."""
-    where = _where(source, name)
-    try:
-        header, _, body = _read_bytes(source, name).decode("utf-8-sig").partition("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not a text file ({error}); fetch the file again.") from error
-    if not header.strip():
-        raise ValueError(f"{where}: the file is empty; fetch it again.")
-    present = [column.strip() for column in header.split(",")]
-    for column in columns:
-        if column not in present:
-            raise ValueError(
-                f"{where}: no column {column!r} among {', '.join(present)}; "
-                "expected a file of the TrackML format."
-            )
-    dtype = np.dtype(list(columns.items()))
-    if not body.strip():
-        return np.zeros(0, dtype)
-    try:
-        table = np.loadtxt(
-            io.StringIO(body),
-            dtype,
-            comments=None,
-            delimiter=",",
-            usecols=[present.index(column) for column in columns],
-            ndmin=1,
-        )
-    except ValueError as error:
-        reason = str(error).rstrip(".")
-        raise ValueError(f"{where}: {reason}; correct the row, or fetch the file again.") from error
-    _require_finite(table, where)
-    return table
-
-
-def _require_finite(table: np.ndarray, where: str) -> None:
-    """Raises `ValueError` for a number that is not finite; the first column names its row."""
-    columns = list(table.dtype.fields or ())
-    id_column = columns[0]
-    for column in columns[1:]:
-        bad = np.flatnonzero(~np.isfinite(table[column]))
-        if len(bad):
-            raise ValueError(
-                f"{where}: {column} of {id_column} {table[id_column][bad[0]]} is "
-                f"{table[column][bad[0]]}, which is not finite; correct or remove the row."
-            )
+    return read_whole
 
 
 def _split(names: tuple[str, ...], array: np.ndarray) -> dict[str, np.ndarray]:
@@ -350,9 +417,5 @@ def _to_csv(columns: dict[str, np.ndarray]) -> bytes:
     return "\n".join([",".join(columns), *map(",".join, rows), ""]).encode()
 
 
-def _where(source: Path, name: str) -> str:
-    return str(source / name)
-
-
 def _base(name: str) -> str:
-    return name.rsplit("/", 1)[-1]
+    return re.split(r"[/\\]", name)[-1]

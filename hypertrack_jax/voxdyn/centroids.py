@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Float64, Int32
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.streams import stream
 from hypertrack_jax.voxdyn.voronoi import (
     VoronoiIndex,
@@ -57,12 +58,12 @@ def fit_centroids(
       The centroids and the objective.
 
     Raises:
-      ValueError: fewer hits than centroids.
+      UserError: fewer hits than centroids.
     """
     if num_cells > len(position):
-        raise ValueError(
-            f"--ncell={num_cells} is more than the {len(position)} particle hits to fit it on; "
-            "choose fewer cells, more events or a larger --max_centroid_hits."
+        raise UserError(
+            f"ncell={num_cells} is more than the {len(position)} particle hits to fit it on; "
+            "choose fewer cells, more events or a larger max_centroid_hits."
         )
     rng = stream("fit centroids", seed)
     centroids = position[rng.choice(len(position), num_cells, replace=False)]

@@ -16,6 +16,7 @@ from jaxtyping import Array, Int32, Int64, UInt16
 from scipy import sparse
 
 from hypertrack_jax.capacities import capacity_for
+from hypertrack_jax.errors import UserError
 
 COUNT_BITS = 16
 """Lowest bits of a packed pair: its count."""
@@ -154,7 +155,7 @@ def upper_rows(pieces: Iterable[PackedPairs], num_cells: int) -> Rows:
     """The rows of the upper half of C from pairs in ascending order.
 
     Raises:
-      ValueError: C would have more entries than a 32-bit index reaches.
+      UserError: C would have more entries than a 32-bit index reaches.
     """
     row_length = np.zeros(num_cells, np.int64)
     columns, counts = [np.zeros(0, np.int32)], [np.zeros(0, np.uint16)]
@@ -166,9 +167,9 @@ def upper_rows(pieces: Iterable[PackedPairs], num_cells: int) -> Rows:
         counts.append(count.astype(np.uint16))
     num_entries = 2 * int(row_length.sum())
     if num_entries > MAX_ENTRIES:
-        raise ValueError(
-            f"C at --ncell={num_cells} has about {num_entries} entries, more than {MAX_ENTRIES}; "
-            "choose fewer events, fewer cells or a sparser --node2node."
+        raise UserError(
+            f"C at ncell={num_cells} has about {num_entries} entries, more than {MAX_ENTRIES}; "
+            "choose fewer events, fewer cells or a sparser node2node."
         )
     row_offsets = np.append(0, np.cumsum(row_length)).astype(np.int32)
     return Rows(row_offsets, np.concatenate(columns), np.concatenate(counts))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.files import replace_file
 from hypertrack_jax.voxdyn.connectivity import PackedPairs, merge_pairs, merge_runs
 
@@ -68,7 +69,7 @@ class PairCounter:
           OSError: no space or no permission.
         """
         if event_id in self.counted:
-            raise ValueError(f"event {event_id} has been counted already; count each event once.")
+            raise UserError(f"event {event_id} has been counted already; count each event once.")
         self._pending.append(pairs)
         self._pending_events.add(event_id)
         if sum(map(len, self._pending)) >= SPILL_PAIRS:
@@ -101,7 +102,7 @@ class PairCounter:
             runs = [_Run(str(name), int(num_pairs)) for name, num_pairs in manifest["runs"]]
             events = {int(event) for event in manifest["events"]}
         except (ValueError, LookupError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: damaged ({error}); remove {self.directory} and count anew."
             ) from error
         differing = sorted(
@@ -111,7 +112,7 @@ class PairCounter:
         )
         if differing:
             name = differing[0]
-            raise ValueError(
+            raise UserError(
                 f"{self.directory} holds an unfinished count with {name}={settings.get(name)}, "
                 f"but {name}={self._settings.get(name)} is asked for; finish it with its own "
                 "settings, or remove the directory."
@@ -143,5 +144,5 @@ class PairCounter:
         path = self.directory / run.name
         size = path.stat().st_size if path.is_file() else 0
         if size != 8 * run.num_pairs:
-            raise ValueError(f"{path}: missing or damaged; remove {self.directory} and count anew.")
+            raise UserError(f"{path}: missing or damaged; remove {self.directory} and count anew.")
         return np.memmap(path, np.int64, "r") if size else np.zeros(0, np.int64)

@@ -126,20 +126,20 @@ def fit_voxdyns(
       The estimators, in the order of `ncells` and, for each, of `node2nodes`.
 
     Raises:
-      ValueError: an unknown topology, a number of cells that is not possible or too large for the
+      UserError: an unknown topology, a number of cells that is not possible or too large for the
         memory, or a directory that holds an unfinished fit with other settings.
       OSError: no space or no permission.
     """
     for node2node in node2nodes:
         require_topology(node2node)
     if not 1 <= training.num_copies <= MAX_COPIES:
-        raise ValueError(
-            f"--num_copies={training.num_copies}: expected a number from 1 to {MAX_COPIES}."
+        raise UserError(
+            f"num_copies={training.num_copies}: expected a number from 1 to {MAX_COPIES}."
         )
     for ncell in ncells:
         if not 1 <= ncell <= MAX_CELLS:
-            raise ValueError(f"--ncell={ncell}: expected a number of cells from 1 to {MAX_CELLS}.")
-        require_memory(_BYTES_PER_CELL * ncell, f"--ncell={ncell}", "fewer cells")
+            raise UserError(f"ncell={ncell}: expected a number of cells from 1 to {MAX_CELLS}.")
+        require_memory(_BYTES_PER_CELL * ncell, f"ncell={ncell}", "fewer cells")
     centroids = _fit_all_centroids(training, ncells, directory, progress)
     indices = [jax.tree.map(jnp.asarray, build_index(found.fit.centroids)) for found in centroids]
     counters = open_counters(directory, centroids, node2nodes, training.num_copies)
@@ -180,12 +180,12 @@ def count_events(
     Whatever ends this early, what has been counted is kept.
 
     Raises:
-      ValueError: a counter holds events that are not among those of `training`.
+      UserError: a counter holds events that are not among those of `training`.
     """
     for counter in counters.values():
         foreign = set(counter.counted) - set(training.event_ids)
         if foreign:
-            raise ValueError(
+            raise UserError(
                 f"{counter.directory} holds an unfinished count with event {min(foreign)}, which "
                 "is not among the events asked for; ask for it too, or remove the directory."
             )

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Float64, Int64
 
 from hypertrack_jax.capacities import capacity_for
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.voxdyn.connectivity import MAX_COUNT, Rows
 from hypertrack_jax.voxdyn.voronoi import VoronoiIndex, build_index
 
@@ -97,7 +98,7 @@ def count_threshold(histogram: Int64[np.ndarray, " count"], min_count: float | i
       The count.
 
     Raises:
-      ValueError: neither a count that C can hold nor a quantile.
+      UserError: neither a count that C can hold nor a quantile.
     """
     require_min_count(min_count)
     if min_count < 1:
@@ -107,11 +108,11 @@ def count_threshold(histogram: Int64[np.ndarray, " count"], min_count: float | i
 
 
 def require_min_count(min_count: float | int) -> None:
-    """Raises `ValueError` unless `min_count` is a count that C can hold, or a quantile."""
+    """Raises `UserError` unless `min_count` is a count that C can hold, or a quantile."""
     is_count = 1 <= min_count <= MAX_COUNT and min_count == int(min_count)
     if not (is_count or 0 < min_count < 1):
-        raise ValueError(
-            f"--min_count={min_count}: expected a whole number from 1 to {MAX_COUNT}, at which "
+        raise UserError(
+            f"min_count={min_count}: expected a whole number from 1 to {MAX_COUNT}, at which "
             "counts saturate, or a quantile between 0 and 1."
         )
 
@@ -120,11 +121,11 @@ def required_count(vd: VoxelDynamics, min_count: float | int | None) -> int:
     """`count_threshold` of an estimator; None gives the smallest count that it holds.
 
     Raises:
-      ValueError: the estimator does not hold counts that small.
+      UserError: the estimator does not hold counts that small.
     """
     threshold = vd.min_count if min_count is None else count_threshold(vd.histogram, min_count)
     if threshold < vd.min_count:
-        raise ValueError(
+        raise UserError(
             f"min_count={min_count} is asked for, but this estimator was loaded without counts "
             f"below {vd.min_count}; load it with the smaller min_count."
         )
@@ -145,7 +146,7 @@ def warn_of_outside(vd: VoxelDynamics, num_outside: int, num_hits: int) -> None:
     """Warns of hits outside the training space.
 
     Raises:
-      ValueError: all hits lie outside.
+      UserError: all hits lie outside.
     """
     if not num_outside:
         return
@@ -154,9 +155,7 @@ def warn_of_outside(vd: VoxelDynamics, num_outside: int, num_hits: int) -> None:
         f"{vd.space[0].tolist()} to {vd.space[1].tolist()} mm"
     )
     if num_outside == num_hits:
-        raise ValueError(
-            f"{message}; give positions in mm, or fit Voxel-Dynamics to this detector."
-        )
+        raise UserError(f"{message}; give positions in mm, or fit Voxel-Dynamics to this detector.")
     # The caller of what the user called, by way of the reconstruction.
     warnings.warn(f"{message}, and get no edges.", stacklevel=4)
 

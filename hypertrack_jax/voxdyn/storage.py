@@ -93,7 +93,7 @@ def load_voxdyn(
     for flag, value, asked in zip(("node2node", "ncell"), found, (node2node, ncell), strict=True):
         if asked is not None and value != asked:
             raise UserError(
-                f"{path}: was fitted with --{flag}={value}, but --{flag}={asked} is asked for; "
+                f"{path}: was fitted with {flag}={value}, but {flag}={asked} is asked for; "
                 f"run experiments/pretrain_voxdyn.py --{flag}={asked}."
             )
     threshold = count_threshold(fields["histogram"], min_count)

@@ -255,7 +255,7 @@ def test_the_note_says_what_differs_and_nothing_else():
     assert note.startswith("fitted with eom, judged against hyper: C counted neighbouring hits")
     assert note.endswith("all pairs of hits of a particle.")
     assert graph_quality.topology_note("eom", "eom") == ""
-    with pytest.raises(ValueError, match="--node2node=mst is unknown"):
+    with pytest.raises(ValueError, match="node2node=mst is unknown"):
         graph_quality.topology_note("mst", "mst")
-    with pytest.raises(ValueError, match="--node2node=mst is unknown"):
+    with pytest.raises(ValueError, match="node2node=mst is unknown"):
         graph_quality.graph_row(EVENT._replace(has_truth=False), EDGES, "mst")

@@ -26,7 +26,7 @@ def random_event(
         hit_id=np.cumsum(rng.integers(1, 4, num_hits)),
         hit_particle=hit_particle.astype(np.int32),
         hit_weight=weight / (weight.sum() or 1),
-        module=rng.integers(1, 20, (num_hits, 3), np.int32),
+        module=rng.integers(1, 20, (num_hits, 3)),
         particles=Particles(
             particle_id=2**59 + 1 + rng.permutation(num_particles),
             vertex=rng.normal(0, 10, (num_particles, 3)).astype(np.float32),

@@ -252,13 +252,15 @@ def test_one_collision_at_least():
 
 @pytest.mark.parametrize("pileup", [0, -1.0, np.nan, np.inf])
 def test_bad_pileup(pileup):
-    with pytest.raises(ValueError, match=r"--pileup=.* is not a positive number"):
+    with pytest.raises(ValueError, match=r"pileup is .*; expected a positive number"):
         generate_particles(pileup, np.random.default_rng(0))
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real event is not here")
 def test_kinds_of_particles_are_as_frequent_as_in_the_real_event(sample):
-    particles = read_event(REAL, 1).particles
+    # The file holds a part of the event.
+    with pytest.warns(UserWarning, match="the weights sum to"):
+        particles = read_event(REAL, 1).particles
     from_material = particles.particle_id & 0xFFFF != 0
     radius = transverse(particles.vertex)
     kinds = [from_material, ~from_material & (radius > 0.1), ~from_material & (radius < 0.1)]

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from handmade import assert_same_event, random_event
 
-from hypertrack_jax.events.event import NOISE, validate_event
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.event import NOISE, no_particles, validate_event
 from hypertrack_jax.events.pileup import thin
+from hypertrack_jax.events.store import save_event
+from hypertrack_jax.training.batches import EventSource, fixed_events
 
 
 def _draws(event, rfactor, noise_ratio, number):
@@ -104,9 +107,23 @@ def test_no_noise_on_request(noise_ratio):
     assert (thinned.hit_id == event.hit_id[event.hit_particle != NOISE]).all()
 
 
+def blind_event():
+    """As TrackML hands its test events out."""
+    event = random_event(0, [], num_noise=9)
+    return event._replace(particles=no_particles(), has_truth=False)
+
+
 def test_the_whole_event_on_request():
-    event = random_event(0, [10] * 10, num_noise=50)
-    assert thin(event, 1, -1, np.random.default_rng(0)) is event
+    for event in (random_event(0, [10] * 10, num_noise=50), blind_event()):
+        assert thin(event, 1, -1, np.random.default_rng(0)) is event
+        assert thin(event, 1.0, -1.0, np.random.default_rng(0)) is event
+
+
+def test_events_without_truth_pass_through_a_source(tmp_path):
+    """Their tracks are what a submission is for."""
+    save_event(tmp_path, blind_event())
+    (event,) = fixed_events(EventSource(tmp_path, [1000], 1, 1, -1, 0))
+    assert_same_event(event, blind_event())
 
 
 def test_the_same_generator_gives_the_same_event():
@@ -133,4 +150,6 @@ def test_events_that_cannot_be_thinned():
     with pytest.raises(ValueError, match="event 1000 has no particle with hits"):
         thin(event, 0.5, -1, np.random.default_rng(0))
     with pytest.raises(ValueError, match="event 1000 has no truth"):
-        thin(event._replace(has_truth=False), 0.5, -1, np.random.default_rng(0))
+        thin(blind_event(), 0.5, -1, np.random.default_rng(0))
+    with pytest.raises(UserError, match=r"use it as it is, with rfactor 1 and noise_ratio -1"):
+        thin(blind_event(), 1, 0.1, np.random.default_rng(0))

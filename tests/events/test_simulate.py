@@ -71,7 +71,7 @@ def test_csv_is_read_back_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--pileup=-2", "--num_processes=1"), "--pileup=-2.0 is not a positive number"),
+        (("--pileup=-2", "--num_processes=1"), "--pileup=-2.0: expected a number above 0"),
         (("--seed=-1", "--num_events=3", "--num_processes=2"), "--seed=-1 is negative"),
     ],
 )

@@ -222,7 +222,11 @@ def test_without_pyacts_the_extra_is_named(monkeypatch):
 
 @pytest.mark.parametrize(
     ("event_id", "seed", "message"),
-    [(-1, 0, "--event_start=-1 is negative"), (0, -5, "--seed=-5 is negative")],
+    [
+        (-1, 0, "event_id=-1: expected a"),
+        (0, -5, "seed=-5: expected a"),
+        (0, 2**63, "seed=9223372"),
+    ],
 )
 def test_negative_seed_or_event(event_id, seed, message):
     with pytest.raises(ValueError, match=message):

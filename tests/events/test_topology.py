@@ -141,7 +141,7 @@ def test_an_event_of_noise_has_no_edges(node2node):
 def test_a_misspelt_topology_is_named():
     event = random_event(0, [2])
     hits = np.arange(2)
-    message = "--node2node=hyperr is unknown; choose hyper, eom, cricket"
+    message = "node2node=hyperr is unknown; choose hyper, eom, cricket"
     with pytest.raises(ValueError, match=message):
         require_topology("hyperr")
     with pytest.raises(ValueError, match=message):

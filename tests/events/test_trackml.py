@@ -2,6 +2,9 @@
 
 import gzip
 import shutil
+import subprocess
+import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -9,7 +12,9 @@ import numpy as np
 import pytest
 from handmade import assert_same_event, random_event
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE
+from hypertrack_jax.events.store import load_event, save_event
 from hypertrack_jax.events.trackml import (
     list_event_ids,
     read_event,
@@ -88,7 +93,8 @@ def test_weights_that_sum_to_one_are_kept_and_others_scaled(directory):
     _change(directory, "truth", "0.375\n", "0.375001\n")
     assert read_event(directory, 7).hit_weight[2] == 0.375001
     _change(directory, "truth", "0.375001\n", "0.125\n")
-    weight = read_event(directory, 7).hit_weight
+    with pytest.warns(UserWarning, match=r"truth\.csv: the weights sum to 0\.75 instead of 1"):
+        weight = read_event(directory, 7).hit_weight
     np.testing.assert_allclose(weight, np.array([0.25, 0, 0.125, 0.125, 0.25]) / 0.75, rtol=1e-15)
 
 
@@ -181,12 +187,29 @@ def test_what_is_not_there_is_named(directory):
             "423491",
             r"576460752303423491 is not in event000000007-particles\.csv",
         ),
-        ("hits", "1e-3", "one", "could not convert string 'one'"),
-        ("hits", "1e-3", "", "could not convert string ''"),
-        ("hits", "9,1e-3", "9.5,1e-3", "could not convert string '9.5' to int64"),
-        ("hits", ",9,2,108\n", ",9", "invalid column"),
+        ("hits", "1e-3", "one", "line 5: x is 'one'; expected a number: correct"),
+        ("hits", "1e-3", "", "line 5: x is ''; expected a number:"),
+        ("hits", "9,1e-3", "9.5,1e-3", "line 5: hit_id is '9.5'; expected a whole number of 64"),
+        ("hits", ",9,2,108\n", ",9", "line 6 has 5 fields where the header has 7; correct"),
+        ("hits", "4,0.1", "4,0,1", "line 3 has 8 fields where the header has 7"),
+        ("hits", "\n4,", "\n\n\n4,0,", "line 5 has 8 fields where the header has 7"),
+        ("particles", "999,211,", "999,", "line 3 has 9 fields where the header has 10"),
+        ("hits", "layer_id", "x", "the column 'x' occurs twice"),
+        ("hits", "\n4,", "\n9223372036854775808,", "hit_id is '9223372036854775808'; expected a"),
+        ("hits", "2,108", "2,1_08", "line 6: module_id is '1_08'; expected a whole number"),
+        ("truth", "\n4,0,", "\n4,18446744073709551616,", "particle_id is '18446744073709551616'"),
+        (
+            "particles",
+            "-1,99\n5",
+            "-0.5,99\n5",
+            f"q of particle_id {2**59 + 511} is -0.5; ",
+        ),
+        ("particles", "-1,99\n5", "1e12,99\n5", "q of particle_id .* is 1000000000000.0; expected"),
+        ("truth", "0.375\n", "1e308\n4,0,0,0,0,0,0,0,1e308\n", "occurs more than once"),
+        ("hits", "hit_id,x,y", "a\x00b" * 99, r"no column 'hit_id' among a\?ba\?b.{54}…; "),
+        ("hits", "20,5,6", "20," + "7" * 99 + "x,6", r"line 6: x is '7{60}…'; expected a num"),
         ("hits", HITS, "", "the file is empty"),
-        ("hits", "\n4,", "\n#4,", "could not convert string '#4'"),
+        ("hits", "\n4,", "\n#4,", "line 3: hit_id is '#4'; expected"),
         ("hits", HITS[HITS.index("\n") :], "\n\n", "the event has no hits"),
     ],
 )
@@ -197,6 +220,240 @@ def test_a_wrong_file_is_named_in_one_sentence(directory, kind, old, new, messag
     text = str(error.value)
     assert text.startswith(str(directory / f"event000000007-{kind}.csv: ")[:-1])
     assert "\n" not in text and ".;" not in text and text.endswith(".")
+
+
+def _each_line(change):
+    """The text with each line changed: `change(line, is_header)`."""
+    return lambda text: "".join(
+        change(line, number == 0) + "\n" for number, line in enumerate(text.splitlines())
+    )
+
+
+SAME_EVENT = {
+    "line ends of Windows": lambda text: text.replace("\n", "\r\n"),
+    "line ends of old Macs": lambda text: text.replace("\n", "\r"),
+    "byte order mark": lambda text: "\ufeff" + text,
+    "spaces after commas": lambda text: text.replace(",", ", "),
+    "tabs before commas": lambda text: text.replace(",", "\t,"),
+    "index column": _each_line(lambda line, is_header: ("," if is_header else "0,") + line),
+    "other order of columns": _each_line(lambda line, _: ",".join(line.split(",")[::-1])),
+    "an extra column": _each_line(lambda line, is_header: line + (",more" if is_header else ",x")),
+    "an extra column twice": _each_line(
+        lambda line, is_header: line + (",more,more" if is_header else ",x,y")
+    ),
+    "trailing commas": _each_line(lambda line, _: line + ","),
+    "trailing commas in rows": _each_line(lambda line, is_header: line + ",," * (not is_header)),
+    "trailing comma in the header": _each_line(lambda line, is_header: line + "," * is_header),
+    "blank lines": lambda text: "\n" + text.replace("\n", "\n\n"),
+    "a last line of spaces": lambda text: text + "   ",
+    "no last line end": lambda text: text.rstrip("\n"),
+    "columns in upper case": _each_line(lambda line, _: line.upper()),
+    "scientific notation": lambda text: text.replace("1e-3", "1.0E-03").replace(
+        "0.25\n", "+25e-2\n"
+    ),
+    "charges as floats": lambda text: text.replace(",-1,99", ",-1.0,99").replace(
+        ",1,99", ",+1.,99"
+    ),
+    "no column nhits": lambda text: text.replace("q,nhits", "q").replace("1,99\n", "1\n"),
+    "shuffled rows of truth": lambda text: (
+        "\n".join([*text.splitlines()[:1], *text.splitlines()[:0:-1]]) if "weight" in text else text
+    ),
+}
+
+
+@pytest.mark.parametrize("change", SAME_EVENT)
+def test_other_ways_to_write_the_same_event(directory, change):
+    expected = read_event(directory, 7)
+    for kind, text in FILES.items():
+        path = directory / f"event000000007-{kind}.csv"
+        path.write_text(SAME_EVENT[change](text), newline="")
+    assert_same_event(read_event(directory, 7), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "hit_ids"),
+    [
+        (["0", "1", "2", "3", "4"], [0, 1, 2, 3, 4]),
+        ([str(2**62 + k) for k in range(5)], [2**62 + k for k in range(5)]),
+        ([str(2**63 - 5 + k) for k in range(5)], [2**63 - 5 + k for k in range(5)]),
+    ],
+)
+def test_hit_ids_of_any_size(directory, names, hit_ids):
+    expected = read_event(directory, 7)
+    for kind in ("hits", "truth"):
+        path = directory / f"event000000007-{kind}.csv"
+        header, *rows = path.read_text().splitlines()
+        new = dict(zip(["3", "4", "7", "9", "20"], names, strict=True))
+        rows = [",".join([new[row.split(",")[0]], *row.split(",")[1:]]) for row in rows]
+        path.write_text("\n".join([header, *rows]))
+    found = read_event(directory, 7)
+    assert found.hit_id.tolist() == hit_ids
+    assert_same_event(found._replace(hit_id=expected.hit_id), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [(2**63 + 5, 5 - 2**63), (2**64 - 1, -1), (2**63 - 1, 2**63 - 1), (-5, -5)],
+)
+def test_particle_ids_of_64_bits(directory, tmp_path, name, held):
+    """TrackML's are unsigned; those of others may be negative. The held ones have the same bits."""
+    for kind in ("truth", "particles"):
+        _change(directory, kind, str(2**59 + 1), str(name))
+    event = read_event(directory, 7)
+    assert event.particles.particle_id.tolist() == [2**59 + 2, 2**59 + 511, held]
+    assert event.hit_particle.tolist() == [2, NOISE, 2, 0, 2]
+    write_event_csv(tmp_path / "out", event)
+    assert_same_event(read_event(tmp_path / "out", 7), event)
+    written = (tmp_path / "out" / "event000000007-truth.csv").read_text()
+    assert f"\n3,{name % 2**64}," in written
+    assert_same_event(load_event(save_event(tmp_path, event).parent, 7), event)
+
+
+@pytest.mark.parametrize("event_id", [0, 999_999_999, 1_000_000_000, 10**17])
+def test_event_numbers_of_any_length(tmp_path, event_id):
+    event = random_event(0, [3, 2], event_id=event_id)
+    write_event_csv(tmp_path, event)
+    assert list_event_ids(tmp_path) == [event_id]
+    assert_same_event(read_event(tmp_path, event_id), event)
+    assert_same_event(load_event(save_event(tmp_path, event).parent, event_id), event)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: name.upper(),
+        lambda name: name.replace("event", "event0"),
+        lambda name: name.replace("event00", "event"),
+        lambda name: "deep/down in/" + name,
+        lambda name: name.split("-")[1] + "/" + name,
+    ],
+    ids=["upper case", "ten digits", "seven digits", "nested folders", "a folder for each kind"],
+)
+def test_files_of_other_names_and_in_folders(directory, rename):
+    expected = read_event(directory, 7)
+    for path in list(directory.glob("*.csv")):
+        new = directory / rename(path.name)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(new)
+    # What others put beside them.
+    (directory / "event000000007-blacklist_hits.csv").write_text("hit_id\n3\n")
+    (directory / "._event000000007-hits.csv").write_bytes(b"\0")
+    assert_same_event(read_event(directory, 7), expected)
+    assert_same_event(read_event(str(directory), 7), expected)
+    assert list_event_ids(str(directory)) == [7]
+
+
+def test_zips_with_names_of_windows_and_paths_that_lead_out(directory, tmp_path):
+    expected = read_event(directory, 7)
+    for folder in ("train_1\\", "../../", "/"):
+        path = tmp_path / "odd.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for kind, text in FILES.items():
+                archive.writestr(f"{folder}event000000007-{kind}.csv", text)
+        assert_same_event(read_event(path, 7), expected)
+        assert list_event_ids(path) == [7]
+
+
+def test_a_zip_in_a_zip_is_to_be_unpacked(directory, tmp_path):
+    inner = _zip_all(directory, "")
+    with zipfile.ZipFile(tmp_path / "outer.zip", "w") as archive:
+        archive.write(inner, "train_1.zip")
+    with pytest.raises(FileNotFoundError, match="event, or unpack the zips in it"):
+        read_event(tmp_path / "outer.zip", 7)
+
+
+@pytest.mark.parametrize("kind", ["only noise", "one hit", "zero weights"])
+def test_events_with_little_in_them(tmp_path, kind):
+    event = {
+        "only noise": random_event(0, [], num_noise=9),
+        "one hit": random_event(0, [1]),
+        "zero weights": random_event(0, [3])._replace(hit_weight=np.zeros(3)),
+    }[kind]
+    write_event_csv(tmp_path, event)
+    assert_same_event(read_event(tmp_path, 1000), event)
+
+
+def test_wide_module_numbers(directory):
+    _change(directory, "hits", "2,108", f"2,{2**40 + 1}")
+    event = read_event(directory, 7)
+    assert event.module[4].tolist() == [9, 2, 2**40 + 1]
+    assert_same_event(load_event(save_event(directory, event).parent, 7), event)
+
+
+def test_uncharged_particles_are_told(directory):
+    _change(directory, "particles", "-1,99\n5", "0,99\n5")
+    with pytest.warns(UserWarning, match=r"particles\.csv: 1 particles have the charge 0"):
+        assert read_event(directory, 7).particles.charge.tolist() == [1, 0, -1]
+
+
+def test_weights_that_sum_to_too_much(directory):
+    _change(directory, "truth", "0.375\n", "2e9\n")
+    with pytest.warns(UserWarning, match=r"the weights sum to 2e\+09 instead of 1"):
+        assert read_event(directory, 7).hit_weight.sum() == pytest.approx(1)
+    _change(directory, "truth", "2e9\n", "1e308\n")
+    _change(directory, "truth", "0.125\n", "1e308\n")
+    with pytest.raises(UserError, match="the sum of the weights is infinite"):
+        read_event(directory, 7)
+
+
+def _strict_and_lenient(directory, strict_message, warning):
+    with pytest.raises(UserError, match=strict_message):
+        read_event(directory, 7)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        event = read_event(directory, 7, lenient=True)
+    told = [str(one.message) for one in told]
+    assert warning in told[0]
+    return event, told
+
+
+def test_lenient_reading_leaves_out_hits_without_a_position(directory):
+    expected = read_event(directory, 7)
+    _change(directory, "hits", "1e-3", "nan")
+    _change(directory, "hits", "-11.3673", "inf")
+    event, told = _strict_and_lenient(
+        directory, "x of hit_id 9 is nan", "hits.csv: 2 hits are left out, since their position"
+    )
+    assert event.hit_id.tolist() == [4, 7, 20]
+    assert event.hit_particle.tolist() == [NOISE, 2, 2]
+    assert event.particles.num_hits.tolist() == [0, 0, 2]
+    np.testing.assert_array_equal(event.position, expected.position[[1, 2, 4]])
+    np.testing.assert_allclose(event.hit_weight, [0, 0.6, 0.4])
+    assert [text for text in told if "the weights sum to 0.625 instead of 1" in text]
+
+
+def test_lenient_reading_takes_equal_weights_where_there_are_none(directory):
+    _change(directory, "truth", "weight", "other")
+    event, _ = _strict_and_lenient(
+        directory,
+        "no column 'weight'",
+        "4 particle hits are given equal weights",
+    )
+    assert event.hit_weight.tolist() == [0.25, 0, 0.25, 0.25, 0.25]
+
+
+def test_lenient_reading_leaves_out_a_particle_named_0(directory):
+    _change(directory, "particles", "576460752303423999", "0")
+    event, _ = _strict_and_lenient(
+        directory, "particle_id 0 is the name of noise", "1 particle named 0 is left out"
+    )
+    assert event.particles.particle_id.tolist() == [2**59 + 2, 2**59 + 1]
+    assert event.hit_particle.tolist() == [1, NOISE, 1, 0, 1]
+
+
+def test_lenient_reading_changes_nothing_about_sound_files(directory):
+    assert_same_event(read_event(directory, 7, lenient=True), read_event(directory, 7))
+
+
+def test_a_warning_names_the_line_of_the_caller(directory):
+    _change(directory, "truth", "0.375\n", "0.125\n")
+    program = f"from hypertrack_jax import read_event\n\nread_event('{directory}', 7)"
+    (directory / "program.py").write_text(program)
+    # In a process of its own: here type checks stand between this package and its caller.
+    done = subprocess.run(
+        [sys.executable, directory / "program.py"], capture_output=True, text=True, check=True
+    )
+    assert f"{directory / 'program.py'}:3: UserWarning: {directory}" in done.stderr
 
 
 def test_bytes_that_are_no_text(directory):
@@ -300,10 +557,36 @@ def test_a_submission(directory):
     assert path.read_text() == "event_id,hit_id,track_id\n7,3,1\n7,4,0\n7,7,1\n7,9,6\n7,20,1\n"
 
 
+def test_a_submission_takes_labels_of_any_integer_type_and_a_path_as_text(directory):
+    event = read_event(directory, 7)
+    path = directory / "submission.csv"
+    for labels in (np.array([0, -1, 0, 5, 0], ">i2"), np.array([0, -1, 0, 5, 0], np.int8)):
+        assert write_submission(str(path), event, labels) == path
+        assert path.read_text().endswith("\n7,3,1\n7,4,0\n7,7,1\n7,9,6\n7,20,1\n")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, 1]), r"labels are int64 of shape \(2,\); expected one .* of the 5 hits"),
+        (np.zeros((5, 1), np.int64), r"of shape \(5, 1\)"),
+        (np.zeros(5), r"labels are float64"),
+        (np.array([0, -1, -2, 3, 4]), "a hit has the label -2; expected numbers from -1 on"),
+    ],
+)
+def test_labels_that_are_none_are_refused(directory, labels, message):
+    event = read_event(directory, 7)
+    with pytest.raises(UserError, match=message):
+        write_submission.__wrapped__(directory / "out.csv", event, labels)
+    assert not (directory / "out.csv").exists()
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"needs the real TrackML event in {REAL}")
 def test_a_real_event(tmp_path):
     assert list_event_ids(REAL) == [1]
-    event = read_event(REAL, 1)
+    # The file holds 5 % of the event's particles.
+    with pytest.warns(UserWarning, match="the weights sum to"):
+        event = read_event(REAL, 1)
     assert len(event.hit_id) == 5527
     assert (event.particles.num_hits > 0).sum() == 468
     assert np.mean(event.hit_particle == NOISE) == pytest.approx(0.15, abs=0.001)

@@ -125,7 +125,7 @@ def test_an_event_that_cannot_be_read_is_listed_and_the_others_go_on(workdir, tm
 
 
 MISTAKES = {
-    "misspelt topology": ("train", ["--save_tag=x", "--node2node=hypr"], "--node2node=hypr.*hyper"),
+    "misspelt topology": ("train", ["--save_tag=x", "--node2node=hypr"], "node2node=hypr.*hyper"),
     "misspelt schedule": ("train", ["--save_tag=x", "--scheduler_type=warm"], "warm-cos"),
     "misspelt clusterer": ("inference", ["--read_tag=tiny", "--cluster=cat"], "--cluster=cat.*cut"),
     "misspelt tune": ("train", ["--save_tag=x", "--param=tune5"], "param=tune5 .*tune-5, helix"),

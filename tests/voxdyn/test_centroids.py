@@ -65,5 +65,5 @@ def test_fewer_different_hits_than_cells_leaves_cells_empty():
 
 
 def test_more_cells_than_hits():
-    with pytest.raises(ValueError, match=r"--ncell=5 .* 4 particle hits"):
+    with pytest.raises(ValueError, match=r"ncell=5 .* 4 particle hits"):
         fit_centroids(np.zeros((4, 3), np.float32), 5, 1, seed=0)

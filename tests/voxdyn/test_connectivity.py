@@ -118,5 +118,5 @@ def test_mirrored_half_is_the_whole(num_cells):
 def test_more_entries_than_an_index_reaches(monkeypatch):
     monkeypatch.setattr(connectivity, "MAX_ENTRIES", 5)
     pieces = [connectivity.pack_pairs(np.array([0, 1, 4]), np.ones(3, np.int64))]
-    with pytest.raises(ValueError, match=r"C at --ncell=3 has about 6 entries, more than 5"):
+    with pytest.raises(ValueError, match=r"C at ncell=3 has about 6 entries, more than 5"):
         connectivity.upper_rows(pieces, 3)

@@ -103,7 +103,7 @@ def test_copies_beyond_the_fourth_are_turned_about_the_beam():
 
 @pytest.mark.parametrize("num_copies", [0, 65])
 def test_impossible_number_of_copies(tmp_path, num_copies):
-    with pytest.raises(ValueError, match=f"--num_copies={num_copies}: expected a number from 1 to"):
+    with pytest.raises(ValueError, match=f"num_copies={num_copies}: expected a number from 1 to"):
         next(fit_voxdyns(training(num_copies=num_copies), [64], ["eom"], tmp_path))
 
 
@@ -220,11 +220,11 @@ def test_sample_is_bounded_and_of_particle_hits_only():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"ncell": 10**6}, r"--ncell=1000000 is more than the \d+ particle hits"),
-        ({"ncell": 0}, r"--ncell=0: expected a number of cells from 1 to 1048576"),
-        ({"ncell": 2**20 + 1}, r"--ncell=1048577: expected"),
-        ({"node2node": "hypre"}, r"--node2node=hypre is unknown"),
-        ({"events": []}, r"--ncell=64 is more than the 0 particle hits"),
+        ({"ncell": 10**6}, r"ncell=1000000 is more than the \d+ particle hits"),
+        ({"ncell": 0}, r"ncell=0: expected a number of cells from 1 to 1048576"),
+        ({"ncell": 2**20 + 1}, r"ncell=1048577: expected"),
+        ({"node2node": "hypre"}, r"node2node=hypre is unknown"),
+        ({"events": []}, r"ncell=64 is more than the 0 particle hits"),
     ],
 )
 def test_impossible_settings(settings, message):
@@ -234,5 +234,5 @@ def test_impossible_settings(settings, message):
 
 def test_more_cells_than_memory(monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 10**5)
-    with pytest.raises(ValueError, match=r"--ncell=64 needs about 0\.0 GB"):
+    with pytest.raises(ValueError, match=r"ncell=64 needs about 0\.0 GB"):
         fit_one()

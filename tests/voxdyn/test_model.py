@@ -18,5 +18,5 @@ def test_threshold_is_a_count_or_a_quantile_of_the_pairs():
 
 @pytest.mark.parametrize("min_count", [0, -1, 1.5, MAX_COUNT + 1])
 def test_threshold_that_is_neither(min_count):
-    with pytest.raises(ValueError, match=rf"--min_count={min_count}: expected a whole number"):
+    with pytest.raises(ValueError, match=rf"min_count={min_count}: expected a whole number"):
         model.count_threshold(np.array([0, 3]), min_count)

@@ -144,7 +144,7 @@ def test_claims_of_those_estimators_that_have_been_fitted(workdir):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--ncell=100000",), "--ncell=100000 is more than the"),
+        (("--ncell=100000",), "ncell=100000 is more than the"),
         (("--ncell=many",), "--ncell"),
         (("--event_end=7,9",), "event000000007.npz"),
         (("--node2node=hypre",), "hypre"),

@@ -70,8 +70,8 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"node2node": "eom"}, "fitted with --node2node=hyper, but --node2node=eom is asked for"),
-        ({"ncell": 128}, "fitted with --ncell=64, but --ncell=128 is asked for"),
+        ({"node2node": "eom"}, "fitted with node2node=hyper, but node2node=eom is asked for"),
+        ({"ncell": 128}, "fitted with ncell=64, but ncell=128 is asked for"),
     ],
 )
 def test_file_of_something_else(vd, tmp_path, asked, message):
