@@ -345,6 +345,8 @@ def _add(
         ),
         num_micrographs=found.num_micrographs + is_asked.sum(dtype=jnp.int32),
         needed_slots=jnp.maximum(
-            found.needed_slots, jnp.where(is_asked, micrographs.size, 0).max(initial=0)
+            found.needed_slots,
+            # A micrograph that does not fit counts some of its hits twice.
+            jnp.minimum(jnp.where(is_asked, micrographs.size, 0).max(initial=0), num_hits),
         ),
     )

@@ -42,6 +42,8 @@ BYTES_PER_EDGE = 120
 """Memory that graph and edge predictor take for each edge of their capacity, about."""
 BYTES_PER_NEIGHBOR = 40
 """Memory that the rows of kept edges take for each place, about."""
+MOST_NEIGHBORS = 1024
+"""Kept edges of a hit that are taken; tracks have tens of hits."""
 BYTES_PER_SLOT = 64
 """Memory that a round takes for each place of its micrographs, about."""
 BYTES_PER_TOKEN, BYTES_PER_PAIR = 4096, 12
@@ -135,6 +137,12 @@ def require_room(
             )
         num_bytes = BYTES_PER_EDGE * capacities.num_edges
     elif isinstance(capacities, KeptCapacities):
+        if capacities.num_neighbors > MOST_NEIGHBORS:
+            raise UserError(
+                f"a hit has more than {MOST_NEIGHBORS} neighbours by edges above the threshold: "
+                "hits lie at one place, or are no detector's; look at the positions, or choose a "
+                "larger edge_threshold."
+            )
         num_bytes = BYTES_PER_NEIGHBOR * num_hits * capacities.num_neighbors
     elif isinstance(capacities, SearchSizes):
         num_slots = capacities.num_slots

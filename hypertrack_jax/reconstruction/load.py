@@ -34,6 +34,11 @@ def load_parts(model: str | Path, models: str | Path | None, step: int) -> Model
     path = Path(models or ".") / model
     if not path.exists() and str(model) in shipped_names():
         return _from_weights(shipped_path(str(model)), Path(models or "models"))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such model; give a directory of checkpoints, a file of weights, or one of "
+            f"the models that come with the package: {', '.join(shipped_names())}."
+        )
     if path.is_file():
         return _from_weights(path, Path(models or path.parent))
     return _from_checkpoint(path, Path(models or path.parent), step)
