@@ -253,7 +253,7 @@ def test_micrographs_too_large_for_the_memory_are_refused(model, monkeypatch):
 
 def test_hits_with_too_many_neighbors_are_refused():
     require_room(KeptCapacities(1024), 5)
-    with pytest.raises(UserError, match="a hit has more than 1024 neighbours .* at one place"):
+    with pytest.raises(UserError, match=r"a hit has more than 1024 neighbours .* at one place"):
         require_room(KeptCapacities(1536), 5)
 
 
