@@ -1,6 +1,5 @@
 """What pretrain_voxdyn.py and inference.py --pre_only print and write about candidate graphs."""
 
-import resource
 import sys
 import time
 from pathlib import Path
@@ -9,6 +8,7 @@ import command_line
 import numpy as np
 from absl import flags
 from bad_events import ReadableEvents
+from benchmarks.timing import peak_memory
 from problems import end_with
 from tqdm import tqdm
 
@@ -27,7 +27,7 @@ def report_graphs(
     """Makes and scores the graphs of events, and prints mean and spread."""
     started = time.perf_counter()
     bar = tqdm(events, unit="event", leave=False)
-    rows = list(evaluate_graphs(vd, bar, node2node, min_count))
+    rows = list(evaluate_graphs(vd, bar, node2node, min_count, events.problems))
     threshold = vd.min_count if min_count is None else count_threshold(vd.histogram, min_count)
     print(
         f"\n{vd.node2node}, {vd.num_cells} cells, min_count {threshold}: graphs of {len(rows)} "
@@ -46,7 +46,7 @@ def graphs_of(tune: VoxdynTune, events: ReadableEvents, node2node: str | None) -
     """
     path = voxdyn_path(command_line.workdir("models"), tune.node2node, tune.ncell)
     vd = load_voxdyn(path, tune.node2node, tune.ncell, tune.min_count)
-    print(describe(vd))
+    print(describe_voxdyn(vd))
     rows = report_graphs(vd, events, node2node or tune.node2node, None)
     print("", event_table(rows), "", sep="\n")
     directory = command_line.workdir("figs", f"graphs_{tune.node2node}_{tune.ncell}")
@@ -61,7 +61,7 @@ def write_rows(path: Path, rows: list[Row]) -> Path:
     return path
 
 
-def describe(vd: VoxelDynamics) -> str:
+def describe_voxdyn(vd: VoxelDynamics) -> str:
     """What has been fitted, in a few lines."""
     num_entries, counts = len(vd.rows.columns), np.arange(len(vd.histogram))
     objective = ", ".join(f"{value:.4g}" for value in vd.objective) or "not fitted"
@@ -81,9 +81,3 @@ def describe(vd: VoxelDynamics) -> str:
     if num_saturated:
         lines.append(f"{num_saturated} counts have reached {MAX_COUNT} and stay there")
     return "\n  ".join(lines)
-
-
-def peak_memory() -> float:
-    """Largest resident memory of this process so far, in GB."""
-    # Linux counts in units of 1024 bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.evaluate import as_evaluated
-from hypertrack_jax.evaluation.inference_report import Wanted, report_events
+from hypertrack_jax.evaluation.inference_report import Wanted, draw_figures, report_events
 from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.model.checkpoint import require_same_tune
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
@@ -66,16 +66,15 @@ def main() -> None:
         raise UserError("--read_tag is missing: name a trained model, or give --pre_only.")
     reconstruct = model(READ_TAG.value)
     directory = command_line.workdir("figs", READ_TAG.value)
-    wanted = Wanted(
-        TRUTH_NODE2NODE.value,
-        Path(SUBMISSION_DIR.value) if SUBMISSION_DIR.value else None,
-        directory if FIGURES.value else None,
-    )
+    submissions = Path(SUBMISSION_DIR.value) if SUBMISSION_DIR.value else None
+    wanted = Wanted(TRUTH_NODE2NODE.value, submissions, FIGURES.value)
     bar = tqdm(events, unit="event")
     report = report_events(as_evaluated(reconstruct), bar, reconstruct.tune, wanted)
-    print(report.text)
-    print(write_rows(directory / "report.json", report.rows), *report.figures, sep="\n")
-    end_with(events.problems)
+    print(report.text, write_rows(directory / "report.json", report.rows), sep="\n\n")
+    if FIGURES.value:
+        files, missing = draw_figures(directory, report)
+        print(*files, *missing, sep="\n")
+    end_with([*events.problems, *report.problems])
 
 
 def model(tag: str) -> Reconstructor:

@@ -11,7 +11,8 @@ from functools import partial
 import command_line
 from absl import flags
 from bad_events import ReadableEvents
-from graph_report import describe, peak_memory, report_graphs
+from benchmarks.timing import peak_memory
+from graph_report import describe_voxdyn, report_graphs
 from problems import end_with
 from tqdm import tqdm
 
@@ -71,7 +72,7 @@ def main() -> None:
     for vd in fit_voxdyns(training, ncells, NODE2NODE.value, unfinished, progress):
         paths.append(save_voxdyn(voxdyn_path(models, vd.node2node, vd.num_cells), vd))
         seconds = time.perf_counter() - started
-        print(f"\n{describe(vd)}\n  {seconds:.1f} s, peak memory {peak_memory():.2f} GB")
+        print(f"\n{describe_voxdyn(vd)}\n  {seconds:.1f} s, peak memory {peak_memory():.2f} GB")
         print(f"  {paths[-1]}", flush=True)
         # Large: it goes before the next one comes.
         del vd

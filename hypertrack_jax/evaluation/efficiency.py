@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Int64
+from jaxtyping import Int64
+from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from hypertrack_jax.evaluation.metrics import match_tracks
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.evaluation.metrics import match_tracks, particle_matched
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
 from hypertrack_jax.evaluation.tables import markdown_table
-from hypertrack_jax.events.event import NOISE, Event
+from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.kinematics import pseudorapidity
 
 BIN_EDGES = {
@@ -36,24 +38,23 @@ class BinnedEfficiency(NamedTuple):
 
 
 def binned_efficiency(
-    event: Event, hit_label: Int[np.ndarray, " hit"], min_hits: int = 4
+    event: Event, hit_label: ArrayLike, min_hits: int = 4
 ) -> dict[str, BinnedEfficiency]:
     """The reconstructable particles of an event, and those found by double majority.
 
     Args:
       event: the event, with truth.
-      hit_label: cluster of each hit, negative for none.
-      min_hits: as in `metrics.track_scores`.
+      hit_label: cluster of each hit, as in `metrics.track_scores`.
+      min_hits: the same.
 
     Returns:
       For each quantity of `BIN_EDGES` the particles in its bins.
 
     Raises:
-      ValueError: the event has no truth, or the labels are not as many as the hits.
+      UserError: the event has no truth, or the labels are not one integer per hit.
     """
     matching = match_tracks(event, hit_label, min_hits)
-    is_found = np.zeros(len(matching.particle_size), bool)
-    is_found[matching.particle[matching.particle != NOISE]] = True
+    is_found = particle_matched(matching)
     reconstructable = matching.particle_size >= min_hits
     vertex, momentum = event.particles.vertex, event.particles.momentum
     quantities = {
@@ -115,8 +116,11 @@ def plot_efficiency(path: Path, found: Mapping[str, BinnedEfficiency]) -> None:
 
     Raises:
       ImportError: matplotlib or mplhep is missing.
+      UserError: there are no particles.
       OSError: the file cannot be written.
     """
+    if not any(of.num_all.any() for of in found.values()):
+        raise UserError("an efficiency needs particles of enough hits, but there are none.")
     with saved_figure(path, 13.0, 9.0) as figure:
         panels = figure.subplots(2, 2, sharey=True)
         for axes, (name, of) in zip(panels.ravel(), found.items(), strict=True):

@@ -1,10 +1,10 @@
-"""Host side: reconstructs events, scores them and draws the result."""
+"""Host side: reconstructs events and scores them."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Bool
 
 from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.graph_quality import graph_row
 from hypertrack_jax.evaluation.metrics import edge_scores, graph_scores, track_scores
-from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_roc
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels, truth_edges
-from hypertrack_jax.reconstruction.candidates import predict_edges
+from hypertrack_jax.reconstruction.candidates import CandidateEdges, predict_edges
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import Tune
@@ -51,25 +51,20 @@ class Batched(NamedTuple):
 def as_evaluated(model: Reconstructor) -> Callable[[np.ndarray], Tracks] | Batched:
     """How the evaluation calls a model: on all devices of this process where there are several.
 
-    Events of a new size are preceded by a warm-up, so that hardly a time holds a compilation.
+    On one device, the programs for a new size of events are compiled before its first event. Tracks
+    come without `seconds` where something was compiled nevertheless.
     """
     if jax.local_device_count() == 1:
         return partial(_reconstruct_warm, model, set())
     spread = SpreadReconstructor.of(model)
-    call = partial(spread, with_edges=True)
-    return Batched(call, EVENTS_PER_DEVICE * spread.mesh.size)
-
-
-def _reconstruct_warm(model: Reconstructor, warm: set, position: np.ndarray) -> Tracks:
-    first = model.capacities(len(position))
-    if first not in warm:
-        warm.add(first)
-        model.warm_up([len(position)])
-    return model(position, with_edges=True)
+    return Batched(partial(_reconstruct_spread, spread), EVENTS_PER_DEVICE * spread.mesh.size)
 
 
 def evaluate_events(
-    reconstruct: Callable[[np.ndarray], Tracks] | Batched, events: Iterable[Event], tune: Tune
+    reconstruct: Callable[[np.ndarray], Tracks] | Batched,
+    events: Iterable[Event],
+    tune: Tune,
+    problems: list[str] | None = None,
 ) -> Iterator[Evaluated]:
     """Reconstructs and scores events, one by one or in batches.
 
@@ -79,38 +74,55 @@ def evaluate_events(
       events: the events; without truth their scores are None.
       tune: topology that edges are judged by, which need not be the model's; threshold, and
         smallest track.
+      problems: takes a sentence for each event that cannot be reconstructed, and the others go on;
+        None: the first such event ends the evaluation.
 
     Yields:
       Events in their order.
+
+    Raises:
+      UserError: an event cannot be reconstructed, and there is no list of problems.
     """
     if isinstance(reconstruct, Batched):
-        yield from _evaluate_batches(reconstruct, iter(events), tune)
-        return
-    for event in events:
-        yield score_event(event, reconstruct(event.position), tune)
+        size, call = reconstruct.batch_size, reconstruct.reconstruct
+    else:
+        size, call = 1, partial(_one_by_one, reconstruct)
+    events = iter(events)
+    while batch := list(islice(events, size)):
+        yield from _evaluated(call, batch, tune, problems)
 
 
 def evaluate_graphs(
-    vd: VoxelDynamics, events: Iterable[Event], node2node: str, min_count: float | int | None = None
+    vd: VoxelDynamics,
+    events: Iterable[Event],
+    node2node: str,
+    min_count: float | int | None = None,
+    problems: list[str] | None = None,
 ) -> Iterator[Row]:
     """Makes and scores the candidate graphs of events one by one, without any network.
 
-    Each graph is made twice and the second time is taken, so that none holds a compilation.
+    A graph is made again where something was compiled for it, so that no time holds a compilation.
 
     Args:
       vd: the estimator.
       events: the events; without truth their scores are None.
       node2node: topology of the true edges to judge by, which need not be the estimator's.
       min_count: as in `predict_edges`.
+      problems: as in `evaluate_events`.
 
     Yields:
       Sizes, scores and milliseconds of each event.
+
+    Raises:
+      UserError: a graph cannot be made, and there is no list of problems.
     """
     for event in events:
-        predict_edges(vd, event.position, min_count)
-        started = time.perf_counter()
-        edges = predict_edges(vd, event.position, min_count)
-        yield graph_row(event, edges, node2node, time.perf_counter() - started)
+        try:
+            edges, seconds = _timed_graph(vd, event, min_count)
+        except UserError as error:
+            _note(problems, event, error)
+        else:
+            yield graph_row(event, edges, node2node, seconds)
 
 
 def score_event(event: Event, tracks: Tracks, tune: Tune) -> Evaluated:
@@ -137,25 +149,85 @@ def score_event(event: Event, tracks: Tracks, tune: Tune) -> Evaluated:
     return Evaluated(event, tracks, {**size, **scores, **milliseconds}, label)
 
 
-def write_figures(directory: Path, evaluated: Sequence[Evaluated], tune: Tune) -> list[Path]:
-    """Draws the first event, and edge scores and ROC of all of them; returns the files."""
-    first = evaluated[0]
-    label = np.concatenate([one.label for one in evaluated])
-    probability = np.concatenate([one.tracks.probability for one in evaluated])
-    event_file, scores_file, roc_file = (
-        directory / name for name in ("event.png", "edge_scores.png", "roc.png")
-    )
-    plot_event(event_file, first.event, first.tracks.hit_label, min_hits=tune.cluster.min_hits)
-    plot_edge_scores(scores_file, label, probability, tune.cluster.edge_threshold)
-    plot_roc(roc_file, {tune.name: (label, probability)})
-    return [event_file, scores_file, roc_file]
+def _evaluated(
+    call: Callable[[Sequence[np.ndarray]], Sequence[Tracks]],
+    batch: Sequence[Event],
+    tune: Tune,
+    problems: list[str] | None,
+) -> list[Evaluated]:
+    """Reconstructs and scores a batch; after a failure each event alone, to find the bad ones."""
+    try:
+        found = call([event.position for event in batch])
+        return [score_event(*pair, tune) for pair in zip(batch, found, strict=True)]
+    except UserError as error:
+        if len(batch) == 1:
+            _note(problems, batch[0], error)
+            return []
+    return [one for event in batch for one in _evaluated(call, [event], tune, problems)]
 
 
-def _evaluate_batches(batched: Batched, events: Iterator[Event], tune: Tune) -> Iterator[Evaluated]:
-    while batch := list(islice(events, batched.batch_size)):
-        found = batched.reconstruct([event.position for event in batch])
-        for event, tracks in zip(batch, found, strict=True):
-            yield score_event(event, tracks, tune)
+def _note(problems: list[str] | None, event: Event, error: UserError) -> None:
+    if problems is None:
+        raise error
+    problems.append(f"event {event.event_id}: {error}")
+
+
+def _one_by_one(
+    reconstruct: Callable[[np.ndarray], Tracks], positions: Sequence[np.ndarray]
+) -> list[Tracks]:
+    return [reconstruct(position) for position in positions]
+
+
+def _reconstruct_warm(model: Reconstructor, warm: set, position: np.ndarray) -> Tracks:
+    first = model.capacities(len(position))
+    if first not in warm:
+        warm.add(first)
+        model.warm_up([len(position)])
+    with _watched_compilation() as compiled:
+        tracks = model(position, with_edges=True)
+    return _untimed(tracks) if compiled else tracks
+
+
+def _reconstruct_spread(
+    spread: SpreadReconstructor, positions: Sequence[np.ndarray]
+) -> list[Tracks]:
+    with _watched_compilation() as compiled:
+        tracks = spread(positions, with_edges=True)
+    return [_untimed(one) for one in tracks] if compiled else tracks
+
+
+def _timed_graph(
+    vd: VoxelDynamics, event: Event, min_count: float | int | None
+) -> tuple[CandidateEdges, float]:
+    """The graph of an event, and the seconds that it takes once everything is compiled."""
+
+    def make() -> tuple[CandidateEdges, float]:
+        started = time.perf_counter()
+        return predict_edges(vd, event.position, min_count), time.perf_counter() - started
+
+    with _watched_compilation() as compiled:
+        made = make()
+    return make() if compiled else made
+
+
+@contextlib.contextmanager
+def _watched_compilation() -> Iterator[list[str]]:
+    """Gives a list that gets an entry for each program that jax compiles or loads meanwhile."""
+    compiled: list[str] = []
+
+    def note(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)
+
+
+def _untimed(tracks: Tracks) -> Tracks:
+    return tracks._replace(seconds={})
 
 
 def _score_columns(graph, edge, track) -> dict[str, float | None]:

@@ -8,14 +8,17 @@ from typing import NamedTuple
 import numpy as np
 
 from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.efficiency import (
+    BinnedEfficiency,
     binned_efficiency,
     efficiency_table,
     joint_efficiency,
     plot_efficiency,
 )
-from hypertrack_jax.evaluation.evaluate import Batched, evaluate_events, write_figures
+from hypertrack_jax.evaluation.evaluate import Batched, Evaluated, evaluate_events
 from hypertrack_jax.evaluation.graph_quality import topology_note
+from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_roc
 from hypertrack_jax.evaluation.report import Row, event_table, summary_table
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.trackml import write_submission
@@ -24,7 +27,8 @@ from hypertrack_jax.tunes.tune import Tune
 BATCH_NOTE = (
     "Several devices shared the events, at most {} at once: the milliseconds of each are its share."
 )
-MAX_SHOWN = 10
+UNTIMED_NOTE = "{} of {} events have no milliseconds: a program was compiled or loaded meanwhile."
+MAX_DRAWN = 10
 """Events whose edges enter the figures, which bounds memory."""
 
 
@@ -35,20 +39,27 @@ class Wanted(NamedTuple):
     """Topology of the true edges to judge by; None: that of the model."""
     submissions: Path | None = None
     """Directory for the tracks as TrackML submissions, `event000001000-submission.csv`."""
-    figures: Path | None = None
-    """Directory for the figures."""
+    has_figures: bool = False
+    """Keep what `draw_figures` needs."""
 
 
 class InferenceReport(NamedTuple):
-    """What is known afterwards; neither events nor tracks."""
+    """What is known about reconstructed events."""
 
     rows: list[Row]
-    """Sizes, scores and milliseconds of each event."""
+    """Sizes, scores and milliseconds of each event. An event during which a program was compiled
+    has no milliseconds."""
     text: str
     """The rows and their summary as tables, the efficiency by what the particles are, and notes:
     where model and truth differ in topology, and where events were reconstructed in batches."""
-    figures: list[Path]
-    """Those drawn: none where no event has truth."""
+    problems: list[str]
+    """A sentence for each event that could not be reconstructed."""
+    judged_by: Tune
+    """The tune of the model, with the topology that was asked for."""
+    efficiency: dict[str, BinnedEfficiency]
+    """All events with truth; empty without any."""
+    drawn: list[Evaluated]
+    """The first `MAX_DRAWN` events with truth, if figures are wanted."""
 
 
 def report_events(
@@ -57,7 +68,9 @@ def report_events(
     tune: Tune,
     wanted: Wanted,
 ) -> InferenceReport:
-    """Reconstructs and scores events, and writes what is wanted.
+    """Reconstructs and scores events, and writes the submissions that are wanted.
+
+    An event that cannot be reconstructed is left out, and the report names it.
 
     Args:
       reconstruct: from hit positions in mm to tracks, one by one or in batches, as
@@ -70,9 +83,8 @@ def report_events(
       The report.
 
     Raises:
-      ValueError: an unknown topology.
-      ImportError: matplotlib or mplhep is missing and figures are wanted.
-      OSError: a file cannot be written.
+      UserError: an unknown topology.
+      OSError: a submission cannot be written.
     """
     fitted = tune.voxdyn.node2node
     notes = [topology_note(fitted, wanted.node2node or fitted)]
@@ -82,23 +94,65 @@ def report_events(
     if wanted.node2node:
         truth = replace(tune.voxdyn, node2node=wanted.node2node, labels="node2node")
         judged_by = replace(tune, voxdyn=truth)
-    rows, shown, found = [], [], None
-    for evaluated in evaluate_events(reconstruct, events, judged_by):
+    rows, problems, drawn, efficiency = [], [], [], {}
+    for evaluated in evaluate_events(reconstruct, events, judged_by, problems):
+        event, hit_label = evaluated.event, evaluated.tracks.hit_label
         rows.append(evaluated.row)
         if wanted.submissions:
-            name = f"event{evaluated.event.event_id:09d}-submission.csv"
-            write_submission(wanted.submissions / name, evaluated.event, evaluated.tracks.hit_label)
-        if not evaluated.event.has_truth:
+            name = f"event{event.event_id:09d}-submission.csv"
+            write_submission(wanted.submissions / name, event, hit_label)
+        if not event.has_truth:
             continue
-        new = binned_efficiency(evaluated.event, evaluated.tracks.hit_label, tune.cluster.min_hits)
-        found = joint_efficiency(found, new) if found else new
-        if wanted.figures and len(shown) < MAX_SHOWN:
-            shown.append(evaluated)
-    tables, files = [event_table(rows), summary_table(rows)], []
-    if found:
-        tables.append(efficiency_table(found))
-    if found and wanted.figures:
-        files = write_figures(wanted.figures, shown, judged_by)
-        files.append(wanted.figures / "efficiency.png")
-        plot_efficiency(files[-1], found)
-    return InferenceReport(rows, "\n\n".join([*tables, *notes]), files)
+        new = binned_efficiency(event, hit_label, tune.cluster.min_hits)
+        efficiency = joint_efficiency(efficiency, new) if efficiency else new
+        if wanted.has_figures and len(drawn) < MAX_DRAWN:
+            drawn.append(evaluated)
+    num_untimed = sum(row["hits"] != 0 and "total ms" not in row for row in rows)
+    if num_untimed:
+        notes.append(UNTIMED_NOTE.format(num_untimed, len(rows)))
+    tables = [event_table(rows), summary_table(rows)]
+    if efficiency:
+        tables.append(efficiency_table(efficiency))
+    text = "\n\n".join(filter(None, [*tables, *notes]))
+    return InferenceReport(rows, text, problems, judged_by, efficiency, drawn)
+
+
+def draw_figures(directory: Path, report: InferenceReport) -> tuple[list[Path], list[str]]:
+    """Draws the first event, edge scores and ROC of the first events, and the efficiency of all.
+
+    Args:
+      directory: where the figures go.
+      report: a report with `has_figures`.
+
+    Returns:
+      The files, and a sentence for each figure that these events do not allow: a ROC curve needs
+      true and false edges, for example. Without truth there is nothing to draw.
+
+    Raises:
+      ImportError: matplotlib or mplhep is missing.
+      OSError: a file cannot be written.
+    """
+    if not report.drawn:
+        return [], ["no figures: none of the events has truth."]
+    first, tune = report.drawn[0], report.judged_by
+    label = np.concatenate([one.label for one in report.drawn])
+    probability = np.concatenate([one.tracks.probability for one in report.drawn])
+    cluster = tune.cluster
+    figures: dict[str, Callable[[Path], None]] = {
+        "event.png": lambda path: plot_event(
+            path, first.event, first.tracks.hit_label, min_hits=cluster.min_hits
+        ),
+        "edge_scores.png": lambda path: plot_edge_scores(
+            path, label, probability, cluster.edge_threshold
+        ),
+        "roc.png": lambda path: plot_roc(path, {tune.name: (label, probability)}),
+        "efficiency.png": lambda path: plot_efficiency(path, report.efficiency),
+    }
+    files, problems = [], []
+    for name, draw in figures.items():
+        try:
+            draw(directory / name)
+            files.append(directory / name)
+        except UserError as error:
+            problems.append(f"no {name}: {error}")
+    return files, problems

@@ -9,8 +9,10 @@ pull the mean down and a NaN would poison it.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int64
+from numpy.typing import ArrayLike
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE, Event
 
 NO_CLUSTER = -1
@@ -95,9 +97,7 @@ class GraphScores(NamedTuple):
     """Candidates per hit."""
 
 
-def track_scores(
-    event: Event, hit_label: Int[np.ndarray, " hit"], min_hits: int = 4
-) -> TrackScores:
+def track_scores(event: Event, hit_label: ArrayLike, min_hits: int = 4) -> TrackScores:
     """Scores the clusters of an event.
 
     Efficiency, purity and DMS rest on the double majority of `match_tracks`. A cluster below
@@ -111,14 +111,15 @@ def track_scores(
 
     Args:
       event: the event, with truth.
-      hit_label: cluster of each hit; equal labels make a cluster, negative ones none.
+      hit_label: cluster of each hit, integers, [hit]; equal labels make a cluster, negative ones
+        none.
       min_hits: fewest hits of a particle that should be found, and of a cluster that can match.
 
     Returns:
       The scores; a ratio over nothing is None.
 
     Raises:
-      ValueError: the event has no truth, or the labels are not as many as the hits.
+      UserError: the event has no truth, or the labels are not one integer per hit.
     """
     matching = match_tracks(event, hit_label, min_hits)
     reconstructable = matching.particle_size >= min_hits
@@ -149,7 +150,7 @@ def track_scores(
     )
 
 
-def match_tracks(event: Event, hit_label: Int[np.ndarray, " hit"], min_hits: int = 4) -> Matching:
+def match_tracks(event: Event, hit_label: ArrayLike, min_hits: int = 4) -> Matching:
     """Matches clusters to particles by double majority.
 
     A cluster and a particle, each of at least `min_hits` hits, match when they share more than half
@@ -158,19 +159,19 @@ def match_tracks(event: Event, hit_label: Int[np.ndarray, " hit"], min_hits: int
 
     Args:
       event: the event, with truth.
-      hit_label: cluster of each hit; equal labels make a cluster, negative ones none.
+      hit_label: as in `track_scores`.
       min_hits: fewest hits of a cluster or particle that can match.
 
     Returns:
       The matching.
 
     Raises:
-      ValueError: the event has no truth, or the labels are not as many as the hits.
+      UserError: the event has no truth, or the labels are not one integer per hit.
     """
-    _check_scorable(event, hit_label)
-    hit_cluster = np.full(len(hit_label), NO_CLUSTER, np.int64)
-    in_cluster = hit_label >= 0
-    labels, hit_cluster[in_cluster] = np.unique(hit_label[in_cluster], return_inverse=True)
+    given = _checked_labels(event, hit_label)
+    hit_cluster = np.full(len(given), NO_CLUSTER, np.int64)
+    in_cluster = given >= 0
+    labels, hit_cluster[in_cluster] = np.unique(given[in_cluster], return_inverse=True)
     in_particle = event.hit_particle != NOISE
     num_particles = len(event.particles.particle_id)
     cluster_size = np.bincount(hit_cluster[in_cluster])
@@ -206,24 +207,12 @@ def match_tracks(event: Event, hit_label: Int[np.ndarray, " hit"], min_hits: int
     return matching
 
 
-def particle_matched(
-    event: Event, hit_label: Int[np.ndarray, " hit"], min_hits: int = 4
-) -> Bool[np.ndarray, " particle"]:
-    """Whether each particle was found, for the efficiency as a function of pT or eta.
+def particle_matched(matching: Matching) -> Bool[np.ndarray, " particle"]:
+    """Whether each particle was found: True where a cluster matches it.
 
-    Args:
-      event: the event, with truth.
-      hit_label: cluster of each hit; equal labels make a cluster, negative ones none.
-      min_hits: fewest hits of a cluster or particle that can match.
-
-    Returns:
-      True for a particle that a cluster matches. Those below `min_hits` are never matched; leave
-      them out of the denominator.
-
-    Raises:
-      ValueError: the event has no truth, or the labels are not as many as the hits.
+    Particles below the `min_hits` of the matching are never found; leave them out of the
+    denominator of an efficiency.
     """
-    matching = match_tracks(event, hit_label, min_hits)
     is_matched = np.zeros(len(matching.particle_size), bool)
     is_matched[matching.particle[matching.particle != NOISE]] = True
     return is_matched
@@ -247,7 +236,7 @@ def edge_scores(
       The scores; a rate over no edge is None.
 
     Raises:
-      ValueError: a score is NaN.
+      UserError: a score is NaN.
     """
     if mask is not None:
         label, score = label[mask], score[mask]
@@ -273,7 +262,7 @@ def auc(label: Bool[np.ndarray, " edge"], score: Float[np.ndarray, " edge"]) -> 
       The area, or None when all edges are true or all false.
 
     Raises:
-      ValueError: a score is NaN.
+      UserError: a score is NaN.
     """
     num_true, num_false = _cumulative_counts(label, score)
     # Twice the area of the trapezia, in whole numbers: nothing is rounded before the division.
@@ -298,11 +287,11 @@ def roc_curve(
       The curve, its end points included.
 
     Raises:
-      ValueError: a score is NaN, or all edges are true or all false.
+      UserError: a score is NaN, or all edges are true or all false.
     """
     num_true, num_false = _cumulative_counts(label, score)
     if num_true[-1] == 0 or num_false[-1] == 0:
-        raise ValueError(
+        raise UserError(
             f"a ROC curve needs true and false edges, but there are {num_true[-1]} true and "
             f"{num_false[-1]} false ones; take an event or a graph that has both."
         )
@@ -342,15 +331,28 @@ def _ratio(
     return float(numerator / denominator) if denominator else None
 
 
-def _check_scorable(event: Event, hit_label: np.ndarray) -> None:
-    """Raises ValueError unless the event has truth and one label per hit."""
+def _checked_labels(event: Event, hit_label: ArrayLike) -> Int64[np.ndarray, " hit"]:
+    """The labels as an array, where there is truth to compare them with."""
     if not event.has_truth:
-        raise ValueError(f"event {event.event_id} has no truth; leave out its scores and figures.")
-    if len(hit_label) != len(event.hit_particle):
-        raise ValueError(
-            f"event {event.event_id} has {len(event.hit_particle)} hits but {len(hit_label)} "
-            "labels; give one label per hit, without padding."
+        raise UserError(f"event {event.event_id} has no truth; leave out its scores and figures.")
+    num_hits = len(event.hit_particle)
+    if isinstance(hit_label, np.ma.MaskedArray):
+        raise UserError(
+            f"the labels of event {event.event_id} are a masked array, whose mask would be lost; "
+            "give hits without a cluster the label -1."
         )
+    label = np.asarray(hit_label)
+    if label.ndim != 1 or label.dtype.kind not in "iu":
+        raise UserError(
+            f"the labels of event {event.event_id} have shape {label.shape} and type "
+            f"{label.dtype}; expected an integer for each hit, shape ({num_hits},)."
+        )
+    if len(label) != num_hits:
+        raise UserError(
+            f"event {event.event_id} has {num_hits} hits but {len(label)} labels; give one label "
+            "per hit, without padding."
+        )
+    return label.astype(np.int64)
 
 
 def _cumulative_counts(
@@ -363,7 +365,7 @@ def _cumulative_counts(
     """
     num_nan = np.count_nonzero(np.isnan(score))
     if num_nan:
-        raise ValueError(
+        raise UserError(
             f"{num_nan} of {len(score)} edge scores are NaN; the network that gave them has "
             "diverged: go back to an earlier checkpoint or train with a lower learning rate."
         )

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
+from numpy.typing import ArrayLike
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.metrics import NO_CLUSTER, Matching, auc, match_tracks, roc_curve
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.files import replace_file
@@ -35,7 +37,7 @@ NOISE_COLOUR = "#BBBBBB"
 def plot_event(
     path: Path,
     event: Event,
-    hit_label: Int[np.ndarray, " hit"],
+    hit_label: ArrayLike,
     edges: Int[np.ndarray, "2 edge"] | None = None,
     min_hits: int = 4,
 ) -> None:
@@ -48,13 +50,13 @@ def plot_event(
     Args:
       path: the file to write.
       event: the event, with truth.
-      hit_label: cluster of each hit, negative for none.
+      hit_label: cluster of each hit, as in `metrics.track_scores`.
       edges: pairs of hits to draw as thin lines beneath the found tracks.
       min_hits: fewest hits of a particle that should be found, and of a cluster that can match.
 
     Raises:
       ImportError: matplotlib or mplhep is missing.
-      ValueError: the event has no truth, or the labels are not as many as the hits.
+      UserError: the event has no truth, or the labels are not one integer per hit.
       OSError: the file cannot be written.
     """
     matching = match_tracks(event, hit_label, min_hits)
@@ -73,7 +75,7 @@ def plot_event(
             _draw_found(found_panel, event, matching, point, edges, min_hits)
             true_panel.set(xlabel=x_label, ylabel=y_label)
             found_panel.set(xlabel=x_label)
-        reach_x, reach_y, reach_z = 1.05 * np.abs(event.position).max(axis=0)
+        reach_x, reach_y, reach_z = np.maximum(1.05 * np.abs(event.position).max(axis=0), 1.0)
         reach = max(reach_x, reach_y)
         panels[0, 0].set(xlim=(-reach, reach), ylim=(-reach, reach))
         # Few enough labels in z that those of the two panels stay apart.
@@ -104,8 +106,11 @@ def plot_edge_scores(
 
     Raises:
       ImportError: matplotlib or mplhep is missing.
+      UserError: there are no edges.
       OSError: the file cannot be written.
     """
+    if not len(label):
+        raise UserError("edge scores need candidate edges, but there are none.")
     bins = np.linspace(0.0, 1.0, 51)
     with saved_figure(path, width=8.0, height=6.0) as figure:
         axes = figure.subplots()
@@ -139,7 +144,7 @@ def plot_roc(
 
     Raises:
       ImportError: matplotlib or mplhep is missing.
-      ValueError: a score is NaN, or all edges are true or all false.
+      UserError: a score is NaN, or all edges are true or all false.
       OSError: the file cannot be written.
     """
     curves = {name: roc_curve(label, score) for name, (label, score) in classifiers.items()}

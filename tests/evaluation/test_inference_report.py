@@ -7,6 +7,7 @@ import pytest
 from toy import helix_event
 
 from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation import inference_report
 from hypertrack_jax.evaluation.efficiency import (
     binned_efficiency,
@@ -14,14 +15,16 @@ from hypertrack_jax.evaluation.efficiency import (
     joint_efficiency,
 )
 from hypertrack_jax.evaluation.evaluate import evaluate_events
-from hypertrack_jax.evaluation.inference_report import Wanted, report_events
+from hypertrack_jax.evaluation.inference_report import Wanted, draw_figures, report_events
 from hypertrack_jax.evaluation.report import event_table, summary_table
+from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.events.topology import truth_edges
 from hypertrack_jax.events.trackml import write_submission
 from hypertrack_jax.tunes.tune import Tune, VoxdynTune
 
 TUNE = Tune("small", voxdyn=VoxdynTune(node2node="eom"))
 EVENTS = [helix_event(number, num_particles=5, event_id=number) for number in range(14)]
+FIGURES = ["event.png", "edge_scores.png", "roc.png", "efficiency.png"]
 TRUTH = {event.position.tobytes(): event for event in EVENTS}
 
 
@@ -35,29 +38,32 @@ def perfect(position):
         senders=senders,
         receivers=receivers,
         probability=np.full(len(senders), 0.5, np.float32),
-        seconds={"VD": 1.0},
+        seconds={"total": 1.0},
     )
+
+
+def with_false_edge(position):
+    """The same, and an edge between the first hits of two particles."""
+    tracks, particle = perfect(position), TRUTH[position.tobytes()].hit_particle
+    ends = [np.argmax(particle == number).astype(np.int32) for number in (0, 1)]
+    return tracks._replace(
+        senders=np.append(tracks.senders, ends[0]),
+        receivers=np.append(tracks.receivers, ends[1]),
+        probability=np.append(tracks.probability, np.float32(0.1)),
+    )
+
+
+def only(event, chosen):
+    """Some of the hits of an event."""
+    names = ("position", "hit_id", "hit_particle", "hit_weight", "module")
+    return event._replace(**{name: getattr(event, name)[chosen] for name in names})
 
 
 def without_truth(event):
     return event._replace(has_truth=False)
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """What would have been drawn: (directory, numbers of the events, topology) of each call."""
-    calls = []
-
-    def write_figures(directory, evaluated, tune):
-        calls.append((directory, [one.event.event_id for one in evaluated], tune.voxdyn.node2node))
-        return [directory / "event.png"]
-
-    monkeypatch.setattr(inference_report, "write_figures", write_figures)
-    monkeypatch.setattr(inference_report, "plot_efficiency", lambda path, found: None)
-    return calls
-
-
-def test_rows_are_those_of_the_events_and_the_text_shows_them(tmp_path, drawn):
+def test_rows_are_those_of_the_events_and_the_text_shows_them():
     report = report_events(perfect, EVENTS, TUNE, Wanted())
     assert report.rows == [one.row for one in evaluate_events(perfect, EVENTS, TUNE)]
     assert {row["VD TPR"] for row in report.rows} == {1.0}
@@ -65,17 +71,27 @@ def test_rows_are_those_of_the_events_and_the_text_shows_them(tmp_path, drawn):
     for event in EVENTS[1:]:
         found = joint_efficiency(found, binned_efficiency(event, event.hit_particle))
     tables = event_table(report.rows), summary_table(report.rows), efficiency_table(found)
-    assert report.text == "\n\n".join([*tables, ""])
-    assert (report.figures, drawn, [*tmp_path.iterdir()]) == ([], [], [])
+    assert report.text == "\n\n".join(tables)
+    assert (report.problems, report.drawn) == ([], [])
 
 
-def test_truth_of_another_topology_is_judged_by_and_said(drawn, tmp_path):
-    report = report_events(perfect, EVENTS, TUNE, Wanted("hyper", figures=tmp_path))
+def test_events_without_times_are_counted():
+    def untimed(position):
+        tracks = perfect(position)
+        return tracks._replace(seconds={}) if position is EVENTS[1].position else tracks
+
+    report = report_events(untimed, EVENTS[:3], TUNE, Wanted())
+    assert report.text.endswith(f"\n\n{inference_report.UNTIMED_NOTE.format(1, 3)}")
+    assert [row.get("total ms") for row in report.rows] == [1000.0, None, 1000.0]
+
+
+def test_truth_of_another_topology_is_judged_by_and_said():
+    report = report_events(perfect, EVENTS, TUNE, Wanted("hyper"))
     hyper = replace(TUNE, voxdyn=VoxdynTune(node2node="hyper"))
     assert report.rows == [one.row for one in evaluate_events(perfect, EVENTS, hyper)]
     assert {row["VD purity"] for row in report.rows} == {1.0}
     assert "fitted with eom, judged against hyper" in report.text
-    assert drawn[0][2] == "hyper"
+    assert report.judged_by == replace(hyper, voxdyn=VoxdynTune(node2node="hyper"))
 
 
 def test_edges_are_judged_by_their_labels_unless_a_topology_is_asked_for():
@@ -93,19 +109,77 @@ def test_submissions_are_those_of_each_event(tmp_path):
         assert found.read_bytes() == expected.read_bytes()
 
 
-def test_figures_show_the_first_events_that_have_truth(tmp_path, drawn):
+def test_the_first_events_with_truth_are_kept_for_the_figures():
     events = [without_truth(EVENTS[0]), *EVENTS[1:]]
-    report = report_events(perfect, events, TUNE, Wanted(figures=tmp_path))
-    assert drawn == [(tmp_path, [*range(1, 1 + inference_report.MAX_SHOWN)], "eom")]
-    assert report.figures == [tmp_path / "event.png", tmp_path / "efficiency.png"]
+    report = report_events(perfect, events, TUNE, Wanted(has_figures=True))
+    numbers = [one.event.event_id for one in report.drawn]
+    assert numbers == [*range(1, 1 + inference_report.MAX_DRAWN)]
     assert len(report.rows) == len(EVENTS)
 
 
-def test_without_truth_there_is_nothing_to_draw(tmp_path, drawn):
-    report = report_events(perfect, map(without_truth, EVENTS), TUNE, Wanted(figures=tmp_path))
-    assert (report.figures, drawn) == ([], [])
+def test_without_truth_the_columns_that_need_it_are_empty(tmp_path):
+    events = map(without_truth, EVENTS)
+    report = report_events(perfect, events, TUNE, Wanted(has_figures=True))
     assert "particles" not in report.text
-    assert {row["DMS"] for row in report.rows} == {None}
+    sizes = {"event", "hits", "edges", "total ms"}
+    for row in report.rows:
+        assert {name for name, value in row.items() if value is not None} == sizes
+        assert set(row) > sizes
+    assert draw_figures(tmp_path, report) == ([], ["no figures: none of the events has truth."])
+
+
+def test_a_bad_event_is_named_and_the_others_are_reported():
+    def reconstruct(position):
+        if position is EVENTS[3].position:
+            raise UserError("all hits lie outside")
+        return perfect(position)
+
+    report = report_events(reconstruct, EVENTS, TUNE, Wanted())
+    assert report.problems == ["event 3: all hits lie outside"]
+    good = [event for event in EVENTS if event.event_id != 3]
+    assert report.rows == [one.row for one in evaluate_events(perfect, good, TUNE)]
+
+
+def test_figures_are_drawn(tmp_path):
+    pytest.importorskip("mplhep", reason="needs the extra plots")
+    report = report_events(with_false_edge, EVENTS[:2], TUNE, Wanted(has_figures=True))
+    files, problems = draw_figures(tmp_path, report)
+    assert problems == []
+    assert [path.name for path in files] == FIGURES
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "missing"),
+    [
+        # All edges are true.
+        (lambda particle: particle == 0, {"roc.png": "a ROC curve needs true and false edges"}),
+        # Noise alone, and a single hit.
+        (
+            lambda particle: particle == NOISE,
+            {
+                "edge_scores.png": "edge scores need candidate edges",
+                "roc.png": "a ROC curve",
+                "efficiency.png": "an efficiency needs particles",
+            },
+        ),
+        (
+            lambda particle: np.arange(len(particle)) == np.argmax(particle == 0),
+            {"roc.png": "a ROC curve", "efficiency.png": "an efficiency needs particles"},
+        ),
+    ],
+    ids=["one particle", "noise", "one hit"],
+)
+def test_figures_that_cannot_be_drawn_are_named(tmp_path, chosen, missing):
+    pytest.importorskip("mplhep", reason="needs the extra plots")
+    event = only(EVENTS[0], chosen(EVENTS[0].hit_particle))
+    TRUTH[event.position.tobytes()] = event
+    report = report_events(perfect, [event], TUNE, Wanted("hyper", has_figures=True))
+    assert report.rows[0]["hits"] == len(event.position) > 0
+    files, problems = draw_figures(tmp_path, report)
+    assert [path.name for path in files] == [name for name in FIGURES if name not in missing]
+    for problem, (name, reason) in zip(problems, missing.items(), strict=True):
+        assert problem.startswith(f"no {name}: {reason}")
 
 
 def test_unknown_topology_is_noticed_before_the_first_event():

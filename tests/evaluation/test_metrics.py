@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation import metrics
 from hypertrack_jax.events.event import NOISE, Event, Particles
 
@@ -105,7 +106,13 @@ def test_hand_computed_event():
         hit_efficiency=pytest.approx((4 / 6 + 1 + 1) / 3),
         hit_purity=pytest.approx((1 + 5 / 9 + 4 / 5) / 3),
     )
-    assert metrics.particle_matched(event, label).tolist() == [True, True, False, True, False]
+    assert metrics.particle_matched(metrics.match_tracks(event, label)).tolist() == [
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]
     matching = metrics.match_tracks(event, label)
     assert matching.particle.tolist() == [0, NOISE, 1, 3]
     assert matching.num_shared.tolist() == [4, 0, 5, 4]
@@ -186,15 +193,35 @@ def test_a_ratio_over_nothing_is_none():
     # A particle that the thinning left without hits is not reconstructable, and not a mistake.
     hitless, label = event_of([0] * 5, num_particles=3), np.zeros(5, np.int64)
     assert metrics.track_scores(hitless, label).efficiency == 1.0
-    assert metrics.particle_matched(hitless, label).tolist() == [True, False, False]
+    matching = metrics.match_tracks(hitless, label)
+    assert metrics.particle_matched(matching).tolist() == [True, False, False]
 
 
-def test_an_event_without_truth_and_labels_of_other_length_are_refused():
-    event = event_of([0] * 5)
-    with pytest.raises(ValueError, match="event 7 has no truth"):
-        metrics.track_scores(event._replace(has_truth=False), np.zeros(5, np.int64))
-    with pytest.raises(ValueError, match="event 7 has 5 hits but 8 labels"):
-        metrics.particle_matched(event, np.zeros(8, np.int64))
+def test_an_event_without_truth_is_refused():
+    event = event_of([0] * 5)._replace(has_truth=False)
+    with pytest.raises(UserError, match="event 7 has no truth"):
+        metrics.track_scores(event, np.zeros(5, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.zeros(8, np.int64), "event 7 has 5 hits but 8 labels"),
+        (np.zeros(5), r"shape \(5,\) and type float64; expected an integer for each hit"),
+        (np.zeros((5, 1), int), r"shape \(5, 1\) and type int64; expected .* shape \(5,\)"),
+        (["a"] * 5, "type <U1; expected an integer"),
+        (np.ma.masked_array(np.zeros(5, int), np.zeros(5, bool)), "masked array"),
+    ],
+)
+def test_labels_that_are_no_integers_for_the_hits_are_refused(label, message):
+    with pytest.raises(UserError, match=message):
+        metrics.track_scores(event_of([0] * 5), label)
+
+
+@pytest.mark.parametrize("kind", [list, lambda label: np.array(label, ">u2")])
+def test_labels_of_any_integers_have_the_same_scores(kind):
+    event, label = event_of([0, 0, 0, 0, 1]), [1, 1, 1, 1, 0]
+    assert metrics.track_scores(event, kind(label)) == metrics.track_scores(event, np.array(label))
 
 
 def auc_by_pairs(label, score):

@@ -98,8 +98,8 @@ def test_inference_scores_events_and_writes_submissions(workdir):
     for column in ("VD TPR", "VD FPR", "GNN TPR", "GNN FPR", "GNN AUC", "DMS", "TrackML"):
         assert 0 <= report["summary"][column]["mean"] <= 1
         assert column in done.stdout
-    # Two devices share the events, as conftest has them.
-    assert report["summary"]["GNN ms"]["mean"] > 0
+    # Two devices share the events, as conftest has them, and compile for their only batch.
+    assert "2 of 2 events have no milliseconds" in done.stdout
     assert "Several devices shared the events" in done.stdout
     event = toy.helix_event(11, 30, event_id=11)
     written = np.loadtxt(

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.peers.acts_chain import find_tracks, measurements
 from toy import helix_event
 
-from hypertrack_jax.evaluation.metrics import particle_matched, track_scores
+from hypertrack_jax.evaluation.metrics import match_tracks, particle_matched, track_scores
 from hypertrack_jax.events.event import NOISE
 
 pytest.importorskip("acts", reason="pyacts is not installed")
@@ -34,7 +34,7 @@ def test_prompt_particles_are_found_and_tracks_are_particles(event, found):
     is_easy = np.hypot(particles.vertex[:, 0], particles.vertex[:, 1]) < 1
     is_easy &= (pixel_hits >= 3) & (particles.num_hits >= 6)
     assert is_easy.sum() > 50
-    assert particle_matched(event, found.hit_label)[is_easy].mean() > 0.95
+    assert particle_matched(match_tracks(event, found.hit_label))[is_easy].mean() > 0.95
     assert track_scores(event, found.hit_label).purity > 0.97
     assert 0 < found.cpu_seconds < 60 and 0 < found.seconds
 
@@ -50,8 +50,9 @@ def test_tracks_do_not_depend_on_the_order_of_hits(event, found):
 def test_soft_particles_need_a_low_seed_pt(event, found):
     pt = np.hypot(*event.particles.momentum[:, :2].T)
     is_soft = (pt < 0.3) & (event.particles.num_hits >= 4)
-    low = particle_matched(event, found.hit_label)[is_soft].sum()
-    high = particle_matched(event, find_tracks(event, seed_pt=0.5).hit_label)[is_soft].sum()
+    low = particle_matched(match_tracks(event, found.hit_label))[is_soft].sum()
+    hard = find_tracks(event, seed_pt=0.5)
+    high = particle_matched(match_tracks(event, hard.hit_label))[is_soft].sum()
     assert high < low / 2
 
 
