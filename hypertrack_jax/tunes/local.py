@@ -1,8 +1,8 @@
 """The local road: helix on a graph of neighbouring hits alone, tens of times smaller than `hyper`.
 
 At the same true edge efficiency (0.97 of their own links) the `eom` graph of a full event has a
-fiftieth of the edges; experiments/results/voxdyn.md has the measurement. TPR does not depend on pile-up, so
-one setting of Voxel-Dynamics is the best for all: fit it with
+fiftieth of the edges; experiments/results/voxdyn.md has the measurement. TPR does not depend on
+pile-up, so one setting of Voxel-Dynamics is the best for all: fit it with
 experiments/pretrain_voxdyn.py --node2node=eom --ncell=262144 --num_copies=32 with 1000 events.
 
 An edge is true when its hits are of one particle, and the transformer sees the hits within eight
