@@ -11,7 +11,7 @@ from absl import flags
 from benchmarks.end_to_end import EndToEnd, measure_reconstruction
 from benchmarks.graph_constructor import Setting, growth, measure_voxdyn, ratios
 from benchmarks.scaling import exponents, plot_scaling
-from benchmarks.stages import measure
+from benchmarks.stages import measure_stages
 from benchmarks.timing import Timing, machine, markdown, write_timings
 
 from hypertrack_jax.events.pileup import thin
@@ -84,7 +84,9 @@ def stage_timings() -> list[Timing]:
         stream("thin for a benchmark", asked.SEED.value, asked.EVENT.value),
     )
     suites, peers = asked.SUITE.value, asked.peers()
-    return list(measure(suites, event, asked.model(), asked.RUNS.value, peers, asked.COST.value))
+    return list(
+        measure_stages(suites, event, asked.model(), asked.RUNS.value, peers, asked.COST.value)
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from benchmarks.timing import (
     peak_memory,
     timing_of,
 )
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.metrics import TrackScores, track_scores
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
@@ -102,7 +103,7 @@ def measure_reconstruction(setting: EndToEnd) -> Iterator[Timing]:
                 _LOG.warning(
                     "%s is left out: its process was ended, most likely for want of memory", suite
                 )
-            except (ValueError, jax.errors.JaxRuntimeError) as error:
+            except (UserError, jax.errors.JaxRuntimeError) as error:
                 _LOG.warning("%s is left out: %s", suite, error)
 
 

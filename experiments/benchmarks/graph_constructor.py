@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from scipy.spatial import KDTree
 
 from benchmarks.timing import Seconds, Timing, alone, in_turn, run_once, timing_of
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.reconstruction.candidates import predict_edges
@@ -72,7 +73,7 @@ def measure_voxdyn(setting: Setting, parts: Sequence[str], runs: int) -> Iterato
       Timings; what stands before the slash is the work, what stands after it is who did it.
 
     Raises:
-      ValueError: an unknown part.
+      UserError: an unknown part.
       ImportError: faiss is not installed.
     """
     measures = {
@@ -83,7 +84,7 @@ def measure_voxdyn(setting: Setting, parts: Sequence[str], runs: int) -> Iterato
     }
     for part in parts:
         if part not in measures:
-            raise ValueError(f"--voxdyn_parts={part}: expected some of {', '.join(measures)}.")
+            raise UserError(f"--voxdyn_parts={part}: expected some of {', '.join(measures)}.")
     for part in parts:
         yield from measures[part](setting)
 

@@ -18,6 +18,7 @@ from benchmarks.program_cost import (
 )
 from benchmarks.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.clustering.density import dbscan, hdbscan
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.metrics import auc
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels
@@ -54,13 +55,13 @@ def installed_peers() -> list[str]:
 
 
 def require_peers(peers: Sequence[str]) -> None:
-    """Raises a `ValueError` where a name is none of `PEERS`."""
+    """Raises a `UserError` where a name is none of `PEERS`."""
     for peer in peers:
         if peer not in PEERS:
-            raise ValueError(f"--peers={peer}: expected some of {', '.join(PEERS)}.")
+            raise UserError(f"--peers={peer}: expected some of {', '.join(PEERS)}.")
 
 
-def measure(
+def measure_stages(
     suites: Sequence[str],
     event: Event,
     model: Reconstructor,
@@ -89,7 +90,7 @@ def measure(
       warning in the log. Peak memory is the high-water mark of this process, peers included.
 
     Raises:
-      ValueError: there is no such suite or peer, or the tune is not one that torch has.
+      UserError: there is no such suite or peer, or the tune is not one that torch has.
       ImportError: a peer is not installed.
     """
     makers = {
@@ -106,7 +107,7 @@ def measure(
     }
     for suite in suites:
         if suite not in makers:
-            raise ValueError(f"--suite={suite}: expected some of {', '.join(makers)}.")
+            raise UserError(f"--suite={suite}: expected some of {', '.join(makers)}.")
     require_peers(peers)
     edges = predict_edges(model.voxdyn, event.position, model.tune.voxdyn.min_count)
     sizes = len(event.position), len(edges.senders)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.plots import NOISE_COLOUR, TRACK_COLOURS, saved_figure
 from hypertrack_jax.events.event import NOISE, Event
 
@@ -44,13 +45,13 @@ def sample_of(events: Sequence[Event]) -> Sample:
     """Puts the particles and hits of events with truth into one sample.
 
     Raises:
-      ValueError: there is no event, or one of them has no truth.
+      UserError: there is no event, or one of them has no truth.
     """
     if not events:
-        raise ValueError("there is no event to compare; name at least one.")
+        raise UserError("there is no event to compare; name at least one.")
     for event in events:
         if not event.has_truth:
-            raise ValueError(f"event {event.event_id} has no truth, so it cannot be compared.")
+            raise UserError(f"event {event.event_id} has no truth, so it cannot be compared.")
     momentum = np.concatenate([event.particles.momentum for event in events]).astype(np.float64)
     vertex = np.concatenate([event.particles.vertex for event in events])
     pt = np.hypot(momentum[:, 0], momentum[:, 1])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
 from hypertrack_jax.training.metrics_file import METRICS_FILE, VALIDATION_AUC
 
@@ -38,7 +39,7 @@ def read_curves(directory: Path) -> dict[str, Curve]:
 
     Raises:
       FileNotFoundError: the directory has no such file.
-      ValueError: a line is not JSON.
+      UserError: a line is not JSON.
     """
     path = directory / METRICS_FILE
     if not path.is_file():
@@ -50,7 +51,7 @@ def read_curves(directory: Path) -> dict[str, Curve]:
         try:
             values = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: expected a JSON object; remove the line."
             ) from error
         step = values.pop("step")

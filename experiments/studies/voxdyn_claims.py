@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 from scipy.spatial import KDTree
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.graph_quality import min_count_scan
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.reconstruction.candidates import predict_edges
@@ -97,7 +98,7 @@ def measure_claims(
       The name of each claim, and its points.
 
     Raises:
-      ValueError: an unknown claim, events that are both in training and held out, more events to
+      UserError: an unknown claim, events that are both in training and held out, more events to
         count than there are, or a damaged estimator.
       FileNotFoundError: none of the estimators has been fitted.
     """
@@ -274,10 +275,10 @@ def _division_of(vd: VoxelDynamics) -> tuple[Centroids, str]:
 def _require_possible(study: Study, claims: Sequence[str]) -> None:
     unknown = [claim for claim in claims if claim not in CLAIMS]
     if unknown:
-        raise ValueError(f"--claims={unknown[0]} is unknown; choose some of {', '.join(CLAIMS)}.")
+        raise UserError(f"--claims={unknown[0]} is unknown; choose some of {', '.join(CLAIMS)}.")
     shared = {*study.training.event_ids} & {*study.held_out.event_ids}
     if shared:
-        raise ValueError(
+        raise UserError(
             f"event {min(shared)} is both a training event and held out; choose other events with "
             "--eval_start and --eval_end."
         )
@@ -287,7 +288,7 @@ def _require_possible(study: Study, claims: Sequence[str]) -> None:
         ("centroid_events", "centroids", study.centroid_events),
     ):
         if claim in claims and most > num_events:
-            raise ValueError(
+            raise UserError(
                 f"--{flag}={most} is more than the {num_events} training events; choose fewer, or "
                 "a wider range with --event_start and --event_end."
             )

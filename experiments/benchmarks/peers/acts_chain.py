@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.digitization import RESOLUTION, Modules
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.simulation import FIELD, Detector, generic_detector
@@ -58,7 +59,7 @@ def find_tracks(event: Event, seed_pt: float = 0.15) -> ActsTracks:
 
     Raises:
       ImportError: pyacts is not installed.
-      ValueError: a hit is not on the module that the event names.
+      UserError: a hit is not on the module that the event names.
     """
     detector = generic_detector()
     # Not above: pyacts is an extra, and where it is missing `generic_detector` says so.
@@ -87,7 +88,7 @@ def measurements(event: Event, modules: Modules) -> Measurements:
     """The hits of an event in the frames of their modules.
 
     Raises:
-      ValueError: a hit is not on the module that the event names.
+      UserError: a hit is not on the module that the event names.
     """
     volume, layer, number = event.module.astype(np.int64).T
     # As in `Modules.geometry_id`: without the lowest 8 bits.
@@ -99,7 +100,7 @@ def measurements(event: Event, modules: Modules) -> Measurements:
     is_wrong = (modules.geometry_id[index] != name) | (off_plane > MAX_OFF_MODULE)
     if is_wrong.any():
         bad = int(np.flatnonzero(is_wrong)[0])
-        raise ValueError(
+        raise UserError(
             f"event {event.event_id}: hit {event.hit_id[bad]} at {event.position[bad].tolist()} is "
             f"not on module {event.module[bad].tolist()} of the TrackML detector; compare with "
             "ACTS on events of simulate.py or of TrackML alone."

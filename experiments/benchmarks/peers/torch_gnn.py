@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.networks.features import (
     count_feature,
@@ -66,12 +67,12 @@ def torch_gnn(tune: NetworkTune, params: Any, batch_stats: Any, graph: EventGrap
 
     Raises:
       ImportError: torch or torch_geometric is not installed.
-      ValueError: the tune asks for another kind of network.
+      UserError: the tune asks for another kind of network.
     """
     published = ("super", "mean", "symmetric-dot")
     asked = (tune.convolution, tune.aggregation, tune.edge_type)
     if asked != published:
-        raise ValueError(
+        raise UserError(
             f"the PyTorch peer is written for {', '.join(published)}, not for {', '.join(asked)}; "
             "leave torch out of --peers, or take another tune."
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from benchmarks import stages, timing
 from benchmarks.program_cost import ProgramCost, product_operations
-from benchmarks.stages import fresh_model, gnn_cost, measure, step_cost
+from benchmarks.stages import fresh_model, gnn_cost, measure_stages, step_cost
 from benchmarks.timing import Timing, markdown, write_timings
 from toy import helix_event
 
@@ -39,7 +39,7 @@ def model():
 
 def test_suites_beside_their_peers(model, event):
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    timings = list(measure(["graph", "gnn", "cluster"], event, model, 3, ["sklearn"]))
+    timings = list(measure_stages(["graph", "gnn", "cluster"], event, model, 3, ["sklearn"]))
     names = [one.suite for one in timings]
     single, half = re.fullmatch(
         r"gnn / ours in bfloat16 \(edge AUC (0\.\d{4}), not (0\.\d{4})\)", names.pop(2)
@@ -65,7 +65,7 @@ def test_training_step_beside_torch(model, event):
     weights = jax.tree.map(np.asarray, model.params)
     # Optax has no strict promotion.
     with jax.numpy_dtype_promotion("standard"):
-        timings = list(measure(["gnn", "train_step"], event, model, 2, ["torch"]))
+        timings = list(measure_stages(["gnn", "train_step"], event, model, 2, ["torch"]))
     names = [one.suite.split(" / ")[1][:7] for one in timings]
     assert names == ["ours", "ours in", "PyTorch", "ours", "PyTorch"]
     jax.tree.map(np.testing.assert_array_equal, weights, jax.tree.map(np.asarray, model.params))
@@ -109,9 +109,9 @@ def test_a_step_has_three_times_the_products_of_the_network_in_training(model, e
 
 def test_unknown_suite_and_peer(model, event):
     with pytest.raises(ValueError, match=r"--suite=gn: expected some of graph, gnn"):
-        next(measure(["gn"], event, model, 1))
+        next(measure_stages(["gn"], event, model, 1))
     with pytest.raises(ValueError, match=r"--peers=pytorch: expected some of acts, torch, sklearn"):
-        next(measure(["gnn"], event, model, 1, ["pytorch"]))
+        next(measure_stages(["gnn"], event, model, 1, ["pytorch"]))
 
 
 def test_missing_peer_is_not_taken_for_installed(monkeypatch):
