@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.events.topology import TOPOLOGIES, require_topology
 from hypertrack_jax.training.batches import EventSource
-from hypertrack_jax.voxdyn.fit import MAX_COPIES, Training, fit_voxdyns, remove_unfinished
+from hypertrack_jax.voxdyn.fit import MAX_COPIES, Training, fit_voxdyns
 from hypertrack_jax.voxdyn.model import require_min_count
 from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
 
@@ -67,16 +67,14 @@ def main() -> None:
     how = NITER.value, SEED.value, MAX_CENTROID_HITS.value, NUM_COPIES.value
     training = Training(ids, partial(load_event, data), *how)
     started = time.perf_counter()
-    unfinished = models / "voxdyn.unfinished"
     paths = []
-    for vd in fit_voxdyns(training, ncells, NODE2NODE.value, unfinished, progress):
+    for vd in fit_voxdyns(training, ncells, NODE2NODE.value, models, progress):
         paths.append(save_voxdyn(voxdyn_path(models, vd.node2node, vd.num_cells), vd))
         seconds = time.perf_counter() - started
         print(f"\n{describe_voxdyn(vd)}\n  {seconds:.1f} s, peak memory {peak_memory():.2f} GB")
         print(f"  {paths[-1]}", flush=True)
         # Large: it goes before the next one comes.
         del vd
-    remove_unfinished(unfinished)
     if not EVAL_START.value:
         print("\nThe graphs are judged by events of the fit, which flatters; see --eval_start.")
     for path in paths:

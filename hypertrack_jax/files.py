@@ -189,18 +189,60 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def lock_file(file: BinaryIO) -> bool:
+@contextlib.contextmanager
+def locked(path: Path, work: str) -> Iterator[None]:
+    """Keeps a piece of work to one process at a time, by the lock of a file.
+
+    The lock ends with the process, however that ends. It does nothing on file systems without.
+
+    Args:
+      path: the file. It is removed afterwards, and so are directories that were made for it and
+        are empty.
+      work: what is kept to one, for the message.
+
+    Raises:
+      UserError: another process is at it.
+      OSError: the file cannot be made.
+    """
+    made = [parent for parent in path.parents if not parent.exists()]
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            file = open(path, "ab")
+        except FileNotFoundError:
+            # The one before has just removed the directory.
+            continue
+        with file:
+            if _lock(file) is False:
+                raise UserError(
+                    f"{path}: another process is at {work}; wait for its end, or stop it."
+                )
+            # The one before may have removed it before it was locked.
+            if os.fstat(file.fileno()).st_nlink:
+                try:
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                    for directory in made:
+                        with contextlib.suppress(OSError):
+                            directory.rmdir()
+                return
+
+
+def _lock(file: BinaryIO) -> bool | None:
     """Locks an open file until it is closed, or until the process ends, however that happens.
 
     Returns:
-      False where another process has it, or where the file system has no locks.
+      False where another has it; None where the file system has no locks.
     """
     if fcntl is None:
-        return False
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        return None
     return True
 
 
@@ -212,7 +254,7 @@ def _open_aside(path: Path) -> tuple[BinaryIO, Path]:
         aside = path.with_name(f".{path.name}.{writer}")
         file = open(aside, "xb")
         # Somebody may have removed it as abandoned before it was locked.
-        if lock_file(file) and os.fstat(file.fileno()).st_nlink == 0:
+        if _lock(file) and os.fstat(file.fileno()).st_nlink == 0:
             file.close()
             continue
         return file, aside
@@ -227,7 +269,7 @@ def _remove_abandoned(directory: Path) -> None:
         for entry in os.listdir(directory):
             if name.fullmatch(entry):
                 with contextlib.suppress(OSError), open(directory / entry, "rb") as file:
-                    if lock_file(file):
+                    if _lock(file):
                         os.unlink(directory / entry)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from hypertrack_jax import files, memory
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.files import ArrayType, NpzFormat, read_npz, replace_file, write_npz
+from hypertrack_jax.files import ArrayType, NpzFormat, locked, read_npz, replace_file, write_npz
 
 FORMAT = NpzFormat(
     kind="a file of things",
@@ -266,9 +266,9 @@ with replace_file(Path(sys.argv[1])) as file:
 """
 
 
-def start_writer(path: Path) -> subprocess.Popen:
+def start_writer(path: Path, program: str = WRITER) -> subprocess.Popen:
     writer = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)],
+        [sys.executable, "-c", program, str(path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -315,7 +315,7 @@ def test_without_locks_files_are_written_and_none_is_removed(tmp_path, monkeypat
 
 
 def test_a_file_removed_before_it_was_locked_is_begun_anew(tmp_path, monkeypatch):
-    lock, removed = files.lock_file, []
+    lock, removed = files._lock, []
 
     def remove_first(file):
         if not removed:
@@ -324,7 +324,41 @@ def test_a_file_removed_before_it_was_locked_is_begun_anew(tmp_path, monkeypatch
             removed.append(path)
         return lock(file)
 
-    monkeypatch.setattr(files, "lock_file", remove_first)
+    monkeypatch.setattr(files, "_lock", remove_first)
     with replace_file(tmp_path / "x") as file:
         file.write(b"whole")
     assert removed and (tmp_path / "x").read_bytes() == b"whole"
+
+
+def test_a_lock_keeps_work_to_one_and_leaves_nothing(tmp_path):
+    path = tmp_path / "new" / "work" / "lock"
+    with locked(path, "this work"):
+        with pytest.raises(UserError, match=r"lock: another process is at this work; wait for its"):
+            with locked(path, "this work"):
+                pass
+        with locked(tmp_path / "new" / "other" / "lock", "other work"):
+            pass
+        assert path.exists()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "new").mkdir()
+    with pytest.raises(KeyboardInterrupt), locked(path, "this work"):
+        (path.parent / "result").touch()
+        raise KeyboardInterrupt
+    assert [str(one.relative_to(tmp_path)) for one in tmp_path.rglob("*")] == [
+        *("new", "new/work", "new/work/result")
+    ]
+
+
+def test_a_lock_ends_with_its_process(tmp_path):
+    program = WRITER.replace("replace_file", "locked").replace(")) as file", "), 'it') as file")
+    holder = start_writer(tmp_path / "lock", program)
+    with (
+        pytest.raises(UserError, match="another process is at it"),
+        locked(tmp_path / "lock", "it"),
+    ):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.communicate()
+    with locked(tmp_path / "lock", "it"):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ extra `bench`. Work whose memory counts runs in a process of its own.
 """
 
 import importlib
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -24,7 +25,7 @@ from hypertrack_jax.events.store import load_event
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.streams import stream
 from hypertrack_jax.voxdyn.centroids import fit_centroids
-from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, remove_unfinished, sample_particle_hits
+from hypertrack_jax.voxdyn.fit import Training, fit_voxdyns, sample_particle_hits
 from hypertrack_jax.voxdyn.model import pad_hits
 from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
 from hypertrack_jax.voxdyn.voronoi import assign_cells, build_index
@@ -200,14 +201,12 @@ def _count(setting: Setting) -> Timing:
     training = Training(
         setting.training, partial(load_event, setting.data), setting.iterations, 0, setting.num_hits
     )
-    directory = setting.models / "voxdyn.benchmark"
-    # What an interrupted benchmark left would make the counting look fast.
-    remove_unfinished(directory)
-    (vd,) = fit_voxdyns(
-        training, [setting.counted_cells], setting.node2nodes[:1], directory, progress
-    )
+    # A new directory: what an interrupted benchmark left would make the counting look fast.
+    with tempfile.TemporaryDirectory() as directory:
+        (vd,) = fit_voxdyns(
+            training, [setting.counted_cells], setting.node2nodes[:1], Path(directory), progress
+        )
     save_voxdyn(voxdyn_path(setting.models, vd.node2node, setting.counted_cells), vd)
-    remove_unfinished(directory)
     what = f"count {vd.node2node} pairs, {vd.num_cells} cells, {vd.num_events} events, each"
     return timing_of(f"{what} / ours", 0, len(vd.rows.columns), seconds)
 

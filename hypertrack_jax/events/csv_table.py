@@ -58,7 +58,7 @@ def read_table(
 
 def require_finite(table: np.ndarray, where: str) -> None:
     """Raises `UserError` for a number that is not finite; the first column names its row."""
-    names = table.dtype.names or ()
+    names = list(table.dtype.names or ())
     for name in names[1:]:
         bad = np.flatnonzero(~np.isfinite(table[name]))
         if len(bad):

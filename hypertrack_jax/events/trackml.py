@@ -186,7 +186,7 @@ def _read_event(
     if not lenient:
         require_finite(hits, where["hits"])
     position = np.stack([hits["x"], hits["y"], hits["z"]], axis=1)
-    is_kept = np.isfinite(position).all(axis=1) | (not lenient)
+    is_kept = np.asarray(np.isfinite(position).all(axis=1) | (not lenient))
     if not is_kept.all():
         notes.append(
             f"{where['hits']}: {np.count_nonzero(~is_kept)} hits are left out, since their "

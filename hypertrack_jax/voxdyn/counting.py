@@ -1,6 +1,8 @@
 """Host side: C counted over a stream of events in bounded memory, resumable at any moment."""
 
 import json
+import re
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,7 @@ they merge."""
 _FAN_IN = 4
 """Runs of similar length that become one."""
 _MANIFEST = "manifest.json"
+_RUN_NAME = re.compile(r"run(\d{5,})\.bin")
 
 
 class _Run(NamedTuple):
@@ -24,6 +27,8 @@ class _Run(NamedTuple):
 
     name: str
     num_pairs: int
+    checksum: int
+    """Of all bytes of the file."""
 
 
 class PairCounter:
@@ -99,9 +104,11 @@ class PairCounter:
         try:
             manifest = json.loads(path.read_text())
             settings = dict(manifest["settings"])
-            runs = [_Run(str(name), int(num_pairs)) for name, num_pairs in manifest["runs"]]
+            runs = [_Run(str(name), *map(int, numbers)) for name, *numbers in manifest["runs"]]
             events = {int(event) for event in manifest["events"]}
-        except (ValueError, LookupError, TypeError) as error:
+            if not all(_RUN_NAME.fullmatch(run.name) for run in runs):
+                raise ValueError("a name that is none of ours")
+        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(
                 f"{path}: damaged ({error}); remove {self.directory} and count anew."
             ) from error
@@ -121,13 +128,15 @@ class PairCounter:
 
     def _write_run(self, pieces: Iterable[PackedPairs]) -> _Run:
         """Writes a run, piece by piece; it counts once the manifest names it."""
-        numbers = [int(path.stem[3:]) for path in self.directory.glob("run*.bin")]
-        name, num_pairs = f"run{max(numbers, default=0) + 1:05d}.bin", 0
+        found = (_RUN_NAME.fullmatch(path.name) for path in self.directory.glob("run*.bin"))
+        number = 1 + max((int(match[1]) for match in found if match), default=0)
+        name, num_pairs, checksum = f"run{number:05d}.bin", 0, 0
         with replace_file(self.directory / name) as file:
             for piece in pieces:
-                file.write(piece.tobytes())
-                num_pairs += len(piece)
-        return _Run(name, num_pairs)
+                content = piece.tobytes()
+                file.write(content)
+                num_pairs, checksum = num_pairs + len(piece), zlib.crc32(content, checksum)
+        return _Run(name, num_pairs, checksum)
 
     def _name_runs(self, runs: list[_Run], events: set[int]) -> None:
         """Puts these runs and events in the manifest, and removes the runs it no longer names."""
@@ -143,6 +152,7 @@ class PairCounter:
     def _load_run(self, run: _Run) -> PackedPairs:
         path = self.directory / run.name
         size = path.stat().st_size if path.is_file() else 0
-        if size != 8 * run.num_pairs:
+        pairs = np.memmap(path, np.int64, "r") if size and size % 8 == 0 else np.zeros(0, np.int64)
+        if size != 8 * run.num_pairs or zlib.crc32(pairs.data) != run.checksum:
             raise UserError(f"{path}: missing or damaged; remove {self.directory} and count anew.")
-        return np.memmap(path, np.int64, "r") if size else np.zeros(0, np.int64)
+        return pairs

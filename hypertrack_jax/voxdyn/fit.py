@@ -1,5 +1,7 @@
 """Host side: fits Voxel-Dynamics to a stream of events, in bounded memory and resumable."""
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -19,7 +21,7 @@ from jaxtyping import Float32
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.events.topology import require_topology, truth_edges
-from hypertrack_jax.files import ArrayType, NpzFormat, read_npz, write_npz
+from hypertrack_jax.files import ArrayType, NpzFormat, locked, read_npz, write_npz
 from hypertrack_jax.memory import require_memory
 from hypertrack_jax.streams import stream
 from hypertrack_jax.voxdyn.centroids import CentroidFit, fit_centroids
@@ -49,7 +51,6 @@ _CENTROIDS = NpzFormat(
     kind="a file of centroids",
     remedy="remove its directory and fit anew",
     arrays={
-        "key": ArrayType(np.str_, ()),
         "centroids": ArrayType(np.float32, ("cell", 3)),
         "objective": ArrayType(np.float64, ("iteration",)),
         "space": ArrayType(np.float32, (2, 3)),
@@ -86,15 +87,34 @@ class Centroids(NamedTuple):
 
 
 def fit_voxdyn(
-    events: Callable[[], Iterable[Event]],
+    events: Iterable[Event],
     ncell: int,
     node2node: str,
     num_iterations: int = 10,
     seed: int = 0,
     max_centroid_hits: int = 2_000_000,
 ) -> VoxelDynamics:
-    """Fits one estimator to events in memory; `fit_voxdyns` says how."""
-    by_id = {event.event_id: event for event in events()}
+    """Fits one estimator to events in memory; `fit_voxdyns` says how.
+
+    Args:
+      events: the events, each with a number of its own.
+      ncell: number of cells.
+      node2node: topology of the true edges.
+      num_iterations: iterations of the centroid fit.
+      seed: decides the sample of hits and the first centroids.
+      max_centroid_hits: most hits that the centroids are fitted to.
+
+    Raises:
+      UserError: two events have one number, or as of `fit_voxdyns`.
+    """
+    by_id: dict[int, Event] = {}
+    for event in events:
+        if event.event_id in by_id:
+            raise UserError(
+                f"two events have the number {event.event_id}; give each one of its own, such as "
+                "by event._replace(event_id=...)."
+            )
+        by_id[event.event_id] = event
     training = Training(list(by_id), by_id.__getitem__, num_iterations, seed, max_centroid_hits)
     with tempfile.TemporaryDirectory() as directory:
         return next(fit_voxdyns(training, [ncell], [node2node], Path(directory)))
@@ -114,12 +134,15 @@ def fit_voxdyns(
     entries of C, of which the counting itself holds a bounded part; the result depends neither on
     the order of the events nor on how often the fit was stopped and taken up again.
 
+    What is not finished waits in a place of its own for each choice of events, settings, cells and
+    topologies. A fit that was stopped goes on from there. The place is removed after the last
+    estimator has been taken.
+
     Args:
       training: events and settings.
       ncells: numbers of cells.
       node2nodes: topologies of the true edges.
-      directory: where centroids and counts wait until the fit is finished; a fit that stopped goes
-        on from there. `remove_unfinished` removes them.
+      directory: where the places of unfinished fits are, named `voxdyn.unfinished.*`.
       progress: shows progress.
 
     Yields:
@@ -127,7 +150,7 @@ def fit_voxdyns(
 
     Raises:
       UserError: an unknown topology, a number of cells that is not possible or too large for the
-        memory, or a directory that holds an unfinished fit with other settings.
+        memory, what is not finished is damaged, or another process is at the same fit.
       OSError: no space or no permission.
     """
     for node2node in node2nodes:
@@ -140,14 +163,17 @@ def fit_voxdyns(
         if not 1 <= ncell <= MAX_CELLS:
             raise UserError(f"ncell={ncell}: expected a number of cells from 1 to {MAX_CELLS}.")
         require_memory(_BYTES_PER_CELL * ncell, f"ncell={ncell}", "fewer cells")
-    centroids = _fit_all_centroids(training, ncells, directory, progress)
-    indices = [jax.tree.map(jnp.asarray, build_index(found.fit.centroids)) for found in centroids]
-    counters = open_counters(directory, centroids, node2nodes, training.num_copies)
-    count_events(training, indices, counters, progress)
-    for (found, node2node), counter in zip(
-        product(centroids, node2nodes), counters.values(), strict=True
-    ):
-        yield estimator(node2node, found, counter)
+    place = unfinished_place(directory, training, ncells, node2nodes)
+    with locked(place / "lock", "this fit"):
+        centroids = _fit_all_centroids(training, ncells, place, progress)
+        indices = [jax.tree.map(jnp.asarray, build_index(each.fit.centroids)) for each in centroids]
+        counters = open_counters(place, centroids, node2nodes, training.num_copies)
+        count_events(training, indices, counters, progress)
+        for (found, node2node), counter in zip(
+            product(centroids, node2nodes), counters.values(), strict=True
+        ):
+            yield estimator(node2node, found, counter)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def open_counters(
@@ -224,11 +250,6 @@ def estimator(node2node: str, centroids: Centroids, counter: PairCounter) -> Vox
     )
 
 
-def remove_unfinished(directory: Path) -> None:
-    """Removes what `fit_voxdyns` left in `directory`; for when its results are safe."""
-    shutil.rmtree(directory, ignore_errors=True)
-
-
 def sample_particle_hits(
     events: Iterable[Event], max_hits: int, seed: int
 ) -> Float32[np.ndarray, "hit 3"]:
@@ -280,8 +301,7 @@ def _fit_all_centroids(
 ) -> list[Centroids]:
     """The centroids of each number of cells: those in `directory`, or else newly fitted ones."""
     paths = [directory / f"centroids_{ncell}.npz" for ncell in ncells]
-    key = _training_key(training)
-    found = [_load_centroids(path, key) for path in paths]
+    found = [_load_centroids(path) for path in paths]
     if any(one is None for one in found):
         ids = progress(training.event_ids, "sampling hits")
         events = (event for _, event in _in_threads(lambda i: (i, training.load_event(i)), ids))
@@ -290,34 +310,34 @@ def _fit_all_centroids(
             if found[k] is None:
                 fit = fit_centroids(hits, ncell, training.num_iterations, training.seed)
                 new = Centroids(fit, np.stack([hits.min(axis=0), hits.max(axis=0)]))
-                _save_centroids(path, key, new)
+                write_npz(path, _CENTROIDS, {"space": new.space, **fit._asdict()})
                 found[k] = new
     return [one for one in found if one is not None]
 
 
-def _training_key(training: Training) -> str:
-    """Tells trainings apart whose centroids would differ."""
-    events = zlib.crc32(np.sort(np.array(training.event_ids, np.int64)).tobytes())
-    settings = (training.num_iterations, training.seed, training.max_centroid_hits)
-    return f"{events}-{'-'.join(map(str, settings))}"
+def unfinished_place(
+    directory: Path, training: Training, ncells: Sequence[int], node2nodes: Sequence[str]
+) -> Path:
+    """Where a fit waits until it is finished: one place for each choice of what it depends on."""
+    settings = {
+        "event_ids": sorted(training.event_ids),
+        "ncells": sorted(ncells),
+        "node2nodes": sorted(node2nodes),
+        "num_iterations": training.num_iterations,
+        "seed": training.seed,
+        "max_centroid_hits": training.max_centroid_hits,
+        "num_copies": training.num_copies,
+    }
+    name = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    return directory / f"voxdyn.unfinished.{name}"
 
 
-def _load_centroids(path: Path, key: str) -> Centroids | None:
-    """The centroids of an unfinished fit with the same settings; None where there are none."""
+def _load_centroids(path: Path) -> Centroids | None:
+    """The centroids of an unfinished fit; None where there are none."""
     if not path.is_file():
         return None
     arrays = read_npz(path, _CENTROIDS)
-    if str(arrays["key"]) != key:
-        raise UserError(
-            f"{path.parent} holds an unfinished fit with other events, --niter, --seed or "
-            "--max_centroid_hits; finish it with its own flags, or remove the directory."
-        )
     return Centroids(CentroidFit(arrays["centroids"], arrays["objective"]), arrays["space"])
-
-
-def _save_centroids(path: Path, key: str, found: Centroids) -> None:
-    arrays = {"key": key, "space": found.space, **found.fit._asdict()}
-    write_npz(path, _CENTROIDS, arrays)
 
 
 def _count_event(

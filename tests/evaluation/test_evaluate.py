@@ -101,7 +101,7 @@ class Compiling(Reconstructor):
 
 @pytest.fixture(scope="module")
 def vd():
-    return fit_voxdyn(lambda: EVENTS, 64, "hyper", num_iterations=2)
+    return fit_voxdyn(EVENTS, 64, "hyper", num_iterations=2)
 
 
 def test_times_that_hold_a_compilation_do_not_count(vd, monkeypatch):

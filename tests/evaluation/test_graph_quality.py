@@ -158,7 +158,7 @@ def test_the_true_graph_is_perfect_and_holds_every_particle_together(node2node):
 def fitted():
     """An estimator of each topology, fitted to ten toy events."""
     events = [helix_event(seed, event_id=seed) for seed in range(1, 11)]
-    return {name: fit_voxdyn(lambda: events, 64, name, num_iterations=2) for name in TOPOLOGIES}
+    return {name: fit_voxdyn(events, 64, name, num_iterations=2) for name in TOPOLOGIES}
 
 
 @pytest.mark.parametrize("judged", TOPOLOGIES)

@@ -31,7 +31,7 @@ def benchmark(workdir: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_tables_are_printed_and_written(tmp_path):
     events = [toy.helix_event(1, 20, event_id=number) for number in range(3)]
     save_event(tmp_path / "data", events[0])
-    voxdyn = fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2)
+    voxdyn = fit_voxdyn(events, 64, "hyper", num_iterations=2)
     save_voxdyn(voxdyn_path(tmp_path / "models", "hyper", 64), voxdyn)
     done = benchmark(
         tmp_path,

@@ -62,7 +62,7 @@ def test_another_version_and_no_file_are_told(tmp_path):
 
 def test_weights_refuse_an_estimator_with_other_counts(tmp_path):
     events = [helix_event(1, num_particles=20)]
-    voxdyn = fit_voxdyn(lambda: events, 64, "hyper", num_iterations=3)
+    voxdyn = fit_voxdyn(events, 64, "hyper", num_iterations=3)
     fitting = count_pairs(voxdyn)
     require_same_counts(fitting, fitting, tmp_path)
     upper = np.triu(np.ones((3, 3)))

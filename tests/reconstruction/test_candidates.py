@@ -20,7 +20,7 @@ EVENTS = [helix_event(seed=7, num_particles=25, event_id=event_id) for event_id 
 
 @pytest.fixture(scope="module")
 def vd():
-    return fit_voxdyn(lambda: EVENTS, 64, "hyper", num_iterations=2)
+    return fit_voxdyn(EVENTS, 64, "hyper", num_iterations=2)
 
 
 def as_set(edges):

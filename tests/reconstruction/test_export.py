@@ -49,7 +49,7 @@ print(any(name.startswith("hypertrack") for name in sys.modules))
 @pytest.fixture(scope="module")
 def model():
     events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
-    voxdyn = fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2)
+    voxdyn = fit_voxdyn(events, 64, "hyper", num_iterations=2)
     tune = Tune("small", voxdyn=VoxdynTune(ncell=64), network=NETWORK)
     state = jax.jit(init_parameters, static_argnums=0)(tune, jax.random.key(0))
     fresh = Reconstructor(tune, voxdyn, taking_all(state.params), state.batch_stats)

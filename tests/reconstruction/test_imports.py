@@ -32,7 +32,7 @@ def test_a_reconstruction_loads_neither_training_nor_optimiser_nor_orbax(tmp_pat
     network = replace(SMALL_NETWORK, num_heads=1)
     tune = Tune("small", VoxdynTune(ncell=64), network=network, cluster=cluster)
     events = [helix_event(1, num_particles=20)]
-    voxdyn = fit_voxdyn(lambda: events, 64, "hyper", num_iterations=1)
+    voxdyn = fit_voxdyn(events, 64, "hyper", num_iterations=1)
     save_voxdyn(voxdyn_path(tmp_path, "hyper", 64), voxdyn)
     parameters = jax.jit(init_parameters, static_argnums=0)(tune, jax.random.key(0))
     save_weights(tmp_path / "w.npz", Weights(tune, *parameters, count_pairs(voxdyn)))

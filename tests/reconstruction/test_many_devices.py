@@ -43,7 +43,7 @@ def model():
     )
     tune = Tune("small", VoxdynTune(ncell=64), network=network, cluster=ClusterTune(cluster="cut"))
     events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
-    voxdyn = fit_voxdyn(lambda: events, tune.voxdyn.ncell, "hyper", num_iterations=2)
+    voxdyn = fit_voxdyn(events, tune.voxdyn.ncell, "hyper", num_iterations=2)
     state = jax.jit(init_state, static_argnums=0)(tune, jax.random.key(0))
     untold = Reconstructor(tune, voxdyn, taking_all(state.params), state.batch_stats)
     rising = np.sort(untold(POSITIONS[0], with_edges=True).probability)

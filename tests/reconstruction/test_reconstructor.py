@@ -63,7 +63,7 @@ def state():
 @pytest.fixture(scope="module")
 def voxdyn():
     events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
-    return fit_voxdyn(lambda: events, TUNE.voxdyn.ncell, "hyper", num_iterations=2)
+    return fit_voxdyn(events, TUNE.voxdyn.ncell, "hyper", num_iterations=2)
 
 
 @pytest.fixture(scope="module")

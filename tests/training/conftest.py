@@ -69,7 +69,7 @@ def event_directory(tmp_path_factory) -> Path:
 def voxdyn(small_tune) -> VoxelDynamics:
     """Cells fitted to more events of the same kind."""
     events = [helix_event(1, num_particles=20, event_id=number) for number in range(5)]
-    return fit_voxdyn(lambda: events, small_tune.voxdyn.ncell, "hyper", num_iterations=3)
+    return fit_voxdyn(events, small_tune.voxdyn.ncell, "hyper", num_iterations=3)
 
 
 @pytest.fixture

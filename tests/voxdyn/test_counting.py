@@ -208,14 +208,24 @@ def test_settings_are_compared_as_json_gives_them_back(tmp_path):
     assert set(PairCounter(tmp_path, settings).counted) == {3}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"settings": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"[]", b'{"settings": {}}', b"\xff", b"[" * 100_000),
+        b'{"settings": {}, "runs": [["run00001.bin", 1e999, 0]], "events": []}',
+        b'{"settings": {}, "runs": [["run00001.bin", 1]], "events": []}',
+        b'{"settings": {}, "runs": [["../run00001.bin", 1, 0]], "events": []}',
+        b'{"settings": {}, "runs": [["/etc/passwd", 1, 0]], "events": []}',
+    ],
+    ids=range(10),
+)
 def test_damaged_manifest(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"manifest\.json: damaged .* remove .* and count anew"):
         PairCounter(tmp_path, SETTINGS)
 
 
-@pytest.mark.parametrize("damage", ["cut", "lengthen", "remove"])
+@pytest.mark.parametrize("damage", ["cut", "cut oddly", "lengthen", "remove", "flip"])
 def test_damaged_run(tmp_path, damage):
     counter = PairCounter(tmp_path, SETTINGS)
     counter.add(3, EVENTS[3])
@@ -223,6 +233,11 @@ def test_damaged_run(tmp_path, damage):
     run = tmp_path / "run00001.bin"
     if damage == "cut":
         run.write_bytes(run.read_bytes()[:-40])
+    elif damage == "cut oddly":
+        run.write_bytes(run.read_bytes()[:-3])
+    elif damage == "flip":
+        whole = run.read_bytes()
+        run.write_bytes(whole[:9] + bytes([whole[9] ^ 1]) + whole[10:])
     elif damage == "lengthen":
         run.write_bytes(2 * run.read_bytes())
     else:

@@ -7,10 +7,17 @@ from test_storage import assert_same
 from toy import helix_event
 
 from hypertrack_jax import memory
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.topology import TOPOLOGIES, truth_edges
 from hypertrack_jax.voxdyn import fit
 from hypertrack_jax.voxdyn.counting import PairCounter
-from hypertrack_jax.voxdyn.fit import Training, copy_of, fit_voxdyn, fit_voxdyns
+from hypertrack_jax.voxdyn.fit import (
+    Training,
+    copy_of,
+    fit_voxdyn,
+    fit_voxdyns,
+    unfinished_place,
+)
 from hypertrack_jax.voxdyn.voronoi import assign_cells
 
 EVENTS = {k: helix_event(seed=7, num_particles=25, event_id=k) for k in range(1, 7)}
@@ -24,7 +31,7 @@ def training(event_ids=EVENTS, load_event=EVENTS.__getitem__, num_iterations=2, 
 
 
 def fit_one(events=ALL, ncell=64, node2node="hyper", **settings):
-    return fit_voxdyn(lambda: iter(events), ncell, node2node, num_iterations=2, **settings)
+    return fit_voxdyn(iter(events), ncell, node2node, num_iterations=2, **settings)
 
 
 @pytest.mark.parametrize("node2node", TOPOLOGIES)
@@ -137,50 +144,120 @@ def test_a_fit_that_was_stopped_goes_on_and_gives_the_same(tmp_path, stop_after)
     assert_same(vd, fit_one())
     if stop_after > 9:
         assert len(counted) < 6, "nothing of what had been counted was kept"
-    fit.remove_unfinished(directory)
-    assert not directory.exists()
+    assert list(directory.glob("*")) == []
+
+
+def stop_while_counting(directory, ncells=(64,), node2nodes=("hyper",), **settings):
+    """Leaves a fit unfinished, with four of its six events counted."""
+
+    def stopping(event_ids, what):
+        for number, event_id in enumerate(event_ids):
+            if what == "counting pairs" and number == 4:
+                raise Stop
+            yield event_id
+
+    with pytest.raises(Stop):
+        list(fit_voxdyns(training(**settings), ncells, node2nodes, directory, stopping))
+
+
+def no_more(event_id):
+    raise AssertionError(f"event {event_id} was read again")
 
 
 def test_finished_counts_are_not_counted_again(tmp_path):
-    (first,) = fit_voxdyns(training(), [64], ["hyper"], tmp_path)
-
-    def no_more(event_id):
-        raise AssertionError("read again")
-
+    """A fit ends when the caller has taken all estimators, and has saved them."""
+    fits = fit_voxdyns(training(), [64], ["hyper"], tmp_path)
+    first = next(fits)
+    fits.close()
     (again,) = fit_voxdyns(training(load_event=no_more), [64], ["hyper"], tmp_path)
     assert_same(first, again)
-
-
-def test_a_topology_can_be_added_to_an_unfinished_fit(tmp_path):
-    """What one counter has counted, the other one has not."""
-    list(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
-    eom, hyper = fit_voxdyns(training(), [64], ["eom", "hyper"], tmp_path)
-    assert_same(eom, fit_one(node2node="eom"))
-    assert_same(hyper, fit_one())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"seed": 1}, "unfinished fit with other events, --niter, --seed"),
-        ({"num_iterations": 3}, "unfinished fit with other events, --niter"),
-        ({"max_centroid_hits": 99}, "other events, --niter, --seed or --max_centroid_hits"),
-        ({"event_ids": [1, 2, 3]}, "unfinished fit with other events"),
-        ({"num_copies": 2}, "unfinished count with num_copies=1, but num_copies=2 is asked for"),
+        {"seed": 1},
+        {"num_iterations": 3},
+        {"max_centroid_hits": 99},
+        {"event_ids": [1, 2, 3, 4, 5]},
+        {"num_copies": 2},
+        {"ncells": (32,)},
+        {"ncells": (64, 32)},
+        {"node2nodes": ("eom",)},
+        {"node2nodes": ("hyper", "eom")},
     ],
+    ids=str,
 )
-def test_an_unfinished_fit_of_something_else_is_not_taken_up(tmp_path, change, message):
-    list(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
-    with pytest.raises(ValueError, match=message):
-        list(fit_voxdyns(training(**change), [64], ["hyper"], tmp_path))
+def test_each_choice_has_a_place_of_its_own(tmp_path, change):
+    what = {"ncells": (64,), "node2nodes": ("hyper",)} | change
+    ncells, node2nodes = what.pop("ncells"), what.pop("node2nodes")
+    place = unfinished_place(tmp_path, training(), [64], ["hyper"])
+    assert unfinished_place(tmp_path, training(**what), ncells, node2nodes) != place
+    # Neither the order of the events nor where they are read from decides the result.
+    same = training(event_ids=reversed(EVENTS), load_event=no_more)
+    assert unfinished_place(tmp_path, same, [64], ["hyper"]) == place
+
+
+def test_an_unfinished_fit_goes_on_after_another_has_ended(tmp_path):
+    stop_while_counting(tmp_path)
+    (place,) = tmp_path.iterdir()
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert len(before) == 3, "centroids, manifest and counts"
+    (smaller,) = fit_voxdyns(training(), [32], ["eom"], tmp_path)
+    assert list(tmp_path.iterdir()) == [place]
+    assert {path: path.read_bytes() for path in before} == before
+    assert_same(smaller, fit_one(ncell=32, node2node="eom"))
+    counted = []
+
+    def watching(event_ids, what):
+        assert what == "counting pairs", "the centroids are fitted already"
+        counted.extend(event_ids)
+        return event_ids
+
+    (vd,) = fit_voxdyns(training(), [64], ["hyper"], tmp_path, watching)
+    assert_same(vd, fit_one())
+    assert len(counted) < 6
+
+
+def test_the_same_fit_twice_at_once_is_refused(tmp_path):
+    fits = fit_voxdyns(training(), [64], ["hyper"], tmp_path)
+    first = next(fits)
+    with pytest.raises(UserError, match=r"lock: another process is at this fit; wait"):
+        next(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
+    assert len(list(fit_voxdyns(training(), [32], ["hyper"], tmp_path))) == 1
+    assert list(fits) == []
+    (again,) = fit_voxdyns(training(), [64], ["hyper"], tmp_path)
+    assert_same(first, again)
+
+
+def test_a_damaged_unfinished_fit_is_told(tmp_path):
+    stop_while_counting(tmp_path)
+    (place,) = tmp_path.iterdir()
+    path = place / "centroids_64.npz"
+    for damaged in (path.read_bytes()[:-9], b"", b"PK"):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            UserError, match=r"centroids_64\.npz: damaged or not a file of centroids .* fit anew\."
+        ):
+            next(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
 
 
 def test_counts_of_other_centroids_are_not_taken_up(tmp_path):
     """The file of centroids is gone, and others come in its place."""
-    list(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
-    (tmp_path / "centroids_64.npz").unlink()
-    with pytest.raises(ValueError, match=r"hyper_64 holds an unfinished count with centroids=\d+"):
-        list(fit_voxdyns(training(seed=1), [64], ["hyper"], tmp_path))
+    stop_while_counting(tmp_path)
+    (place,) = tmp_path.iterdir()
+    path = place / "centroids_64.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    np.savez(path, **arrays | {"centroids": arrays["centroids"] + 1})
+    with pytest.raises(UserError, match=r"hyper_64 holds an unfinished count with centroids=\d+"):
+        next(fit_voxdyns(training(), [64], ["hyper"], tmp_path))
+
+
+def test_events_of_one_number_are_refused():
+    with pytest.raises(UserError, match=r"two events have the number 1; give each one of its own"):
+        fit_voxdyn([EVENTS[1], EVENTS[1]], 64, "hyper")
 
 
 def test_a_count_with_an_event_that_is_not_asked_for_is_not_taken_up(tmp_path):
@@ -201,7 +278,7 @@ def test_an_error_in_an_event_comes_through_and_keeps_what_was_counted(tmp_path)
 
     with pytest.raises(ValueError, match="event 6 is damaged"):
         list(fit_voxdyns(training(load_event=load_event), [64], ["hyper"], tmp_path))
-    assert (tmp_path / "hyper_64" / "manifest.json").is_file()
+    assert len(list(tmp_path.glob("voxdyn.unfinished.*/hyper_64/manifest.json"))) == 1
     (vd,) = fit_voxdyns(training(), [64], ["hyper"], tmp_path)
     assert_same(vd, fit_one())
 

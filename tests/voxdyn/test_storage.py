@@ -17,7 +17,7 @@ from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold
 @pytest.fixture(scope="module")
 def vd():
     events = [helix_event(seed=7, num_particles=25, event_id=event_id) for event_id in (1, 2, 3)]
-    return fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2)
+    return fit_voxdyn(events, 64, "hyper", num_iterations=2)
 
 
 def assert_same(first, second):

@@ -138,7 +138,7 @@ def model():
     cut = ClusterTune(cluster="cut")
     tune = Tune("small", voxdyn=VoxdynTune(ncell=64), network=network, cluster=cut)
     events = [helix_event(1, 20, event_id=number) for number in range(3)]
-    return fresh_model(fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2), tune)
+    return fresh_model(fit_voxdyn(events, 64, "hyper", num_iterations=2), tune)
 
 
 def test_a_larger_min_count_leaves_fewer_edges(setting, model, monkeypatch):

@@ -22,7 +22,7 @@ def model():
     network = NetworkTune("cylindrical", "none", 1, 8, 5, (4,), num_attention_blocks=1)
     tune = Tune("small", voxdyn=VoxdynTune(ncell=64), network=network)
     events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
-    voxdyn = fit_voxdyn(lambda: events, 64, "hyper", num_iterations=2)
+    voxdyn = fit_voxdyn(events, 64, "hyper", num_iterations=2)
     return fresh_model(voxdyn, tune)
 
 

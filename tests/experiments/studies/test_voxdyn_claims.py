@@ -50,7 +50,7 @@ def models(tmp_path_factory):
     """Estimators of 32 and 64 cells, fitted to all training events."""
     directory = tmp_path_factory.mktemp("models")
     for ncell in (32, 64):
-        vd = fit_voxdyn(lambda: map(toy_event, TRAINING_IDS), ncell, "eom", 2)
+        vd = fit_voxdyn(map(toy_event, TRAINING_IDS), ncell, "eom", 2)
         save_voxdyn(voxdyn_path(directory, "eom", ncell), vd)
     return directory
 
@@ -106,7 +106,7 @@ def assert_same_graph(point, vd, event, judged):
 
 
 def test_pileup_and_trade_share_their_look_ups_and_differ_in_min_count(measured):
-    vd = fit_voxdyn(lambda: map(toy_event, TRAINING_IDS), 64, "eom", 2)
+    vd = fit_voxdyn(map(toy_event, TRAINING_IDS), 64, "eom", 2)
     settings = [
         (p.num_cells, p.pileup, p.event_id, p.quality.min_count) for p in measured["pileup"]
     ]
@@ -168,7 +168,7 @@ def test_distance_of_an_event_without_particle_hits_is_not_known():
 
 def test_snapshots_are_estimators_of_the_first_events(models, tmp_path):
     """A stop at a milestone leaves no trace in what is counted after it."""
-    vd = fit_voxdyn(lambda: map(toy_event, TRAINING_IDS), 64, "eom", 2)
+    vd = fit_voxdyn(map(toy_event, TRAINING_IDS), 64, "eom", 2)
     centroids, _ = voxdyn_claims._division_of(vd)
 
     def snapshots(milestones, num_events=6):
@@ -232,7 +232,7 @@ def test_estimators_are_loaded_at_the_counts_that_the_claims_ask_for(models, mon
 def test_topologies_that_differ_are_said(models, tmp_path):
     study = study_of(models, held_out=HELD_OUT._replace(judged="hyper"), ncells=[64])
     points = measure(study, "pileup", directory=tmp_path)["pileup"]
-    vd = fit_voxdyn(lambda: map(toy_event, TRAINING_IDS), 64, "eom", 2)
+    vd = fit_voxdyn(map(toy_event, TRAINING_IDS), 64, "eom", 2)
     event = next(iter(thinned(0.5)))
     assert_same_graph(points[0], vd, event, "hyper")
     (note,) = claim_report.notes(points)
