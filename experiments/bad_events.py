@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.training.batches import EventSource, fixed_events
 
@@ -21,5 +22,5 @@ class ReadableEvents:
         for event_id in self.source.event_ids:
             try:
                 yield from fixed_events(self.source._replace(event_ids=[event_id]))
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 self.problems.append(str(error))

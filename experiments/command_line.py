@@ -52,7 +52,7 @@ def run(main: Callable[[], None], before_devices: Callable[[], None] | None = No
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
-        except (ValueError, ImportError, OSError) as error:
+        except (UserError, OSError) as error:
             if "HYPERTRACK_TRACEBACK" in os.environ:
                 raise
             print(f"error: {error}", file=sys.stderr)

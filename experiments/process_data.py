@@ -13,6 +13,7 @@ from hardware import map_in_processes
 from problems import end_with
 from tqdm import tqdm
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.store import event_ids, save_event
 from hypertrack_jax.events.trackml import list_event_ids, read_event
 
@@ -61,7 +62,7 @@ def convert(source: Path, directory: Path, event_id: int) -> str | None:
     """Reads one event and writes its .npz; returns what is wrong with one that cannot be read."""
     try:
         event = read_event(source, event_id)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         return str(error)
     save_event(directory, event)
     return None

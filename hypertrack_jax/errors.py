@@ -11,6 +11,10 @@ class UserError(ValueError):
     """A mistake that the user can mend; its message says what was wrong and what to do."""
 
 
+class MissingPackageError(UserError, ImportError):
+    """An optional package is not installed; the message says which extra brings it."""
+
+
 def warn_user(message: str) -> None:
     """Warns of `message` at the line that called this package, however deep the caller here is."""
     frame, depth = sys._getframe(1), 2

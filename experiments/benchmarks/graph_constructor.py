@@ -19,7 +19,7 @@ from jaxtyping import Float32
 from scipy.spatial import KDTree
 
 from benchmarks.timing import Seconds, Timing, alone, in_turn, run_once, timing_of
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.reconstruction.candidates import predict_edges
@@ -252,7 +252,7 @@ def _faiss() -> Any:
         # By name: type checks run where this extra is not installed.
         faiss = importlib.import_module("faiss")
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "the voxdyn suite compares with faiss, which is missing; pip install '.[bench]'."
         ) from error
     faiss.omp_set_num_threads(THREADS)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float32, Float64, Int, Int32, Int64
 from scipy.sparse import coo_array, csgraph, csr_array
 
 from hypertrack_jax.clustering.tracks import HitClusters
+from hypertrack_jax.errors import MissingPackageError
 from hypertrack_jax.tunes.tune import ClusterTune
 
 NO_EDGE = 1.0
@@ -160,7 +161,7 @@ def _scikit_learn() -> ModuleType:
         import sklearn.cluster
         import sklearn.neighbors
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "dbscan and hdbscan need scikit-learn, which is not installed; "
             "run pip install 'hypertrack-jax[baselines]', or cluster by cut."
         ) from error

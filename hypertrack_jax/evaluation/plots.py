@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer
 from numpy.typing import ArrayLike
 
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.evaluation.metrics import NO_CLUSTER, Matching, auc, match_tracks, roc_curve
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.files import replace_file
@@ -173,7 +173,7 @@ def saved_figure(path: Path, width: float, height: float) -> "Iterator[Figure]":
         import mplhep
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             f"{path}: drawing needs {error.name}, which is not installed; "
             "run pip install 'hypertrack-jax[plots]'."
         ) from error

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.events.digitization import Crossings, Modules, SimulatedEvent, measure
 from hypertrack_jax.events.event import validate_event
 from hypertrack_jax.events.kinematics import GeneratedParticles, generate_particles
@@ -257,7 +257,7 @@ def _import_acts():
         import acts
         import acts.examples
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "pyacts, which simulates events, is not installed; "
             "run: pip install 'hypertrack-jax[sim]'."
         ) from error

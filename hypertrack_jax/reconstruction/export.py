@@ -11,7 +11,7 @@ from jaxtyping import Array, Float32, Int32
 
 from hypertrack_jax.clustering.density import DENSITY
 from hypertrack_jax.clustering.neighbors import at_hits
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.graph.segment import segment_min
 from hypertrack_jax.reconstruction.hits import canonical_order
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
@@ -56,7 +56,7 @@ def export_reconstruction(
     try:
         return bytes(exported.serialize())
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "to export needs flatbuffers; install it: pip install 'hypertrack-jax[export]'."
         ) from error
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 SCRIPT = """
 import sys
@@ -48,3 +50,20 @@ def main():
 def test_a_thread_that_still_works_ends_before_python_does():
     done = run(LATE_THREAD)
     assert (done.returncode, done.stdout, done.stderr) == (2, "tidied\n", "error: a mistake.\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["UserError('a mistake.')", "MissingPackageError('a mistake.')", "OSError('a mistake.')"],
+)
+def test_a_users_mistake_is_one_sentence(error):
+    body = f"from hypertrack_jax.errors import *\ndef main(): raise {error}"
+    done = run(body)
+    assert (done.returncode, done.stderr) == (2, "error: a mistake.\n")
+
+
+@pytest.mark.parametrize("error", ["ValueError('ours')", "ImportError('ours')", "KeyError('ours')"])
+def test_a_defect_keeps_its_traceback(error):
+    done = run(f"def main(): raise {error}")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr and "ours" in done.stderr

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.networks.features import (
     count_feature,
@@ -220,7 +220,7 @@ def _torch() -> Any:
         importlib.import_module("torch_geometric")
         return importlib.import_module("torch")
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "the PyTorch peer needs torch and torch_geometric, which are not installed; "
             "pip install '.[bench]', or leave torch out of --peers."
         ) from error
