@@ -51,7 +51,7 @@ def main() -> None:
         raise UserError(f"--parts={unknown[0]}: choose some of {', '.join(PARTS)}.")
     workdir = command_line.workdir()
     if WORKER.value is not None:
-        return work(workdir, ASKED.value[0], WORKER.value, TRIES.value)
+        return work(workdir, ASKED.value[0], WORKER.value, TRIES.value or 1)
     prepare(workdir)
     state = workdir / "faults.json"
     counts = json.loads(state.read_text()) if state.exists() else {}

@@ -1,5 +1,6 @@
 """A small work directory for all parts: toy events, their TrackML files, a model of few steps."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -57,8 +58,7 @@ def prepare(workdir: Path) -> None:
     shutil.rmtree(workdir, ignore_errors=True)
     # Beside this script, in the repository; the wheel has neither.
     sys.path.insert(0, str(ROOT / "tests"))
-    from toy import helix_event
-
+    helix_event = importlib.import_module("toy").helix_event
     for event_id in EVENTS:
         event = helix_event(event_id, 15, event_id=event_id)
         save_event(workdir / "data", event)
