@@ -3,6 +3,7 @@
 label, membership = load("pu2.jaxexport")(hits)  # hits: [hit, 3], x, y, z in mm
 """
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,10 @@ def load(path: str | Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarra
 
     It raises `ValueError` for an event that the file was not made large enough for.
     """
-    exported = jax.export.deserialize(bytearray(Path(path).read_bytes()))
+    content = Path(path).read_bytes()
+    if zlib.crc32(content[:-4]) != int.from_bytes(content[-4:], "little"):
+        raise ValueError(f"{path}: damaged, or not of export.py; write it anew.")
+    exported = jax.export.deserialize(bytearray(content[:-4]))
     program, num_places = jax.jit(exported.call), exported.in_avals[0].shape[0]
 
     def reconstruct(hits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

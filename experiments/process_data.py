@@ -25,6 +25,13 @@ EVENT_START = flags.DEFINE_list(
 )
 EVENT_END = flags.DEFINE_list("event_end", [], "Last events of the ranges, included.")
 
+LENIENT = flags.DEFINE_boolean(
+    "lenient",
+    False,
+    "Leave out hits that are not finite and a particle named 0, and weigh hits equally where there "
+    "are no weights; warnings count each.",
+)
+
 
 def main() -> None:
     """Converts the chosen events on all cores; lists those that could not be converted."""
@@ -33,7 +40,9 @@ def main() -> None:
     ids = choose_events(
         source, command_line.whole_numbers(EVENT_START), command_line.whole_numbers(EVENT_END)
     )
-    with map_in_processes(functools.partial(convert, source, directory), ids) as converted:
+    with map_in_processes(
+        functools.partial(convert, source, directory, LENIENT.value), ids
+    ) as converted:
         outcomes = list(tqdm(converted, total=len(ids), unit="event"))
     problems = [problem for problem in outcomes if problem]
     print(f"{len(ids) - len(problems)} events written to {directory}")
@@ -58,10 +67,10 @@ def choose_events(source: Path, starts: Sequence[int], ends: Sequence[int]) -> l
     return ids
 
 
-def convert(source: Path, directory: Path, event_id: int) -> str | None:
+def convert(source: Path, directory: Path, lenient: bool, event_id: int) -> str | None:
     """Reads one event and writes its .npz; returns what is wrong with one that cannot be read."""
     try:
-        event = read_event(source, event_id)
+        event = read_event(source, event_id, lenient=lenient)
     except (UserError, OSError) as error:
         return str(error)
     save_event(directory, event)

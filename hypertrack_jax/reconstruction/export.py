@@ -1,5 +1,6 @@
 """Host side: the stages as one program in a file, which runs wherever jax does, without us."""
 
+import zlib
 from collections.abc import Sequence
 from functools import reduce
 from operator import or_
@@ -38,7 +39,8 @@ def export_reconstruction(
       platforms: where it can run.
 
     Returns:
-      The content of the file.
+      The content of the file: what `jax.export` makes of the program, and 4 bytes with its CRC-32,
+      which `jax.export.deserialize` ignores.
 
     Raises:
       ImportError: flatbuffers is missing.
@@ -54,11 +56,12 @@ def export_reconstruction(
         jax.ShapeDtypeStruct((num_places, 3), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     )
     try:
-        return bytes(exported.serialize())
+        program = bytes(exported.serialize())
     except ImportError as error:
         raise MissingPackageError(
             "to export needs flatbuffers; install it: pip install 'hypertrack-jax[export]'."
         ) from error
+    return program + zlib.crc32(program).to_bytes(4, "little")
 
 
 def one_program(model: Reconstructor, num_hits: int):

@@ -95,6 +95,19 @@ def test_a_bad_event_is_listed_and_the_others_go_on(tmp_path, kaggle):
     assert _written(tmp_path) == [1000, 1002, 1003]
 
 
+def test_a_hit_that_is_not_finite_is_left_out_where_that_is_asked_for(tmp_path, kaggle):
+    path = tmp_path / "kaggle" / "event000001001-hits.csv"
+    header, row, *rest = path.read_text().splitlines()
+    number = header.split(",").index("x")
+    row = ",".join("nan" if i == number else field for i, field in enumerate(row.split(",")))
+    path.write_text("\n".join([header, row, *rest]) + "\n")
+    which = (f"--input={tmp_path / 'kaggle'}", "--event_start=1001", "--event_end=1001")
+    assert _process(tmp_path, *which).returncode == 1
+    done = _process(tmp_path, *which, "--lenient")
+    assert done.returncode == 0, done.stderr
+    assert len(load_event(tmp_path / "data", 1001).position) == len(kaggle[1001].position) - 1
+
+
 def test_a_work_directory_that_cannot_be_written(tmp_path, kaggle):
     (tmp_path / "data").write_text("in the way")
     done = _process(tmp_path, f"--input={tmp_path / 'kaggle'}")

@@ -1,5 +1,6 @@
 """The exported reconstruction, run by a process that knows nothing of this package."""
 
+import importlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -58,7 +59,8 @@ def model():
     return fresh.with_cluster(ClusterTune(edge_threshold=threshold))
 
 
-def test_the_file_finds_the_same_tracks_without_this_package(model, tmp_path):
+def test_the_file_finds_the_same_tracks_without_this_package(model, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
     pytest.importorskip("flatbuffers", reason="an export needs flatbuffers")
     paths = [tmp_path / name for name in ("model.jaxexport", "hits.npy", "found.npz")]
     content = export_reconstruction(model, len(EVENT.position))
@@ -69,6 +71,9 @@ def test_the_file_finds_the_same_tracks_without_this_package(model, tmp_path):
     np.save(paths[1], EVENT.position[shuffled])
     command = [sys.executable, "-c", PROGRAM, str(EXPERIMENTS), *map(str, paths)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
+    paths[0].write_bytes(content[:-99] + b"x" + content[-98:])
+    with pytest.raises(ValueError, match="damaged, or not of export"):
+        importlib.import_module("exported").load(paths[0])
     expected = model(EVENT.position[shuffled])
     with np.load(paths[2]) as found:
         np.testing.assert_array_equal(found["label"], expected.hit_label)

@@ -147,7 +147,12 @@ def arrays(model: Reconstructor):
 def reconstructed(path: Path):
     """What an artefact finds in a few hits."""
     hits = np.random.default_rng(0).normal(0, 300, (20, 3)).astype(np.float32)
-    return importlib.import_module("exported").load(path)(hits)
+    try:
+        program = importlib.import_module("exported").load(path)
+    # It knows nothing of this package.
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return program(hits)
 
 
 def last(workdir: Path, pattern: str) -> Path:
