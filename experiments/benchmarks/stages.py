@@ -25,8 +25,8 @@ from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.graph.edge_pairs import EdgePairs, edge_pairs
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.model.parameters import EDGE, FULL_PHASE, GNN_PHASE
-from hypertrack_jax.networks.edge_inputs import block_size
 from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict, takes_pairs
+from hypertrack_jax.networks.kernels import block_size
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.reconstructor import Progress, Reconstructor
 from hypertrack_jax.training.batches import graph_batch

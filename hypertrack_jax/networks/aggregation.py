@@ -21,7 +21,8 @@ from hypertrack_jax.graph.segment import (
 )
 from hypertrack_jax.networks.attention import AttentionBlock, attention
 from hypertrack_jax.networks.edge_inputs import EdgeInputs, masked
-from hypertrack_jax.networks.mlp import Affine, Linear, wide_dtype
+from hypertrack_jax.networks.kernels import rows_at, tall_matmul, wide_dtype
+from hypertrack_jax.networks.mlp import Affine, Linear
 
 NUM_INDUCING = 4
 """Vectors by which the messages to a hit learn of each other in `set-transformer`."""
@@ -151,7 +152,7 @@ class SetTransformerAggregation(nn.Module):
     ) -> Float[Array, "hit feat"]:
         """One vector for each hit."""
         induced = _attend(self.inward, self.inducing, message, edges, len(degree))
-        key, value = (x[edges.receivers] for x in self.outward.keys_and_values(induced))
+        key, value = (rows_at(x, edges.receivers) for x in self.outward.keys_and_values(induced))
         everything = jnp.ones(key.shape[:2], bool)
         message = self.outward.given(message[:, None], key, value, everything)[:, 0]
         pooled = _attend(self.pooling, self.seed, message, edges, len(degree))[:, 0]
@@ -179,7 +180,9 @@ def softmax_mean(
     peak = jax.lax.stop_gradient(segment_max(real, edges.receivers, num_hits))
     weight = jnp.where(mask, jnp.exp(real - peak[edges.receivers]), 0)
     total = segment_sum(weight, edges.receivers, num_hits)
-    weighted = segment_sum(weight[..., None] * value.astype(wide), edges.receivers, num_hits)
+    # Padding is emptied first, because 0 times what is not finite is not 0.
+    real = jnp.where(mask[..., None], value.astype(wide), 0)
+    weighted = segment_sum(weight[..., None] * real, edges.receivers, num_hits)
     return (weighted / jnp.where(total > 0, total, 1)[..., None]).astype(score.dtype)
 
 
@@ -188,10 +191,11 @@ def five_aggregates(
 ) -> list[Float[Array, "hit feat"]]:
     """Sum, mean, standard deviation, maximum and minimum of the messages to each hit."""
     num_hits, column = len(degree), jnp.maximum(degree, 1)[:, None]
-    total = segment_sum(masked(message, edges), edges.receivers, num_hits)
+    real = masked(message, edges)
+    total = segment_sum(real, edges.receivers, num_hits)
     mean = total / column
-    centred = message.astype(mean.dtype) - mean[edges.receivers]
-    variance = segment_sum(masked(centred**2, edges), edges.receivers, num_hits) / column
+    centred = masked(real - rows_at(mean, edges.receivers), edges)
+    variance = segment_sum(centred**2, edges.receivers, num_hits) / column
     extrema = [
         jnp.where(degree[:, None] > 0, _highest(sign * message, edges, num_hits), 0) * sign
         for sign in (1, -1)
@@ -200,7 +204,8 @@ def five_aggregates(
 
 
 def _highest(message, edges: EdgeInputs, num_hits: int):
-    real = jnp.where(edges.mask[:, None], message, -jnp.inf)
+    wide = message.astype(wide_dtype(message.dtype))
+    real = jnp.where(edges.mask[:, None], wide, -jnp.inf)
     return segment_max(real, edges.receivers, num_hits)
 
 
@@ -212,8 +217,10 @@ def _attend(
     num_hits: int,
 ) -> Float[Array, "hit point feat"]:
     """MAB(points, messages to a hit) for each hit."""
-    points = points.astype(message.dtype)
+    dtype = message.dtype
     key, value = block.keys_and_values(message)
-    score = key @ block.query(points).T / math.sqrt(points.shape[1])
+    score = tall_matmul(key, block.query(points.astype(dtype)).T) / math.sqrt(points.shape[1])
     seen = softmax_mean(score, value[:, None], edges, num_hits)
-    return block.updated(points[None], seen)
+    # Rounded last, so that the gradient of a point is summed over the hits in float32.
+    of_hits = jnp.broadcast_to(points, (num_hits, *points.shape)).astype(dtype)
+    return block.updated(of_hits, seen)

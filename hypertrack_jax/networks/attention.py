@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from hypertrack_jax.networks.mlp import Linear, joint_linear, silu, wide_dtype
+from hypertrack_jax.networks.kernels import silu, wide_dtype
+from hypertrack_jax.networks.mlp import Linear, joint_linear
 
 
 class LayerNorm(nn.Module):

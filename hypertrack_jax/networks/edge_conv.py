@@ -26,10 +26,16 @@ from hypertrack_jax.networks.edge_inputs import (
     masked,
     moments_in_blocks,
     num_real_blocks,
-    pair_product,
     scan_blocks,
 )
-from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, masked_moments, silu, tall_matmul
+from hypertrack_jax.networks.kernels import (
+    masked_moments,
+    pair_product,
+    rows_at,
+    silu,
+    tall_matmul,
+)
+from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, linear
 
 WIDE = 16
 """Width from which distances are computed from scalar products."""
@@ -55,8 +61,8 @@ class PairLinear(NamedTuple):
         product = pair_product(self.x, edges.senders, edges.receivers)
         distance = _distance(self.x, product, edges)
         return (
-            self.of_receiver[edges.receivers]
-            + self.of_sender[edges.senders]
+            rows_at(self.of_receiver, edges.receivers)
+            + rows_at(self.of_sender, edges.senders, sorted_ids=False)
             + tall_matmul(product, self.product)
             # Apart from the other scalars, which have no gradient that would have to be computed.
             + tall_matmul(distance[:, None], self.distance)
@@ -116,6 +122,9 @@ class SuperEdgeConv(nn.Module):
             collect = self._collect_in_training_by_blocks
         message = collect(self._pair_linear(x), edges, degree)
         y = self.latent(jnp.concatenate([x, message], axis=1), hit_mask, train)
+        # Where all real rows are alike, a norm multiplies padding by hundreds; layer after layer
+        # it would overflow, and reach the gradient.
+        y = jnp.where(hit_mask[:, None], y, 0)
         return y + x if self.residual else y
 
     def _pair_linear(self, x) -> PairLinear:
@@ -125,32 +134,31 @@ class SuperEdgeConv(nn.Module):
         distance_row, dot_row, scalar_rows = kernel[3 * c], kernel[3 * c + 1], kernel[3 * c + 2 :]
         return PairLinear(
             x,
-            of_receiver=x @ (own - difference) + self.edge_first.bias[None, :].astype(x.dtype),
-            of_sender=x @ difference,
+            of_receiver=linear(x, own - difference, self.edge_first.bias),
+            of_sender=tall_matmul(x, difference),
             product=product + dot_row[None, :],
             distance=distance_row[None, :],
             scalar=scalar_rows,
         )
 
-    def _collect_in_training(self, linear: PairLinear, edges: EdgeInputs, degree):
-        hidden = silu(linear(edges))
+    def _collect_in_training(self, pair_linear: PairLinear, edges: EdgeInputs, degree):
+        hidden = silu(pair_linear(edges))
         first_norm = self.edge_first.norm.batch(hidden, edges.mask)
         hidden, norm = self.edge_second(hidden, edges.mask, True, first_norm)
         return self._collect(hidden, norm, edges, degree)
 
-    def _collect_in_training_by_blocks(self, linear: PairLinear, edges: EdgeInputs, degree):
+    def _collect_in_training_by_blocks(self, pair_linear: PairLinear, edges: EdgeInputs, degree):
         """The same, block by block: one pass for the first norm, one for the second and the sums.
 
         The gradient computes every block again, so of a layer only arrays over hits are kept.
         """
-        kind, dtype = self.aggregation, linear.x.dtype
+        kind, dtype = self.aggregation, pair_linear.x.dtype
         blocks = in_blocks(edges, len(degree) - 1, train=True)
-        moments = moments_in_blocks(lambda block: silu(linear(block)), blocks)
+        moments = moments_in_blocks(lambda block: silu(pair_linear(block)), blocks)
         kernel, bias = self.edge_second.folded(self.edge_first.norm.of_moments(*moments))
-        kernel, bias = kernel.astype(dtype), bias[None, :].astype(dtype)
 
         def add_block(total, block):
-            hidden = silu(tall_matmul(silu(linear(block)), kernel) + bias)
+            hidden = silu(linear(silu(pair_linear(block)), kernel, bias))
             moments = masked_moments(hidden, block.mask)
             return add_to_segments(total, masked(hidden, block), block.receivers), moments
 
@@ -159,24 +167,23 @@ class SuperEdgeConv(nn.Module):
         norm = self.edge_second.norm.of_moments(*joint_moments(*moments))
         return aggregate(kind, total, norm, degree, dtype)
 
-    def _collect_in_inference(self, linear: PairLinear, edges: EdgeInputs, degree):
+    def _collect_in_inference(self, pair_linear: PairLinear, edges: EdgeInputs, degree):
         """The same with running statistics; block by block, no [edge, feat] array is ever whole."""
         kernel, bias = self.edge_second.folded(self.edge_first.norm.running())
-        kernel, bias = kernel.astype(linear.x.dtype), bias[None, :].astype(linear.x.dtype)
-        norm, kind, dtype = self.edge_second.norm.running(), self.aggregation, linear.x.dtype
+        norm, kind, dtype = self.edge_second.norm.running(), self.aggregation, pair_linear.x.dtype
 
         def hidden_of(value):
-            return silu(silu(value) @ kernel + bias)
+            return silu(linear(silu(value), kernel, bias))
 
         if kind in OF_ALL_AT_ONCE:
-            return self._collect(hidden_of(linear(edges)), norm, edges, degree)
+            return self._collect(hidden_of(pair_linear(edges)), norm, edges, degree)
         blocks = in_blocks(edges, len(degree) - 1)
 
         def add_block(place, total):
             block = block_at(blocks, place)
             if not isinstance(block, PairInputs):
-                return with_messages(kind, total, hidden_of(linear(block)), norm, block)
-            there, back = map(hidden_of, linear.both_ways(block))
+                return with_messages(kind, total, hidden_of(pair_linear(block)), norm, block)
+            there, back = map(hidden_of, pair_linear.both_ways(block))
             total = with_messages(kind, total, there, norm, block)
             has_back = block._replace(mask=block.mask & (block.senders != block.receivers))
             back = masked(back, has_back)
@@ -204,11 +211,12 @@ def _distance(x, product, edges: EdgeInputs):
     exactly 0. Positions in mm would lose too much to rounding, and have only a few columns.
     """
     if x.shape[1] < WIDE:
-        squared = jnp.square(x[edges.senders] - x[edges.receivers]).sum(axis=1)
+        x_i, x_j = rows_at(x, edges.receivers), rows_at(x, edges.senders, sorted_ids=False)
+        squared = jnp.square(x_j - x_i).sum(axis=1)
         is_apart = squared > 0
     else:
         norm = jnp.square(x).sum(axis=1)
-        both = norm[edges.receivers] + norm[edges.senders]
+        both = rows_at(norm, edges.receivers) + rows_at(norm, edges.senders, sorted_ids=False)
         squared = jnp.maximum(both - 2 * product.sum(axis=1), 1e-6 * both)
         is_apart = (edges.senders != edges.receivers) & (squared > 0)
     # Double where: the square root of 0 has no finite gradient, even where it is not taken.

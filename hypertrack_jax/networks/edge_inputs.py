@@ -7,24 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from hypertrack_jax.graph.segment import segment_sum
+from hypertrack_jax.networks import kernels
 from hypertrack_jax.networks.features import NUM_ODD_HELIX
-from hypertrack_jax.networks.mlp import masked_moments, wide_dtype
+from hypertrack_jax.networks.kernels import block_size, masked_moments, wide_dtype
 
-EDGE_BLOCK = 8192
-"""Edges handled together in inference on a CPU, so that what is computed of them stays in cache."""
-ACCELERATOR_BLOCK = 131072
-"""The same on other devices, in training, too: an array of 64 values for each edge has 34 MB, of
-which the 50 MB second-level cache of an H100 holds one, and is as many as thirty for each of its
-threads. Reckoned and not measured."""
-WHOLE_EDGES = 131072
-"""Largest edge capacity at which training keeps what it computes of all edges for the gradient:
-8 kB an edge. Above it blocks are computed again instead: a fifth to a twentieth of the memory and
-about as fast on two CPU cores, but twice as long to compile. Below it they were up to a quarter
-slower in full buckets."""
-TRAINING_BLOCK = 16384
-"""Edges handled together in training where there are more than `WHOLE_EDGES`. Twice as many took
-30 % longer at 2e5 edges, and 5 % less at 2.4e6, where every block adds to a larger gradient."""
 NUM_ODD = 1 + NUM_ODD_HELIX
 """Scalars that change sign when the hits are exchanged, which are the first."""
 
@@ -48,16 +34,7 @@ class PairInputs(EdgeInputs):
 
 def are_many(edges: EdgeInputs) -> bool:
     """Whether training goes by blocks, a choice that is made when it is compiled."""
-    return len(edges.mask) > WHOLE_EDGES
-
-
-def block_size(are_pairs: bool, train: bool = False) -> int:
-    """Edges in a block; of pairs half as many, because each is two edges."""
-    if jax.default_backend() != "cpu":
-        size = ACCELERATOR_BLOCK
-    else:
-        size = TRAINING_BLOCK if train else EDGE_BLOCK
-    return size // 2 if are_pairs else size
+    return len(edges.mask) > kernels.WHOLE_EDGES
 
 
 def in_blocks(edges: EdgeInputs, padding_hit: int, train: bool = False) -> EdgeInputs:
@@ -112,14 +89,23 @@ def scan_blocks(
     Without a loop XLA on CPU makes nothing of `jax.checkpoint`: it computes again, but keeps all.
     Blocks of padding alone are passed over: they give zeros, and leave the carry as it is.
     """
+    one = jax.tree.map(lambda array: array[0], blocks)
+    function, shared = jax.closure_convert(function, start, one)
+    # In float32, in which the gradients of what all blocks share are then added up.
+    wide = [array.astype(wide_dtype(array.dtype)) for array in shared]
 
     @jax.checkpoint
     def step(carry, block: EdgeInputs):
+        narrow = [array.astype(before.dtype) for array, before in zip(wide, shared, strict=True)]
+
+        def taken(carry, block):
+            return function(carry, block, *narrow)
+
         def skipped(carry, block):
-            _, shapes = jax.eval_shape(function, carry, block)
+            _, shapes = jax.eval_shape(taken, carry, block)
             return carry, jax.tree.map(jnp.zeros_like, shapes)
 
-        return jax.lax.cond(block.mask.any(), function, skipped, carry, block)
+        return jax.lax.cond(block.mask.any(), taken, skipped, carry, block)
 
     return jax.lax.scan(step, start, blocks)
 
@@ -150,29 +136,4 @@ def moments_in_blocks(
 
 def masked(value: Float[Array, "edge feat"], edges: EdgeInputs) -> Float[Array, "edge feat"]:
     """The value where the edge is real, else 0, ready to be summed."""
-    real = value * edges.mask[:, None].astype(value.dtype)
-    return real.astype(wide_dtype(value.dtype))
-
-
-@jax.custom_vjp
-def pair_product(
-    x: Float[Array, "hit feat"], senders: Int[Array, " edge"], receivers: Int[Array, " edge"]
-) -> Float[Array, "edge feat"]:
-    """x_i x_j of every edge; keeps x alone for the gradient, and no array over edges."""
-    return x[receivers] * x[senders]
-
-
-def _product_forward(x, senders, receivers):
-    return pair_product(x, senders, receivers), (x, senders, receivers)
-
-
-def _product_backward(residuals, gradient):
-    x, senders, receivers = residuals
-    # Else XLA finds the same x_i and x_j in the forward pass, and keeps them in memory up to here.
-    x = jax.lax.optimization_barrier(x)
-    of_receiver = segment_sum(gradient * x[senders], receivers, len(x))
-    of_sender = segment_sum(gradient * x[receivers], senders, len(x), sorted_ids=False)
-    return of_receiver + of_sender, None, None
-
-
-pair_product.defvjp(_product_forward, _product_backward)
+    return jnp.where(edges.mask[:, None], value, 0).astype(wide_dtype(value.dtype))

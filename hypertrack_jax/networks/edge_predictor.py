@@ -20,7 +20,6 @@ from hypertrack_jax.networks.edge_inputs import (
     in_blocks,
     map_real_blocks,
     moments_in_blocks,
-    pair_product,
     scan_blocks,
 )
 from hypertrack_jax.networks.features import (
@@ -35,7 +34,8 @@ from hypertrack_jax.networks.features import (
     without_direction,
 )
 from hypertrack_jax.networks.gauge_conv import GaugeEdgeConv
-from hypertrack_jax.networks.mlp import MLP, apply_frozen, wide_dtype
+from hypertrack_jax.networks.kernels import pair_product, rows_at, wide_dtype
+from hypertrack_jax.networks.mlp import MLP, apply_frozen
 from hypertrack_jax.tunes.tune import NetworkTune
 
 
@@ -99,7 +99,7 @@ class EdgePredictor(nn.Module):
             computed once; for inference with networks that `takes_pairs`.
 
         Returns:
-          Embeddings and logits; those of padding are meaningless but finite.
+          Embeddings, 0 for padding; and logits, which for padding are meaningless but finite.
 
         Raises:
           ValueError: pairs are given for training, or to a network that does not take them.
@@ -118,6 +118,7 @@ class EdgePredictor(nn.Module):
         latents_of = self._gauge_latents if self.tune.convolution == "gauge" else self._latents
         latents = latents_of(nodes, edges, degree, train, dtype)
         embedding = self.fusion(jnp.concatenate(latents, axis=1), nodes.mask, train)
+        embedding = jnp.where(nodes.mask[:, None], embedding, 0)
         score = self._logit_in_training if train else self._logit_in_inference
         if train and are_many(edges):
             score = self._logit_in_training_by_blocks
@@ -273,7 +274,8 @@ def _edge_mlp_inputs(kind: str, embedding, edges: EdgeInputs):
     if kind == "symmetric-dot":
         rows = [[pair_product(embedding, edges.senders, edges.receivers)]]
     else:
-        z_i, z_j = embedding[edges.receivers], embedding[edges.senders]
+        z_i = rows_at(embedding, edges.receivers)
+        z_j = rows_at(embedding, edges.senders, sorted_ids=False)
         rows = {"symmetrized": [[z_i, z_j], [z_j, z_i]], "asymmetric": [[z_i, z_j]]}[kind]
     features = without_direction(edges.scalars[:, 1:])
     return jnp.concatenate([jnp.concatenate([*hits, features], axis=1) for hits in rows], axis=0)

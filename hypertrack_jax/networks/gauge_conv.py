@@ -15,7 +15,8 @@ from hypertrack_jax.networks.aggregation import (
     with_messages,
 )
 from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks, masked
-from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, apply_frozen, silu, tall_matmul
+from hypertrack_jax.networks.kernels import rows_at, silu, tall_matmul
+from hypertrack_jax.networks.mlp import MLP, Affine, NormedLinear, apply_frozen, linear
 
 
 class InvariantLinear(NamedTuple):
@@ -31,15 +32,16 @@ class InvariantLinear(NamedTuple):
 
     def apart(self, edges: EdgeInputs) -> Float[Array, "edge 3"]:
         """x_j - x_i of some edges."""
-        return self.position[edges.senders] - self.position[edges.receivers]
+        of_sender = rows_at(self.position, edges.senders, sorted_ids=False)
+        return of_sender - rows_at(self.position, edges.receivers)
 
     def __call__(self, edges: EdgeInputs) -> Float[Array, "edge feat"]:
         """The Linear's value on some edges."""
         squared = jnp.square(self.apart(edges)).sum(axis=1, keepdims=True)
         scalars = jnp.concatenate([squared.astype(self.scalar.dtype), edges.scalars], axis=1)
         return (
-            self.of_receiver[edges.receivers]
-            + self.of_sender[edges.senders]
+            rows_at(self.of_receiver, edges.receivers)
+            + rows_at(self.of_sender, edges.senders, sorted_ids=False)
             + tall_matmul(scalars, self.scalar)
         )
 
@@ -96,39 +98,44 @@ class GaugeEdgeConv(nn.Module):
         is not, so that their differences are exact.
         """
         collect = self._collect_in_training if train else self._collect_in_inference
-        message, shift = collect(self._linear(h, position), edges, degree)
+        message, shift = collect(self._invariant_linear(h, position), edges, degree)
         new_h = self.latent(jnp.concatenate([h, message], axis=1), hit_mask, train)
+        # As in `SuperEdgeConv`.
+        new_h = jnp.where(hit_mask[:, None], new_h, 0)
         mean_shift = shift / jnp.maximum(degree, 1)[:, None]
         return new_h + h if self.residual else new_h, position + mean_shift
 
-    def _linear(self, h, position) -> InvariantLinear:
+    def _invariant_linear(self, h, position) -> InvariantLinear:
         c = self.in_features
         kernel = self.edge_first.kernel.astype(h.dtype)
         return InvariantLinear(
-            of_receiver=h @ kernel[:c] + self.edge_first.bias[None, :].astype(h.dtype),
-            of_sender=h @ kernel[c : 2 * c],
+            of_receiver=linear(h, kernel[:c], self.edge_first.bias),
+            of_sender=tall_matmul(h, kernel[c : 2 * c]),
             scalar=kernel[2 * c :],
             position=position,
         )
 
-    def _collect_in_training(self, linear: InvariantLinear, edges: EdgeInputs, degree):
+    def _collect_in_training(self, invariant: InvariantLinear, edges: EdgeInputs, degree):
         """Aggregate of the messages and sum of the shifts, per receiver."""
-        hidden = silu(linear(edges))
+        hidden = silu(invariant(edges))
         first_norm = self.edge_first.norm.batch(hidden, edges.mask)
         hidden, norm = self.edge_second(hidden, edges.mask, True, first_norm)
-        shift = linear.shift(self.shift(norm(hidden), edges.mask, True), edges)
+        shift = invariant.shift(self.shift(norm(hidden), edges.mask, True), edges)
         return self._collect(hidden, shift, norm, edges, degree)
 
-    def _collect_in_inference(self, linear: InvariantLinear, edges: EdgeInputs, degree):
+    def _collect_in_inference(self, invariant: InvariantLinear, edges: EdgeInputs, degree):
         """The same with running statistics, block by block where the aggregation allows it."""
-        norm, kind, dtype = self.edge_second.norm.running(), self.aggregation, linear.scalar.dtype
+        norm, kind, dtype = (
+            self.edge_second.norm.running(),
+            self.aggregation,
+            invariant.scalar.dtype,
+        )
         kernel, bias = self.edge_second.folded(self.edge_first.norm.running())
-        kernel, bias = kernel.astype(dtype), bias[None, :].astype(dtype)
         shift_layers = self.shift.frozen(norm)
 
         def hidden_and_shift(block: EdgeInputs):
-            hidden = silu(silu(linear(block)) @ kernel + bias)
-            return hidden, linear.shift(apply_frozen(shift_layers, hidden), block)
+            hidden = silu(linear(silu(invariant(block)), kernel, bias))
+            return hidden, invariant.shift(apply_frozen(shift_layers, hidden), block)
 
         def add_block(so_far, block: EdgeInputs):
             hidden, shift = hidden_and_shift(block)
@@ -139,7 +146,7 @@ class GaugeEdgeConv(nn.Module):
             return self._collect(*hidden_and_shift(edges), norm, edges, degree)
         nothing = no_messages(kind, len(degree), self.features, dtype)
         blocks = in_blocks(edges, len(degree) - 1)
-        so_far = (nothing, jnp.zeros_like(linear.position))
+        so_far = (nothing, jnp.zeros_like(invariant.position))
         (total, shift), _ = jax.lax.scan(add_block, so_far, blocks)
         return aggregate(kind, total, norm, degree, dtype), shift
 

@@ -12,12 +12,11 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from hypertrack_jax.networks.kernels import masked_moments, silu, tall_matmul, under_rows
+
 XAVIER_NORMAL = nn.initializers.xavier_normal()
-ROW_BLOCK = 256
-"""Rows per partial sum of a kernel's gradient; edge capacities are multiples of it."""
 
 
 class Affine(NamedTuple):
@@ -28,7 +27,7 @@ class Affine(NamedTuple):
 
     def __call__(self, x: Float[Array, "row feat"]) -> Float[Array, "row feat"]:
         """Applies the map to every row."""
-        return x * self.scale[None, :].astype(x.dtype) + self.shift[None, :].astype(x.dtype)
+        return x * under_rows(self.scale, x) + under_rows(self.shift, x)
 
 
 class BatchNorm(nn.Module):
@@ -77,95 +76,6 @@ class BatchNorm(nn.Module):
         return Affine(scale, self.bias - mean * scale)
 
 
-@jax.custom_vjp
-def silu(x: Float[Array, "*row feat"]) -> Float[Array, "*row feat"]:
-    """The SiLU, x sigmoid(x); keeps x alone for the gradient and computes the sigmoid again."""
-    return x * jax.nn.sigmoid(x)
-
-
-def _silu_forward(x):
-    return silu(x), x
-
-
-def _silu_backward(x, gradient):
-    # Else XLA finds this sigmoid in the forward pass, and keeps it in memory up to here.
-    x = jax.lax.optimization_barrier(x)
-    sigmoid = jax.nn.sigmoid(x)
-    return (gradient * (sigmoid + x * sigmoid * (1 - sigmoid)),)
-
-
-silu.defvjp(_silu_forward, _silu_backward)
-
-
-@jax.custom_vjp
-def tall_matmul(
-    x: Float[Array, "row in_feat"], kernel: Float[Array, "in_feat feat"]
-) -> Float[Array, "row feat"]:
-    """The product x @ kernel of many rows; sums the gradient of the kernel over blocks of rows.
-
-    XLA on CPU contracts over a long axis at a fraction of the speed of a batch of short ones.
-    """
-    return x @ kernel
-
-
-def _matmul_forward(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def _matmul_backward(residuals, gradient):
-    x, kernel = residuals
-    num_blocks = len(x) // ROW_BLOCK if len(x) % ROW_BLOCK == 0 else 1
-    # With the axes so: x^T laid out in memory first is faster, but XLA hands that product on
-    # to YNNPACK, which crashes where there are many blocks (jax issue 39257 is of the kind).
-    of_kernel = jnp.einsum(
-        "bri,brf->bif",
-        x.reshape(num_blocks, -1, x.shape[1]),
-        gradient.reshape(num_blocks, -1, gradient.shape[1]),
-    )
-    return gradient @ kernel.T, of_kernel.sum(axis=0)
-
-
-tall_matmul.defvjp(_matmul_forward, _matmul_backward)
-
-
-def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
-    """Type in which sums of `dtype` are accumulated; in bfloat16 a sum of ones ends at 256."""
-    return jnp.dtype(jnp.float32) if jnp.dtype(dtype).itemsize < 4 else jnp.dtype(dtype)
-
-
-@jax.custom_vjp
-def masked_moments(x: Float[Array, "row feat"], mask: Bool[Array, " row"]):
-    """Mean, biased variance and number of the real rows, per channel; zeros without real rows.
-
-    Two passes: the difference of E[x^2] and E[x]^2 loses the variance of inputs in mm to rounding.
-    Keeps x alone for the gradient, which is another pass.
-    """
-    wide = wide_dtype(x.dtype)
-    weight = mask.astype(wide)
-    count = jnp.maximum(weight.sum(), 1)
-    mean = jnp.einsum("r,rf->f", mask.astype(x.dtype), x, preferred_element_type=wide) / count
-    centred = x.astype(wide) - mean[None, :]
-    var = jnp.einsum("r,rf->f", weight, centred * centred) / count
-    return mean, var, count
-
-
-def _moments_forward(x, mask):
-    mean, var, count = masked_moments(x, mask)
-    return (mean, var, count), (x, mask, mean, count)
-
-
-def _moments_backward(residuals, gradients):
-    x, mask, mean, count = residuals
-    of_mean, of_var, _ = gradients
-    # The mean that the variance is about does not matter: there its derivative is 0.
-    centred = x.astype(mean.dtype) - mean[None, :]
-    of_row = of_mean[None, :] + 2 * of_var[None, :] * centred
-    return (jnp.where(mask[:, None], of_row / count, 0).astype(x.dtype), None)
-
-
-masked_moments.defvjp(_moments_forward, _moments_backward)
-
-
 class Linear(nn.Module):
     """x W + b on the last axis."""
 
@@ -188,8 +98,8 @@ def joint_linear(
 ) -> list[Float[Array, "*row feat"]]:
     """What several layers, all of one width, give of the same rows, by a single product."""
     kernel = jnp.concatenate([layer.kernel for layer in layers], axis=1).astype(x.dtype)
-    bias = jnp.concatenate([layer.bias for layer in layers]).astype(x.dtype)
-    value = tall_matmul(x.reshape(-1, x.shape[-1]), kernel) + bias[None, :]
+    value = tall_matmul(x.reshape(-1, x.shape[-1]), kernel)
+    value = value + under_rows(jnp.concatenate([layer.bias for layer in layers]), value)
     return jnp.split(value.reshape(*x.shape[:-1], -1), len(layers), axis=-1)
 
 
@@ -214,7 +124,7 @@ class NormedLinear(nn.Module):
     ) -> tuple[Float[Array, "row feat"], Affine]:
         """Activations before the norm, and the norm; `before` is the norm that `x` still lacks."""
         kernel, bias = self.folded(before)
-        hidden = silu(tall_matmul(x, kernel.astype(x.dtype)) + bias[None, :].astype(x.dtype))
+        hidden = silu(linear(x, kernel, bias))
         return hidden, self.norm.batch(hidden, mask) if train else self.norm.running()
 
     def folded(
@@ -229,6 +139,16 @@ def fold(before: Affine | None, kernel: Array, bias: Array) -> tuple[Array, Arra
     if before is None:
         return kernel, bias
     return before.scale[:, None] * kernel, before.shift @ kernel + bias
+
+
+def linear(
+    x: Float[Array, "row in_feat"],
+    kernel: Float[Array, "in_feat feat"],
+    bias: Float[Array, " feat"],
+) -> Float[Array, "row feat"]:
+    """The product x W + b in the type of x, whatever that of the weights."""
+    value = tall_matmul(x, kernel.astype(x.dtype))
+    return value + under_rows(bias, value)
 
 
 class MLP(nn.Module):
@@ -257,7 +177,7 @@ class MLP(nn.Module):
         if not self.plain_last:
             return x if affine is None else affine(x)
         kernel, bias = fold(affine, self.last_kernel, self.last_bias)
-        return tall_matmul(x, kernel.astype(x.dtype)) + bias[None, :].astype(x.dtype)
+        return linear(x, kernel, bias)
 
     def frozen_in_training(
         self, moments_of: Callable[[Callable[[Array], Array]], tuple[Array, Array, Array]]
@@ -292,13 +212,12 @@ def apply_frozen(
 ) -> Float[Array, "row feat"]:
     """Applies what `MLP.frozen` gives."""
     *hidden, (kernel, bias) = layers
-    x = _hidden(hidden, x)
-    return tall_matmul(x, kernel.astype(x.dtype)) + bias[None].astype(x.dtype)
+    return linear(_hidden(hidden, x), kernel, bias)
 
 
 def _hidden(
     layers: list[tuple[Array, Array]], x: Float[Array, "row in_feat"]
 ) -> Float[Array, "row feat"]:
     for kernel, bias in layers:
-        x = silu(tall_matmul(x, kernel.astype(x.dtype)) + bias[None].astype(x.dtype))
+        x = silu(linear(x, kernel, bias))
     return x

@@ -10,7 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from hypertrack_jax.networks.attention import AttentionBlock
-from hypertrack_jax.networks.mlp import Linear, silu
+from hypertrack_jax.networks.kernels import silu
+from hypertrack_jax.networks.mlp import Linear
 from hypertrack_jax.tunes.tune import NetworkTune
 
 

@@ -48,7 +48,7 @@ def focal_edge_loss(
 
     `share` weighs the true edges among themselves, see `particle_shares`.
     """
-    logit = at_least_float32(logit)
+    logit = _real_logits(logit, mask)
     return _balanced_mean(focal_cross_entropy(logit, label, gamma), label, mask, share)
 
 
@@ -59,7 +59,7 @@ def hinge_edge_loss(
     share: Float[Array, " edge"] | None = None,
 ) -> Float[Array, ""]:
     """max(0, 1 - y logit), y = 1 for true edges and -1 for false ones, balanced likewise."""
-    logit = at_least_float32(logit)
+    logit = _real_logits(logit, mask)
     towards = jnp.where(label, logit, -logit)
     return _balanced_mean(jax.nn.relu(1 - towards), label, mask, share)
 
@@ -132,7 +132,7 @@ def contrastive_edge_loss(
     Returns:
       The loss; 0 for an event without particles.
     """
-    logit = at_least_float32(logit)
+    logit = _real_logits(logit, mask)
     num_segments = hit_particle.shape[0]
     is_signal = hit_particle >= 0
     particle = jnp.where(is_signal, hit_particle, num_segments)
@@ -162,6 +162,11 @@ def contrastive_edge_loss(
     num_chosen = jnp.maximum(chosen.sum(dtype=logit.dtype), 1)
     mean_hits = jnp.where(chosen, num_hits, 0).sum() / num_chosen
     return weighted_mean / jnp.maximum(mean_hits, 1)
+
+
+def _real_logits(logit: Float[Array, " edge"], mask: Bool[Array, " edge"]) -> Float[Array, " edge"]:
+    """The logits in float32 at least, 0 for padding: there they may be anything."""
+    return jnp.where(mask, at_least_float32(logit), 0)
 
 
 def _balanced_mean(

@@ -12,7 +12,7 @@ from formulas import random_weights
 from toy_graph import permute_hits, toy_graph
 
 from hypertrack_jax.graph.event_graph import Bucket, EventGraph
-from hypertrack_jax.networks import edge_inputs
+from hypertrack_jax.networks import kernels
 from hypertrack_jax.networks.edge_predictor import EdgePrediction, EdgePredictor
 from hypertrack_jax.tunes.tune import NetworkTune
 
@@ -43,7 +43,7 @@ OPTIONS = {
 def small_blocks():
     """Several blocks of edges in inference, the last one incomplete."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(edge_inputs, "EDGE_BLOCK", 100)
+        patch.setattr(kernels, "EDGE_BLOCK", 100)
         yield
 
 

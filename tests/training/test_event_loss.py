@@ -18,7 +18,7 @@ from hypertrack_jax.training import event_loss
 from hypertrack_jax.training.event_loss import loss_method
 from hypertrack_jax.training.step import Gradient, Model, batch_gradient, init_state
 
-KEY = jax.random.key(7)
+COMPILED = jax.jit(batch_gradient, static_argnums=0)
 SMALLEST, LARGER = Bucket(256, 4096), Bucket(384, 5888)
 
 
@@ -36,23 +36,76 @@ def gradients(small_tune, voxdyn):
     """Gradients, statistics and losses of two events by an untrained network."""
     state = jax.jit(init_state, static_argnums=0)(small_tune, jax.random.key(0))
     model = Model(state.params, state.batch_stats, state.loss_scale)
-    compiled = jax.jit(batch_gradient, static_argnums=0)
+    events = [helix_event(0, num_particles=4, event_id=number) for number in (1, 2)]
 
     def of(phase, bucket):
-        method, half = loss_method(small_tune, jnp.float32, phase), np.full(2, 0.5, np.float32)
-        return compiled(method, model, batch_in(bucket, voxdyn), np.arange(2), half, KEY)
+        method = loss_method(small_tune, jnp.float32, phase)
+        edges = [predict_edges(voxdyn, event.position) for event in events]
+        return mean_gradient(method, model, events, edges, bucket)
 
     return Gradients(of(GNN_PHASE, SMALLEST), of(FULL_PHASE, SMALLEST), of(FULL_PHASE, LARGER))
 
 
-def batch_in(bucket, voxdyn):
-    """Two events, stacked."""
-    graphs = []
-    for number in (1, 2):
-        event = helix_event(0, num_particles=4, event_id=number)
-        edges = predict_edges(voxdyn, event.position)
-        graphs.append(event_graph(event, *edges, node2node="hyper", bucket=bucket))
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *graphs)
+def mean_gradient(method, model, events, edges, bucket):
+    """The gradient of two events in a bucket, given their candidate edges."""
+    graphs = [
+        event_graph(event, *of_event, node2node="hyper", bucket=bucket)
+        for event, of_event in zip(events, edges, strict=True)
+    ]
+    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *graphs)
+    half = np.full(2, 0.5, np.float32)
+    return COMPILED(method, model, stacked, np.arange(2), half, jax.random.key(7))
+
+
+def one_hit():
+    return event_of(np.array([[30.0, 0.0, 5.0]]), [0])
+
+
+def two_hits_of_one_particle():
+    return event_of(np.array([[30.0, 0.0, 5.0], [60.0, 1.0, 10.0]]), [0, 0])
+
+
+def two_hits_alike():
+    return event_of(np.full((2, 3), 30.0), [0, 0])
+
+
+def many_hits_in_one_place():
+    return event_of(np.full((30, 3), 30.0), np.arange(30) // 5)
+
+
+def event_of(position, hit_particle):
+    """An event of these hits; of the particles of another event it has as many as it needs."""
+    number = int(np.max(hit_particle)) + 1
+    whole = helix_event(0, num_particles=number)
+    share = np.full(len(position), 1 / len(position), np.float32)
+    return whole._replace(
+        position=position.astype(np.float32),
+        hit_particle=np.asarray(hit_particle, whole.hit_particle.dtype),
+        hit_weight=share,
+    )
+
+
+def all_edges(num_hits):
+    """Every hit joined to every hit, itself included, so that receivers rise."""
+    receivers, senders = np.divmod(np.arange(num_hits**2, dtype=np.int32), num_hits)
+    return senders, receivers, np.ones(num_hits**2, np.int32)
+
+
+@pytest.mark.parametrize("phase", [GNN_PHASE, FULL_PHASE])
+@pytest.mark.parametrize(
+    "make", [one_hit, two_hits_of_one_particle, two_hits_alike, many_hits_in_one_place]
+)
+def test_events_without_any_variance_have_finite_losses_and_gradients(
+    make, phase, small_tune, gradients
+):
+    state = jax.jit(init_state, static_argnums=0)(small_tune, jax.random.key(0))
+    model = Model(state.params, state.batch_stats, state.loss_scale)
+    event = make()
+    method, edges = loss_method(small_tune, jnp.float32, phase), all_edges(len(event.position))
+    found = mean_gradient(method, model, [event] * 2, [edges] * 2, SMALLEST)
+    for leaf in jax.tree.leaves(found):
+        assert np.all(np.isfinite(leaf))
+    assert found.losses.loss > 0
 
 
 def test_the_loss_of_phase_2_is_the_weighted_sum_of_its_parts(gradients, small_tune):

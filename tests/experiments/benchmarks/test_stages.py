@@ -15,8 +15,8 @@ from toy import helix_event
 
 from hypertrack_jax.graph.edge_pairs import edge_pairs
 from hypertrack_jax.model.parameters import EDGE, GNN_PHASE
-from hypertrack_jax.networks.edge_inputs import block_size
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
+from hypertrack_jax.networks.kernels import block_size
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
