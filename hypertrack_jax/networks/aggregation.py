@@ -6,6 +6,7 @@ edges and features in inference, too. A hit without messages has an aggregate of
 """
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -53,6 +54,15 @@ def with_messages(
     message = norm(hidden).astype(so_far.dtype)
     real = jnp.where(edges.mask[:, None], message, -jnp.inf)
     return raise_segments(so_far, real, edges.receivers)
+
+
+def all_messages(
+    kind: str, hidden: Float[Array, "edge feat"], norm: Affine, edges: EdgeInputs, num_hits: int
+) -> Float[Array, "hit feat"]:
+    """What `with_messages` gives of all edges together, with a gradient."""
+    if kind == "max":
+        return highest(norm(hidden), edges, num_hits)
+    return segment_sum(masked(hidden, edges), edges.receivers, num_hits)
 
 
 def aggregate(
@@ -197,16 +207,46 @@ def five_aggregates(
     centred = masked(real - rows_at(mean, edges.receivers), edges)
     variance = segment_sum(centred**2, edges.receivers, num_hits) / column
     extrema = [
-        jnp.where(degree[:, None] > 0, _highest(sign * message, edges, num_hits), 0) * sign
+        jnp.where(degree[:, None] > 0, highest(sign * message, edges, num_hits), 0) * sign
         for sign in (1, -1)
     ]
     return [total, mean, jnp.sqrt(variance + EPSILON), *extrema]
 
 
-def _highest(message, edges: EdgeInputs, num_hits: int):
+def highest(
+    message: Float[Array, "edge feat"], edges: EdgeInputs, num_hits: int
+) -> Float[Array, "hit feat"]:
+    """The largest message to each hit in each channel; -inf without messages."""
     wide = message.astype(wide_dtype(message.dtype))
     real = jnp.where(edges.mask[:, None], wide, -jnp.inf)
-    return segment_max(real, edges.receivers, num_hits)
+    return _segment_max(real, edges.receivers, num_hits)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _segment_max(message, receivers, num_hits: int):
+    return segment_max(message, receivers, num_hits)
+
+
+def _max_forward(message, receivers, num_hits):
+    largest = segment_max(message, receivers, num_hits)
+    return largest, (message, receivers, largest)
+
+
+def _max_backward(num_hits, residuals, gradient):
+    """Shares the gradient among the messages that equal the largest, up to rounding.
+
+    XLA may compute a message twice and round it in two ways, so that none would equal it exactly.
+    """
+    message, receivers, largest = residuals
+    scale = jnp.where(jnp.isfinite(largest), jnp.abs(largest), 0).max(axis=0, keepdims=True)
+    least = largest - jnp.finfo(largest.dtype).eps ** 0.75 * scale
+    is_largest = (message >= least[receivers]) & jnp.isfinite(message)
+    number = segment_sum(is_largest.astype(message.dtype), receivers, num_hits)
+    share = gradient / jnp.maximum(number, 1)
+    return jnp.where(is_largest, share[receivers], 0), None
+
+
+_segment_max.defvjp(_max_forward, _max_backward)
 
 
 def _attend(

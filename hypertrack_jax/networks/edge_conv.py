@@ -12,6 +12,7 @@ from hypertrack_jax.networks.aggregation import (
     OF_ALL_AT_ONCE,
     SUMMED,
     aggregate,
+    all_messages,
     no_messages,
     with_messages,
 )
@@ -198,8 +199,7 @@ class SuperEdgeConv(nn.Module):
         kind, dtype = self.aggregation, hidden.dtype
         if kind in OF_ALL_AT_ONCE:
             return self.all_at_once(norm(hidden), edges, degree)
-        total = no_messages(kind, len(degree), self.features, dtype)
-        total = with_messages(kind, total, hidden, norm, edges)
+        total = all_messages(kind, hidden, norm, edges, len(degree))
         return aggregate(kind, total, norm, degree, dtype)
 
 

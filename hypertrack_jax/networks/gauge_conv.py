@@ -11,6 +11,7 @@ from hypertrack_jax.graph.segment import add_to_segments, segment_sum
 from hypertrack_jax.networks.aggregation import (
     OF_ALL_AT_ONCE,
     aggregate,
+    all_messages,
     no_messages,
     with_messages,
 )
@@ -155,6 +156,5 @@ class GaugeEdgeConv(nn.Module):
         total_shift = segment_sum(shift, edges.receivers, num_hits)
         if kind in OF_ALL_AT_ONCE:
             return self.all_at_once(norm(hidden), edges, degree), total_shift
-        total = no_messages(kind, num_hits, self.features, hidden.dtype)
-        total = with_messages(kind, total, hidden, norm, edges)
+        total = all_messages(kind, hidden, norm, edges, num_hits)
         return aggregate(kind, total, norm, degree, hidden.dtype), total_shift
