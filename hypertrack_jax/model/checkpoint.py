@@ -1,20 +1,23 @@
 """Host side: Orbax checkpoints that explain themselves; the only file that imports orbax.
 
-A tag is a directory with one sub-directory per saved step. Beside the arrays each holds the whole
-Tune as JSON, so that restoring needs no other file. Orbax writes aside and renames, so a step is
-either whole or not there.
+A tag is a directory with one sub-directory per saved step. Beside the arrays each step holds the
+whole Tune as JSON, so that restoring needs no other file. Orbax writes aside and renames, so a step
+is either whole or not there.
 """
 
 import json
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from orbax.checkpoint import v1 as ocp
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.model.parameters import (
     Fitted,
     Parameters,
@@ -25,11 +28,18 @@ from hypertrack_jax.model.parameters import (
 )
 from hypertrack_jax.tunes.tune import Tune, differing_fields, tune_from_json, tune_to_json
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks.
+    fcntl = None
+
 FORMAT_VERSION = 2
 """Raised whenever a state of the former layout can no longer be restored."""
+LOCK = ".training"
+"""File in the directory of a tag that its training keeps locked."""
 _KEPT_LATEST = 2
 _FORMER_PLACES = {1: ("params/", "params/edge/")}
-"""By version, where its weights were and where they are now; version 1 knew no clusterer."""
+"""By former version, where the weights were and where they are now."""
 
 
 class Saved(NamedTuple):
@@ -38,8 +48,7 @@ class Saved(NamedTuple):
     step: int
     tune: Tune
     num_pairs: int | None
-    """Pairs that the C-matrix of the training had counted, each once; None where that was not
-    saved yet."""
+    """Pairs that the C-matrix of the training had counted, each once; None in old checkpoints."""
 
 
 class Checkpoints:
@@ -48,27 +57,30 @@ class Checkpoints:
     def __init__(
         self, directory: Path, is_writer: bool = False, place: jax.sharding.Sharding | None = None
     ):
-        """Opens the directory; where several processes train, all of them have to.
+        """Opens the directory. Where several processes train, all of them have to.
 
         Args:
           directory: directory of the tag.
-          is_writer: makes the directory, and removes what an interrupted save left there; a mere
-            reader must not, since a save may be under way.
+          is_writer: makes the directory, locks it, and removes what an interrupted save left there.
+            A mere reader must not, since a save may be under way.
           place: where restored arrays go, wherever they were saved; None for the first device.
 
         Raises:
-          OSError: a writer cannot make the directory; better known before training than after.
+          UserError: a writer finds that another process trains this tag.
+          OSError: a writer cannot make the directory.
         """
         self.directory = directory.absolute()
         self._is_writer = is_writer
         self.place = place or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        self._lock: BinaryIO | None = None
         if is_writer:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                self._lock = self._locked()
             except OSError as error:
                 raise OSError(
                     f"{self.directory}: checkpoints cannot be written there ({error.strerror}); "
-                    "choose another --save_tag, or a --workdir that you may write to."
+                    "choose another tag, or a directory that you may write to."
                 ) from error
         self._checkpointer = self._open() if self.directory.is_dir() else None
 
@@ -79,6 +91,8 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         if self._checkpointer is not None:
             self._checkpointer.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def steps(self) -> list[int]:
         """Saved steps, rising."""
@@ -89,10 +103,10 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, tune: Tune, auc: float, num_pairs: int | None = None
     ) -> None:
-        """Saves `state`, and what `Saved` tells, in the place of what may be saved at this step.
+        """Saves `state` and what `Saved` tells; a checkpoint of this step is replaced.
 
-        Later steps are of a training that was gone back behind; they are removed once the new state
-        is safe, so that the latest step is always the one to go on from.
+        Later steps belong to a training that went back to an earlier one. They are removed once the
+        new state is safe, so that the latest step is always the one to go on from.
 
         Raises:
           OSError: the checkpoint cannot be written.
@@ -118,7 +132,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             raise OSError(
                 f"{self.directory}: step {step} cannot be saved ({error}); make room, or choose a "
-                "--workdir that you may write to."
+                "directory that you may write to."
             ) from error
 
     def describe(self, step: int = -1) -> Saved:
@@ -126,7 +140,7 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no such step.
-          ValueError: the checkpoint was written by another program or version.
+          UserError: the checkpoint was written by another program or version.
         """
         step, description = self._description(step, oldest=FORMAT_VERSION)
         tune = tune_from_json(json.dumps(description["tune"]))
@@ -136,7 +150,7 @@ class Checkpoints:
         """The state saved at `step`, with the structure, shapes and types of `like`.
 
         Raises:
-          ValueError: what was saved has another structure or other shapes, or is damaged.
+          UserError: what was saved has another structure or other shapes, or is damaged.
         """
         self._require_same_shapes(step, by_name(self._tree(step)), by_name(like))
         return self._load(step, jax.tree.map(self._abstract, like))
@@ -162,17 +176,17 @@ class Checkpoints:
         return Parameters(found["params"], found["batch_stats"]), int(found["phase"])
 
     def restore_fitting(self, into: dict[str, Any], step: int = -1) -> Fitted:
-        """A state's parts `into`, with the saved arrays where name and shape are the same.
+        """The saved arrays that have name and shape of those in `into`, which keeps the others.
 
-        Nothing else is read. Checkpoints of former versions will do, too.
+        Nothing else is read. Checkpoints of former versions are read, too.
 
         Args:
-          into: nested dicts, in which parts of a state stand by their names, such as `params`.
+          into: nested dicts of parts of a state by their names, such as `params`.
           step: the checkpoint; -1 for the latest.
 
         Raises:
           FileNotFoundError: there is no such step.
-          ValueError: the checkpoint was written by another program, or is damaged.
+          UserError: the checkpoint was written by another program, or is damaged.
         """
         step, description = self._description(step, oldest=min(_FORMER_PLACES))
         saved, wanted = by_name(self._tree(step)), by_name(into)
@@ -197,15 +211,15 @@ class Checkpoints:
         if not steps or step not in (-1, *steps):
             wanted = "checkpoint" if step == -1 else f"step {step}"
             raise FileNotFoundError(
-                f"{self.directory}: no {wanted} here (saved steps: {steps or 'none'}); train one "
-                "with experiments/train.py, or name another tag or --epoch."
+                f"{self.directory}: no {wanted} here (saved steps: {steps or 'none'}); train one, "
+                "or name another tag or step."
             )
         step = steps[-1] if step == -1 else step
         assert self._checkpointer is not None, "there are steps, so the directory is open"
         description = self._checkpointer.metadata(step).custom_metadata
         version = description.get("format_version") if isinstance(description, dict) else None
         if not isinstance(version, int) or not oldest <= version <= FORMAT_VERSION:
-            raise ValueError(
+            raise UserError(
                 f"{self.directory}: step {step} is not a checkpoint of this version of "
                 "hypertrack_jax; train it anew."
             )
@@ -240,16 +254,34 @@ class Checkpoints:
                 arrays[name].shape if name in arrays else "not there" for arrays in (saved, wanted)
             )
             if found != expected:
-                raise ValueError(
+                raise UserError(
                     f"{self.directory}: step {step} does not hold the arrays of this network: "
                     f"{name} is {found}, but {expected} is expected; use the tune it was trained "
                     "with."
                 )
 
-    def _damaged(self, step: int) -> ValueError:
-        return ValueError(
+    def _damaged(self, step: int) -> UserError:
+        return UserError(
             f"{self.directory}: step {step} cannot be read, its files are damaged; go on from "
-            "another --epoch, or train anew."
+            "another step, or train anew."
+        )
+
+    def _locked(self) -> BinaryIO | None:
+        """The locked file of this training; it is process 0 that holds it for all.
+
+        The kernel releases it when the process ends, however that happens.
+        """
+        file = open(self.directory / LOCK, "ab") if jax.process_index() == 0 else None
+        is_taken = file is not None and not _is_lockable(file)
+        if jax.process_count() > 1:
+            is_taken = bool(process_allgather(np.array(is_taken)).any())
+        if not is_taken:
+            return file
+        if file is not None:
+            file.close()
+        raise UserError(
+            f"{self.directory}: another process trains this tag; wait for its end, or choose "
+            "another tag."
         )
 
     def _open(self) -> ocp.training.Checkpointer:
@@ -272,12 +304,12 @@ def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], director
     """Refuses a checkpoint whose Tune differs from the one asked for, in the named parts.
 
     Raises:
-      ValueError: naming the first field that differs.
+      UserError: naming the first field that differs.
     """
     fields = differing_fields(saved, asked, parts)
     if fields:
         part, name = fields[0].split(".")
-        raise ValueError(
+        raise UserError(
             f"{directory}: trained with tune {saved.name}, in which {fields[0]} is "
             f"{getattr(getattr(saved, part), name)!r}, but {getattr(getattr(asked, part), name)!r} "
             f"is asked for with tune {asked.name}; give the tune it was trained with, or another "
@@ -285,8 +317,20 @@ def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], director
         )
 
 
+def _is_lockable(file: BinaryIO) -> bool:
+    """Locks a file, unless another process has it. Where there are no locks, it is nobody's."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def _present_names(saved: Iterable[str], version: int) -> dict[str, str]:
-    """By the name that an array has now, the one that it has in a checkpoint of some version."""
+    """The names of saved arrays, by the names that they have now."""
     former, present = _FORMER_PLACES.get(version, ("", ""))
     return {
         present + name.removeprefix(former) if name.startswith(former) else name: name

@@ -120,7 +120,7 @@ def require_same_counts(trained_with: int | None, found: int, path: Path) -> Non
       path: the file or directory to name.
 
     Raises:
-      ValueError: the numbers differ.
+      UserError: the numbers differ.
     """
     if trained_with is None:
         _LOG.warning(
@@ -129,7 +129,7 @@ def require_same_counts(trained_with: int | None, found: int, path: Path) -> Non
             path,
         )
     elif abs(found - trained_with) > COUNT_TOLERANCE * trained_with:
-        raise ValueError(
+        raise UserError(
             f"{path}: the Voxel-Dynamics at hand counted {found} pairs, but the weights were "
             f"trained with one that counted {trained_with}; fit it with the events and copies of "
             "the training."

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.networks.attention import AttentionBlock
 from hypertrack_jax.networks.kernels import silu
 from hypertrack_jax.networks.mlp import Linear
@@ -31,7 +32,7 @@ class SetTransformer(nn.Module):
         """Declares the layers."""
         width, num_heads = self.tune.token_dim, self.tune.num_heads
         if width % num_heads:
-            raise ValueError(
+            raise UserError(
                 f"a set transformer of width {width} (embedding_dim + 3) cannot share it among "
                 f"{num_heads} heads; choose num_heads or embedding_dim so that it is divided."
             )

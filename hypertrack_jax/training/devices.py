@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.reconstruction.devices import DEVICES, on_each_device
 from hypertrack_jax.training.event_loss import LossMethod, loss_method
@@ -102,13 +103,13 @@ def spread_over(batch_size: int) -> Devices:
     """As many devices as have an event to compute, and as many of each process.
 
     Raises:
-      ValueError: there are fewer events than processes.
+      UserError: there are fewer events than processes.
     """
     num_processes = jax.process_count()
     if batch_size < num_processes:
-        raise ValueError(
-            f"--batch_size={batch_size} leaves some of the {num_processes} processes without an "
-            "event; give a multiple of --num_processes, or start fewer."
+        raise UserError(
+            f"batch_size is {batch_size}, so some of the {num_processes} processes have no event; "
+            "choose a multiple of their number, or start fewer."
         )
     of_each = [jax.local_devices(process_index=index) for index in range(num_processes)]
     num_devices = min(*map(len, of_each), _rounded_up(batch_size, num_processes))
@@ -176,34 +177,34 @@ def join_processes(
       process_id: number of this one, from 0.
 
     Raises:
-      ValueError: the values do not go together.
+      UserError: the values do not go together.
       OSError: the others are not there.
     """
     given = coordinator_address, num_processes, process_id
     if given == (None, None, None):
         return
     if coordinator_address is None or num_processes is None or process_id is None:
-        raise ValueError(
-            "--coordinator_address, --num_processes and --process_id go together; give all three, "
-            "or none of them to train with one process."
+        raise UserError(
+            "coordinator_address, num_processes and process_id go together; give all three, or "
+            "none of them to train with one process."
         )
     host, _, port = coordinator_address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ValueError(
-            f"--coordinator_address={coordinator_address}: expected host and port of process 0, "
-            "like --coordinator_address=localhost:12345."
+        raise UserError(
+            f"coordinator_address is {coordinator_address!r}; expected host and port of process 0, "
+            "like localhost:12345."
         )
     if not 0 <= process_id < num_processes:
-        raise ValueError(
-            f"--process_id={process_id}: expected a number from 0 to {num_processes - 1}, another "
-            f"one for each of --num_processes={num_processes}."
+        raise UserError(
+            f"process_id is {process_id}; expected a number from 0 to {num_processes - 1}, another "
+            f"one for each of the {num_processes} processes."
         )
     try:
         jax.distributed.initialize(coordinator_address, num_processes, process_id)
     except RuntimeError as error:
         raise OSError(
-            f"--coordinator_address={coordinator_address}: the {num_processes} processes did not "
-            "meet there; start all of them, with a port of process 0 that is free."
+            f"coordinator_address is {coordinator_address}, but the {num_processes} processes did "
+            "not meet there; start all of them, with a port of process 0 that is free."
         ) from error
 
 

@@ -18,6 +18,7 @@ from hypertrack_jax.clustering.transformer import (
     members_of,
     transformer_clusters,
 )
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.model.parameters import CLUSTER, EDGE, FLOW, FULL_PHASE
@@ -113,7 +114,7 @@ def event_loss(
       key: decides all that is random.
 
     Raises:
-      ValueError: the flow's loss has a weight, but the graph has no `globals`.
+      UserError: the flow's loss has a weight, but the graph has no `globals`.
     """
     keys = EventKeys(*jax.random.split(key, len(EventKeys._fields)))
     variables = {"params": params[EDGE], "batch_stats": batch_stats}
@@ -173,7 +174,7 @@ def _with_flow(
 ) -> Losses:
     """The losses with that of the flow added."""
     if graph.globals is None:
-        raise ValueError(
+        raise UserError(
             f"the loss of the flow has the weight {tune.flow}, but the graphs know nothing of "
             "particles; set their globals to hit_conditions(event, num_nodes), or the weight to 0."
         )

@@ -26,7 +26,7 @@ from hypertrack_jax.training.devices import (
 )
 from hypertrack_jax.training.edge_auc import masked_auc
 from hypertrack_jax.training.progress import Progress
-from hypertrack_jax.training.run import DTYPES, TrainingRun, first_state
+from hypertrack_jax.training.run import DTYPES, TrainingRun, first_state, require_consistent
 from hypertrack_jax.training.step import (
     PHASE_INTERVAL,
     TrainState,
@@ -38,7 +38,7 @@ from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 _LOG = logging.getLogger(__name__)
 AGREE_INTERVAL = 10
-"""Steps between two moments at which several processes agree to save or to stop, and wait."""
+"""Steps after which several processes agree whether to save or to stop; each waits for all."""
 _UPDATES = 2**31
 """Purpose of the random key of the updates; fresh weights come from the first few numbers."""
 
@@ -46,9 +46,9 @@ _UPDATES = 2**31
 def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
     """Trains until `run.num_steps`, Ctrl-C or SIGTERM; saves by time and at the end.
 
-    However a run ends, the same call goes on from its latest checkpoint and arrives at the weights
-    of a run that never ended. On other devices, or with more or fewer processes, it arrives at the
-    same up to rounding. All processes have to make the same call.
+    The same call goes on from the latest checkpoint, however the run ended, and arrives at the
+    weights of a run that was never stopped. On other devices, or with more or fewer processes, it
+    arrives at the same weights up to rounding. All processes have to make the same call.
 
     Args:
       run: data, places, durations, and what to begin with.
@@ -59,11 +59,13 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
       The state at the end.
 
     Raises:
-      ValueError: the run asks for what does not go together; the checkpoint belongs to another
-        tune or graph constructor; the tag is taken; there are fewer events than processes; the
-        gradient stayed non-finite.
+      UserError: a number is out of range, or the run asks for what does not go together; the
+        checkpoint belongs to another tune or graph constructor; the tag is taken, or another
+        process trains it; there are fewer events than processes; the first loss is not finite, or
+        the gradient stayed so.
       OSError: a file cannot be read or written.
     """
+    require_consistent(run, tune)
     devices = spread_over(run.batch_size)
     place = devices.replicated()
     with Checkpoints(run.checkpoint_directory, is_writer=True, place=place) as checkpoints:
@@ -71,7 +73,7 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
         state = devices.replicate(state)
         step = int(state.step)
         if step >= run.num_steps:
-            _LOG.warning("step %d is reached already; raise --num_steps to go on", step)
+            _LOG.warning("step %d is reached already; raise num_steps to go on", step)
             return state
         with Progress(
             run.log_directory,
@@ -134,7 +136,7 @@ class _Trainer:
         return state
 
     def in_due_phase(self, state: TrainState) -> TrainState:
-        """The state in the phase that the next update belongs to."""
+        """The state in the phase that the next update belongs to, which may begin anew."""
         self.phase = due_phase(self.tune, state, self.run.phase)
         if self.phase != int(state.phase):
             numbers = int(state.step), self.phase, float(state.auc_mean)

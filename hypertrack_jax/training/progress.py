@@ -8,6 +8,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.model.parameters import FULL_PHASE
 from hypertrack_jax.training.batches import Batch
 from hypertrack_jax.training.metrics_file import VALIDATION_AUC, MetricsFile
@@ -60,6 +61,7 @@ class Progress:
         self._pending: list[StepMetrics] = []
         self._latest: tuple[int, Batch] | None = None
         self._phase = self._phase_start = -1
+        self._is_first = True
         self._buckets: set[tuple[int, ...]] = set()
         self._next_cut_warning = 0
         directory.mkdir(parents=True, exist_ok=True)
@@ -86,6 +88,7 @@ class Progress:
         self.flush()
         self._phase, self._phase_start = phase, phase_start
         self._buckets = set()
+        self._is_first = True
 
     def announce_bucket(self, batch: Batch) -> None:
         """Says that there will be a pause when a phase meets the sizes of a batch first."""
@@ -98,8 +101,12 @@ class Progress:
         """Takes the metrics of an update.
 
         Raises:
-          ValueError: the gradient has not been finite for `MAX_SKIPPED` updates.
+          UserError: the loss of the first update of a run or a phase is not finite; or the gradient
+            has not been finite for `MAX_SKIPPED` updates.
         """
+        if self._is_first:
+            self._is_first = False
+            _require_finite(step, metrics)
         self._pending.append(metrics)
         self._latest = step, batch
         self._bar.update()
@@ -143,9 +150,9 @@ class Progress:
         self._bar.set_postfix_str(self._summary(means, batch))
         self._warn_of_cuts(step, means["is_cut"])
         if metrics[-1].num_skipped >= MAX_SKIPPED:
-            raise ValueError(
+            raise UserError(
                 f"the gradient was not finite in {int(metrics[-1].num_skipped)} updates in a row "
-                f"up to step {step}; lower --learning_rate, or go on from an earlier --epoch."
+                f"up to step {step}; lower the learning_rate, or go on from an earlier epoch."
             )
 
     def _summary(self, means: dict[str, float], batch: Batch) -> str:
@@ -163,7 +170,17 @@ class Progress:
             self._next_cut_warning = step + CUT_INTERVAL
             _LOG.warning(
                 "step %d: micrographs or neighbours were cut in %.0f %% of the latest events, "
-                "since they did not fit; a higher --edge_threshold makes them smaller",
+                "since they did not fit; a higher edge_threshold makes them smaller",
                 step,
                 100 * share,
             )
+
+
+def _require_finite(step: int, metrics: StepMetrics) -> None:
+    """Waits for the first update, which was compiled for; a loss in vain is known then."""
+    loss = float(metrics.losses.loss)
+    if not np.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step}, the first of this run or phase; look for extreme "
+            "positions of hits in the events, begin with other weights, or use fp_dtype float32."
+        )

@@ -1,15 +1,19 @@
 """Host side: what a training run is made of, and the state that it begins with."""
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Sharding
 
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.pileup import OWN_NOISE_RATIO
 from hypertrack_jax.model.checkpoint import Checkpoints, require_same_tune
 from hypertrack_jax.model.parameters import FULL_PHASE, GNN_PHASE, Fitted
 from hypertrack_jax.model.weights import (
@@ -37,7 +41,7 @@ class TrainingRun:
     checkpoint_directory: Path
     """Directory of the tag."""
     log_directory: Path
-    """Directory of the TensorBoard event files."""
+    """Directory of the TensorBoard files and of the `MetricsFile`."""
     num_steps: int
     """Updates in all, those before a resume included."""
     batch_size: int = 1
@@ -53,54 +57,86 @@ class TrainingRun:
     phase: int | None = None
     """The phase to train in; None for phase 1 until the edges are good enough, then phase 2."""
     epoch: int = -1
-    """-1 goes on from the latest checkpoint, or begins where there is none; 0 begins, and refuses a
-    tag that has checkpoints; a larger number goes on from that step."""
+    """-1 goes on from the latest checkpoint, or begins if there is none. 0 begins, and refuses a
+    tag that has checkpoints. A larger number goes on from that step."""
     soft_reset: bool = False
     """Go on with the weights of the checkpoint, but in phase 1 and with a fresh optimiser and
     schedule. Steps are counted on, so that no checkpoint is overwritten."""
     transfer_directory: Path | None = None
-    """Directory of another tag, whose latest weights a run begins with that would begin anew. Where
-    there is none, the model that comes with the package under its name."""
+    """Directory of another tag. A run that would begin anew begins with its latest weights or, if
+    there is no such directory, with the model that comes with the package under its name."""
 
 
 def require_consistent(run: TrainingRun, tune: Tune) -> None:
-    """Refuses what cannot be asked for together.
+    """Refuses numbers that are out of range, and what does not go together.
 
     Raises:
-      ValueError: naming the flags and what to do.
+      UserError: naming the arguments and what to do.
     """
-    start, end = run.source.rfactor_start, run.source.rfactor_end
-    if not 0 < start <= end <= 1:
-        raise ValueError(
-            f"--rfactor_start={start} with --rfactor_end={end} is not a range of fractions; "
-            "expected 0 < start <= end <= 1."
-        )
+    for name, value, is_allowed, expected in _numbers(run):
+        if not is_allowed:
+            raise UserError(f"{name} is {value!r}; expected {expected}.")
+    for source in filter(None, (run.source, run.validation)):
+        start, end = source.rfactor_start, source.rfactor_end
+        if not 0 < start <= end <= 1:
+            raise UserError(
+                f"rfactor_start is {start} and rfactor_end {end}; expected fractions with "
+                "0 < rfactor_start <= rfactor_end <= 1."
+            )
     clusterer = tune.cluster.cluster
     if run.phase == FULL_PHASE and clusterer != "transformer":
-        raise ValueError(
-            f"--phase=2 trains the transformer, but --cluster={clusterer} trains without it; "
-            "give --cluster=transformer, or leave --phase out."
+        raise UserError(
+            f"phase 2 trains the transformer, but the tune's cluster is {clusterer!r}; choose "
+            "'transformer', or leave the phase out."
         )
     if run.soft_reset and run.epoch == 0:
-        raise ValueError(
-            "--soft_reset=1 goes on with the weights of a checkpoint, but --epoch=0 begins anew; "
-            "give one of the two."
+        raise UserError(
+            "soft_reset goes on with the weights of a checkpoint, but epoch 0 begins anew; choose "
+            "one of the two."
         )
     if run.soft_reset and run.transfer_directory is not None:
-        raise ValueError(
-            "--soft_reset=1 goes on with the weights of this tag, --transfer_tag begins with those "
-            "of another; give one of the two."
+        raise UserError(
+            "soft_reset goes on with the weights of this tag, but a transfer begins with those of "
+            "another; choose one of the two."
         )
     if run.transfer_directory == run.checkpoint_directory:
-        raise ValueError(
-            f"--transfer_tag={run.checkpoint_directory.name} is the --save_tag itself; leave it "
-            "out to go on, or give --soft_reset=1 for a fresh optimiser."
+        raise UserError(
+            f"the transfer is from {run.checkpoint_directory.name}, the tag itself; leave it out "
+            "to go on, or set soft_reset for a fresh optimiser."
         )
     if run.fp_dtype == "float16" and tune.network.node_features == "cartesian":
-        raise ValueError(
-            "--fp_dtype=float16 cannot hold products of coordinates in mm, which tune "
+        raise UserError(
+            "fp_dtype float16 cannot hold products of coordinates in mm, which tune "
             f"{tune.name} feeds to the network; use bfloat16, or a tune with cylindrical features."
         )
+
+
+def _numbers(run: TrainingRun) -> Iterator[tuple[str, Any, bool, str]]:
+    """Name, value, whether it is allowed, and what is expected, of what a run is given."""
+    for name in ("num_steps", "batch_size", "validate_every"):
+        value = getattr(run, name)
+        yield name, value, _is_whole(value) and value >= 1, "a whole number from 1 on"
+    yield (
+        "save_period",
+        run.save_period,
+        0 <= run.save_period < math.inf,
+        "a finite number of minutes, not negative",
+    )
+    yield "fp_dtype", run.fp_dtype, run.fp_dtype in DTYPES, f"one of {', '.join(DTYPES)}"
+    yield "phase", run.phase, run.phase in (None, GNN_PHASE, FULL_PHASE), "1, 2 or None"
+    is_epoch = _is_whole(run.epoch) and run.epoch >= -1
+    yield "epoch", run.epoch, is_epoch, "-1, 0 or the step of a checkpoint"
+    for source in filter(None, (run.source, run.validation)):
+        noise = source.noise_ratio
+        is_noise = noise is None or noise == OWN_NOISE_RATIO or 0 <= noise < 1
+        yield "noise_ratio", noise, is_noise, "None, -1, or a number from 0 to below 1"
+        is_seed = _is_whole(source.seed) and 0 <= source.seed < 2**63
+        yield "seed", source.seed, is_seed, "a whole number of at most 63 bits, not negative"
+        yield "event_ids", source.event_ids, len(source.event_ids) > 0, "at least one event"
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def first_state(
@@ -119,16 +155,15 @@ def first_state(
 
     Raises:
       FileNotFoundError: there is no checkpoint where one is needed.
-      ValueError: the checkpoint belongs to another tune or graph constructor; the tag is taken.
+      UserError: the checkpoint belongs to another tune or graph constructor; the tag is taken.
     """
-    require_consistent(run, tune)
     key = jax.random.key(run.source.seed)
     fresh = jax.jit(init_state, static_argnums=0)(tune, key)
     steps, tag = checkpoints.steps(), checkpoints.directory
     if run.epoch == 0 and steps:
-        raise ValueError(
-            f"{tag}: --epoch=0 begins anew, but this tag has checkpoints up to step {steps[-1]}; "
-            "choose another --save_tag, or --epoch=-1 to go on."
+        raise UserError(
+            f"{tag}: epoch 0 begins anew, but this tag has checkpoints up to step {steps[-1]}; "
+            "choose another tag, or epoch -1 to go on."
         )
     if run.epoch <= 0 and not steps and not run.soft_reset:
         if run.transfer_directory is None:
@@ -153,9 +188,9 @@ def _transferred(run: TrainingRun, fresh: TrainState, place: Sharding) -> TrainS
     weights = {"params": fresh.params, "batch_stats": fresh.batch_stats}
     fitted = _fitting(run.transfer_directory, weights, place)
     if not fitted.loaded:
-        raise ValueError(
+        raise UserError(
             f"{run.transfer_directory}: {fitted.origin} has no array that fits this network; "
-            "use the tune it was trained with, or leave --transfer_tag out."
+            "use the tune it was trained with, or leave the transfer out."
         )
     _LOG.info(
         "transfer from %s: %d arrays loaded, %d skipped, %d initialised",

@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what they say of themselves, and what is refused."""
 
 import gc
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.model import checkpoint
-from hypertrack_jax.model.checkpoint import Checkpoints, require_same_tune
+from hypertrack_jax.model.checkpoint import LOCK, Checkpoints, require_same_tune
 from hypertrack_jax.model.parameters import init_parameters
 from hypertrack_jax.tunes import helix, tune_5
 from hypertrack_jax.tunes.tune import LossTune, NetworkTune, Tune
@@ -72,7 +74,7 @@ def test_the_latest_two_and_the_best_are_kept(checkpoints):
 def test_looking_for_a_checkpoint_leaves_no_trace(tmp_path):
     with Checkpoints(tmp_path / "models" / "tag") as reader:
         assert reader.steps() == []
-        with pytest.raises(FileNotFoundError, match=r"tag: no checkpoint here .*experiments/train"):
+        with pytest.raises(FileNotFoundError, match=r"tag: no checkpoint here .*train one"):
             reader.describe()
     assert not (tmp_path / "models").exists()
 
@@ -94,7 +96,7 @@ def test_a_checkpoint_of_another_version_is_refused(checkpoints, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 0)
     checkpoints.save(1, arrays(1), TUNE, auc=0.5)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="step 1 is not a checkpoint of this version"):
+    with pytest.raises(UserError, match="step 1 is not a checkpoint of this version"):
         checkpoints.describe()
 
 
@@ -110,7 +112,7 @@ def test_a_checkpoint_of_another_version_is_refused(checkpoints, monkeypatch):
 def test_arrays_of_another_network_are_refused(checkpoints, change):
     checkpoints.save(1, arrays(1), TUNE, auc=0.5)
     with pytest.raises(
-        ValueError, match="step 1 does not hold the arrays of this network"
+        UserError, match="step 1 does not hold the arrays of this network"
     ) as caught:
         checkpoints.restore(1, arrays(0) | change)
     (name,) = change
@@ -130,16 +132,44 @@ def test_a_damaged_checkpoint_is_one_sentence(checkpoints):
         path.write_bytes(path.read_bytes()[:-40])
     with (
         Checkpoints(checkpoints.directory) as again,
-        pytest.raises(ValueError, match=r"tag: step 1 cannot be read, .*--epoch") as caught,
+        pytest.raises(UserError, match=r"tag: step 1 cannot be read, .*another step") as caught,
     ):
         again.restore(1, arrays(0))
     assert len(str(caught.value)) < 300
     gc.collect()
 
 
+def test_one_training_at_a_time_writes_to_a_tag(tmp_path):
+    with Checkpoints(tmp_path / "tag", is_writer=True) as first:
+        first.save(1, arrays(1), TUNE, auc=0.5)
+        with pytest.raises(UserError, match=r"tag: another process trains this tag; .*another tag"):
+            Checkpoints(tmp_path / "tag", is_writer=True)
+        with Checkpoints(tmp_path / "tag") as reader, Checkpoints(tmp_path / "other", True):
+            assert reader.steps() == [1]
+        first.save(2, arrays(2), TUNE, auc=0.5)
+    with Checkpoints(tmp_path / "tag", is_writer=True) as second:
+        assert second.steps() == [1, 2]
+
+
+def test_a_killed_training_leaves_its_tag_free(tmp_path):
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from hypertrack_jax.model.checkpoint import Checkpoints\n"
+        "opened = Checkpoints(Path(sys.argv[1]), is_writer=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    status = subprocess.run([sys.executable, "-c", program, tmp_path / "tag"]).returncode
+    assert status == -signal.SIGKILL and (tmp_path / "tag" / LOCK).is_file()
+    with Checkpoints(tmp_path / "tag", is_writer=True) as checkpoints:
+        assert checkpoints.steps() == []
+
+
 def test_no_place_to_write_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match=r"tag: checkpoints cannot be written .*--workdir") as caught:
+    with pytest.raises(
+        OSError, match=r"tag: checkpoints cannot be written .*choose another"
+    ) as caught:
         Checkpoints(tmp_path / "file" / "tag", is_writer=True)
     assert "\n" not in str(caught.value)
 
@@ -149,7 +179,7 @@ def test_a_save_that_fails_is_one_sentence(checkpoints, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoints._checkpointer, "save", no_space)
-    with pytest.raises(OSError, match=r"step 1 cannot be saved .*No space.*--workdir") as caught:
+    with pytest.raises(OSError, match=r"step 1 cannot be saved .*No space.*make room") as caught:
         checkpoints.save(1, arrays(1), TUNE, auc=0.5)
     assert "\n" not in str(caught.value)
     assert checkpoints.steps() == []
@@ -161,11 +191,11 @@ def test_another_tune_is_refused_by_its_first_difference(tmp_path):
     other_optimizer = replace(helix.TUNE, optimizer=tune_5.TUNE.optimizer, name="other")
     require_same_tune(helix.TUNE, other_optimizer, parts, tmp_path)
     with pytest.raises(
-        ValueError, match=r"trained with tune helix, in which voxdyn.ncell is 16384, but 65536 is"
+        UserError, match=r"trained with tune helix, in which voxdyn.ncell is 16384, but 65536 is"
     ):
         require_same_tune(helix.TUNE, tune_5.TUNE, parts, tmp_path)
     with pytest.raises(
-        ValueError, match=r"network.node_features is 'cylindrical', but 'cartesian' is asked for"
+        UserError, match=r"network.node_features is 'cylindrical', but 'cartesian' is asked for"
     ):
         require_same_tune(helix.TUNE, tune_5.TUNE, ("network",), tmp_path)
 
@@ -205,7 +235,7 @@ def test_the_first_version_had_the_weights_of_the_edge_predictor_alone(checkpoin
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 1)
     checkpoints.save(1, former, TUNE, auc=0.5)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="step 1 is not a checkpoint of this version"):
+    with pytest.raises(UserError, match="step 1 is not a checkpoint of this version"):
         checkpoints.describe()
     fitted = checkpoints.restore_fitting(weights(7.0))
     assert (fitted.skipped, fitted.kept) == ([], ["params/cluster/threshold"])
@@ -227,13 +257,14 @@ def test_weights_of_another_program_are_refused(checkpoints, monkeypatch):
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 0)
     checkpoints.save(1, weights(), TUNE, auc=0.5)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="step 1 is not a checkpoint of this version"):
+    with pytest.raises(UserError, match="step 1 is not a checkpoint of this version"):
         checkpoints.restore_fitting(weights())
 
 
-def test_what_an_interrupted_deletion_left_is_removed(checkpoints):
-    for step, auc in ((1, 0.9), (2, 0.5), (3, 0.6)):
-        checkpoints.save(step, arrays(step), TUNE, auc)
+def test_what_an_interrupted_deletion_left_is_removed(tmp_path):
+    with Checkpoints(tmp_path / "tag", is_writer=True) as checkpoints:
+        for step, auc in ((1, 0.9), (2, 0.5), (3, 0.6)):
+            checkpoints.save(step, arrays(step), TUNE, auc)
     # As a deletion of step 2 that came as far as this.
     for path in (checkpoints.directory / "2" / "metrics").iterdir():
         path.unlink()
@@ -267,7 +298,7 @@ def test_the_parameters_come_back_without_the_rest_of_the_state(checkpoints):
 def test_parameters_of_another_network_are_refused(checkpoints):
     checkpoints.save(1, trained(1), TUNE, auc=0.5)
     other = replace(TUNE, network=replace(TUNE.network, edge_mlp_dims=(7, 6, 3)))
-    with pytest.raises(ValueError, match=r"does not hold the arrays of this network: .*edge_mlp"):
+    with pytest.raises(UserError, match=r"does not hold the arrays of this network: .*edge_mlp"):
         checkpoints.restore_parameters(1, other)
 
 

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import Mesh
 from one_device import devices_for
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.model.parameters import GNN_PHASE
 from hypertrack_jax.reconstruction.devices import DEVICES, map_events
 from hypertrack_jax.training import devices
@@ -96,24 +97,24 @@ def test_every_graph_is_mapped_by_the_device_it_lies_on(source, voxdyn, small_tu
 
 def test_more_processes_than_events_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match=r"^--batch_size=1 leaves some of the 2 processes .*; "):
+    with pytest.raises(UserError, match=r"^batch_size is 1, so some of the 2 processes .*; "):
         spread_over(1)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("localhost:1234", None, 0), r"^--coordinator_address, --num_processes .* go together; "),
+        (("localhost:1234", None, 0), "^coordinator_address, num_processes .* go together; "),
         ((None, 2, None), "go together"),
-        (("localhost", 2, 0), r"^--coordinator_address=localhost: .*like --coordinator_address="),
+        (("localhost", 2, 0), "^coordinator_address is 'localhost'; .*like localhost:12345"),
         (("localhost:x", 2, 0), "host and port"),
         (("localhost:70000", 2, 0), "host and port"),
-        (("localhost:1234", 2, 2), r"^--process_id=2: expected a number from 0 to 1, "),
-        (("localhost:1234", 2, -1), "--process_id=-1"),
+        (("localhost:1234", 2, 2), "^process_id is 2; expected a number from 0 to 1, "),
+        (("localhost:1234", 2, -1), "process_id is -1"),
     ],
 )
-def test_flags_of_processes_that_do_not_go_together_are_refused(given, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_of_processes_that_do_not_go_together_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
         join_processes(*given)
 
 

@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event as LogEvent
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.metrics import auc
 from hypertrack_jax.graph.event_graph import event_graph
 from hypertrack_jax.model.checkpoint import Checkpoints
@@ -99,7 +101,7 @@ def test_a_finished_run_does_nothing_more_and_says_so(runner, caplog):
     state = runner.train(2)
     assert_identical(runner.train(2), state)
     assert runner.saved_steps() == [2]
-    assert "step 2 is reached already; raise --num_steps" in caplog.text
+    assert "step 2 is reached already; raise num_steps" in caplog.text
 
 
 def test_a_larger_epoch_goes_on_from_that_step(runner):
@@ -120,9 +122,7 @@ def test_going_back_replaces_what_came_after(runner):
 
 def test_a_taken_tag_is_not_begun_anew(runner):
     runner.train(1, epoch=0)
-    with pytest.raises(
-        ValueError, match=r"tag: --epoch=0 begins anew, .*up to step 1; .*--save_tag"
-    ):
+    with pytest.raises(UserError, match=r"tag: epoch 0 begins anew, .*up to step 1; .*other tag"):
         runner.train(2, epoch=0)
     assert runner.saved_steps() == [1]
 
@@ -135,7 +135,7 @@ def test_a_step_that_was_never_saved_is_refused(runner):
 def test_another_network_is_refused_and_another_optimiser_is_not(runner):
     runner.train(1)
     network = replace(runner.tune.network, latent_dim=9)
-    with pytest.raises(ValueError, match=r"network\.latent_dim is 16, but 9 is asked for"):
+    with pytest.raises(UserError, match=r"network\.latent_dim is 16, but 9 is asked for"):
         runner.train(2, tune=replace(runner.tune, network=network))
     slower = replace(runner.tune, optimizer=replace(runner.tune.optimizer, learning_rate=1e-4))
     assert int(runner.train(2, tune=slower).step) == 2
@@ -253,9 +253,35 @@ def test_the_loop_itself_learns(runner):
 def test_a_gradient_that_stays_non_finite_stops_the_run(runner):
     # The first update throws the weights out of float32's range.
     optimizer = replace(runner.tune.optimizer, learning_rate=1e38, weight_decay=1e3)
-    with pytest.raises(ValueError, match=r"not finite in \d+ updates in a row .*--learning_rate"):
+    with pytest.raises(UserError, match=r"not finite in \d+ updates in a row .*learning_rate"):
         runner.train(40, tune=replace(runner.tune, optimizer=optimizer))
     assert runner.saved_steps() == []
+
+
+def test_a_first_loss_that_is_not_finite_is_told_at_once(runner, source):
+    weights = runner.train(1)
+    bias = jnp.full_like(weights.params[EDGE]["fusion"]["layers_0"]["bias"], jnp.nan)
+    weights.params[EDGE]["fusion"]["layers_0"]["bias"] = bias
+    with Checkpoints(runner.run.checkpoint_directory, is_writer=True) as checkpoints:
+        num_pairs = count_pairs(runner.voxdyn)
+        checkpoints.save(1, weights, runner.tune, auc=0.5, num_pairs=num_pairs)
+    with pytest.raises(UserError, match=r"^the loss is nan at step 1, the first of this run .*; "):
+        runner.train(40)
+
+
+def test_a_tag_is_trained_by_one_process_at_a_time(runner):
+    with (
+        Checkpoints(runner.run.checkpoint_directory, is_writer=True),
+        pytest.raises(UserError, match="another process trains this tag"),
+    ):
+        runner.train(1)
+    assert int(runner.train(1).step) == 1
+
+
+def test_numbers_are_refused_before_anything_is_written(runner):
+    with pytest.raises(UserError, match=r"^save_period is nan; "):
+        runner.train(1, save_period=float("nan"))
+    assert not runner.run.checkpoint_directory.exists()
 
 
 def test_an_event_that_is_missing_stops_the_run(runner, source):

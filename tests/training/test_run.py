@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.model import checkpoint, weights
 from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.model.parameters import CLUSTER, EDGE
@@ -69,7 +70,7 @@ def test_a_soft_reset_keeps_the_weights_and_the_steps_alone(run, small_tune):
 @pytest.mark.parametrize("soft_reset", [False, True])
 def test_a_run_does_not_go_on_with_another_graph_constructor(run, small_tune, soft_reset):
     save(run.checkpoint_directory, trained(small_tune), small_tune, num_pairs=NUM_PAIRS // 2)
-    with pytest.raises(ValueError, match=r"mine: .* counted 1000 pairs, .* that counted 500; fit"):
+    with pytest.raises(UserError, match=r"mine: .* counted 1000 pairs, .* that counted 500; fit"):
         begin(replace(run, soft_reset=soft_reset), small_tune)
 
 
@@ -170,27 +171,68 @@ def test_a_transfer_from_nothing_or_from_what_does_not_fit_is_refused(run, small
         begin(run, small_tune)
     with Checkpoints(tmp_path / "other", is_writer=True) as checkpoints:
         checkpoints.save(1, {"params": {"another": jnp.zeros(2)}}, small_tune, auc=0.5)
-    with pytest.raises(ValueError, match=r"other: step 1 of other has no array that fits"):
+    with pytest.raises(UserError, match=r"other: step 1 of other has no array that fits"):
         begin(run, small_tune)
 
 
-def test_what_does_not_go_together_is_refused_by_its_flags(run, small_tune):
-    def refused(tune=small_tune, **changes):
-        with pytest.raises(ValueError, match=r"^--\w+=.*; ") as caught:
-            require_consistent(replace(run, **changes), tune)
-        return str(caught.value)
+def refusal(run, tune):
+    with pytest.raises(UserError, match=r"^\w.*; .*\.$") as caught:
+        require_consistent(run, tune)
+    return str(caught.value)
 
+
+def test_what_does_not_go_together_is_refused(run, small_tune):
     require_consistent(run, small_tune)
     cut = replace(small_tune, cluster=replace(small_tune.cluster, cluster="cut"))
     require_consistent(replace(run, phase=1), cut)
-    assert "--phase=2" in refused(cut, phase=2) and "--cluster=cut" in refused(cut, phase=2)
-    assert "--epoch=0" in refused(soft_reset=True, epoch=0)
-    for rfactors in ((0.2, 0.1), (0.0, 1.0), (0.5, 1.5)):
-        source = run.source._replace(rfactor_start=rfactors[0], rfactor_end=rfactors[1])
-        assert "--rfactor_end=" in refused(source=source)
+    assert "the tune's cluster is 'cut'" in refusal(replace(run, phase=2), cut)
+    assert "epoch 0" in refusal(replace(run, soft_reset=True, epoch=0), small_tune)
     other = run.checkpoint_directory.with_name("other")
-    assert "--transfer_tag" in refused(soft_reset=True, transfer_directory=other)
-    assert "--transfer_tag=mine" in refused(transfer_directory=run.checkpoint_directory)
-    assert "--fp_dtype=float16" in refused(tune_5.TUNE, fp_dtype="float16")
+    transfer = replace(run, soft_reset=True, transfer_directory=other)
+    assert "transfer" in refusal(transfer, small_tune)
+    transfer = replace(run, transfer_directory=run.checkpoint_directory)
+    assert "from mine, the tag itself" in refusal(transfer, small_tune)
+    assert "fp_dtype float16" in refusal(replace(run, fp_dtype="float16"), tune_5.TUNE)
     require_consistent(replace(run, fp_dtype="float16"), small_tune)
     require_consistent(replace(run, fp_dtype="bfloat16"), tune_5.TUNE)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    {
+        "num_steps": (0, -1),
+        "batch_size": (0, -1),
+        "validate_every": (0,),
+        "save_period": (NAN, INF, -1.0),
+        "fp_dtype": ("float8", ""),
+        "phase": (0, 3),
+        "epoch": (-2,),
+    }.items(),
+)
+def test_numbers_out_of_range_are_refused_by_name(run, small_tune, name, values):
+    for value in values:
+        said = refusal(replace(run, **{name: value}), small_tune)
+        assert said.startswith(f"{name} is {value!r}; expected ")
+
+
+@pytest.mark.parametrize("part", ["source", "validation"])
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        (
+            ("rfactor_start", "rfactor_end"),
+            [(0.2, 0.1), (0.0, 1.0), (0.5, 1.5), (NAN, 1), (1, NAN)],
+        ),
+        (("noise_ratio",), [(NAN,), (INF,), (1.0,), (-0.5,)]),
+        (("seed",), [(-1,), (2**63,)]),
+        (("event_ids",), [([],)]),
+    ],
+)
+def test_sources_out_of_range_are_refused_by_name(run, small_tune, part, names, values):
+    for of_names in values:
+        source = run.source._replace(**dict(zip(names, of_names, strict=True)))
+        said = refusal(replace(run, **{part: source}), small_tune)
+        assert all(name in said for name in names)
