@@ -3,7 +3,6 @@
 import importlib
 import random
 import re
-import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,8 +17,9 @@ from hypertrack_jax.events.trackml import read_event
 from hypertrack_jax.model.weights import load_weights
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.voxdyn.storage import load_voxdyn
+from studies.faults.toy_work import copied
 
-CSV_FILES = ("hits", "cells", "particles", "truth")
+CSV_FILES = ("hits", "particles", "truth")
 MUST_BE_REFUSED = ("a field less", "a field more", "a column twice", "not a number")
 FILES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "event": ("data/event000000001.npz", lambda w: load_event(w / "data", 1)),
@@ -34,11 +34,7 @@ def mutated_file(name: str, workdir: Path, number: int) -> str:
     """Flips a bit, zeroes, cuts or lengthens a file at random, and reads it."""
     rng = random.Random(f"{name} {number}")
     where, read = FILES[name]
-    place = workdir / f"mutated_{name}"
-    if not place.exists():
-        shutil.copytree(workdir / "models", place / "models")
-        shutil.copytree(workdir / "data", place / "data")
-        shutil.copy(workdir / "tiny.jaxexport", place)
+    place = copy_for(name, workdir)
     target = place / where
     files = sorted(path for path in target.rglob("*") if path.is_file()) or [target]
     path = rng.choice(files)
@@ -48,6 +44,13 @@ def mutated_file(name: str, workdir: Path, number: int) -> str:
         return outcome(lambda: read(place), original(name, workdir))
     finally:
         path.write_bytes(content)
+
+
+@cache
+def copy_for(name: str, workdir: Path) -> Path:
+    """Files to damage, whole at the start of each process: the last one may have crashed."""
+    names = ("csv",) if name == "csv" else ("models", "data", "tiny.jaxexport")
+    return copied(workdir, workdir / f"mutated_{name}", *names)
 
 
 @cache
@@ -77,9 +80,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 def mutated_csv(workdir: Path, number: int) -> str:
     """Changes one of the files of a TrackML event, and reads the event."""
     rng = random.Random(f"csv {number}")
-    place = workdir / "mutated_csv"
-    if not place.exists():
-        shutil.copytree(workdir / "csv", place)
+    place = copy_for("csv", workdir) / "csv"
     path = place / f"event000000001-{rng.choice(CSV_FILES)}.csv"
     content = path.read_bytes()
     how = rng.choice((*MUST_BE_REFUSED, "bytes", "bytes", "a row less", "a row twice"))
