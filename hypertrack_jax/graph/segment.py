@@ -1,13 +1,18 @@
 """Device side: sums, means, extrema and softmax over segments; the only file that scatters.
 
 A segment is the set of entries that share an id, here mostly the edges of one receiver. Ids are
-sorted unless a caller says otherwise, because XLA then writes each segment once and in order.
-Ids outside `[0, num_segments)` are dropped, so padding may carry `num_segments` as its id.
+sorted unless a caller says otherwise: XLA then writes each segment once and in order. Ids outside
+`[0, num_segments)`, negative ones included, are dropped, so padding may have such an id.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Int32, Shaped
+
+# Without this jax counts negative indices from the end.
+_DROP: Any = {"mode": "drop", "wrap_negative_indices": False}
 
 
 def segment_sum(
@@ -29,7 +34,7 @@ def add_to_segments(
     sorted_ids: bool = True,
 ) -> Shaped[Array, "segment ..."]:
     """`total` plus the sum of the entries of each segment, for data that comes in blocks."""
-    return total.at[segment_ids].add(data, indices_are_sorted=sorted_ids, mode="drop")
+    return total.at[segment_ids].add(data, indices_are_sorted=sorted_ids, **_DROP)
 
 
 def raise_segments(
@@ -39,12 +44,11 @@ def raise_segments(
 ) -> Shaped[Array, "segment ..."]:
     """`highest`, or the largest entry of a segment where that is larger, for data in blocks.
 
-    Of the segments only those with entries are touched: a pass over all for each block would cost
-    more than the block.
+    Only segments with entries are touched. A pass over all of them would cost more than a block.
     """
     is_next = jnp.pad(segment_ids[1:] != segment_ids[:-1], (1, 0))
     rank = jnp.cumsum(is_next.astype(jnp.int32))
-    # A rank that nobody has is given the lowest integer, which is out of bounds, and so dropped.
+    # A rank without entries has the lowest integer as its place, which is outside and dropped.
     place = segment_max(segment_ids, rank, len(segment_ids))
     largest = segment_max(data, rank, len(data))
     return put_rows(highest, jnp.maximum(highest[place], largest), place)
@@ -125,7 +129,7 @@ def ordered_rows(
       capacity: length of a row.
 
     Returns:
-      Index of the entry in each place, the number of entries where the row is over; and the number
+      Index of the entry in each place, and the number of entries in places that are free; number
       of members of each segment, of which those past `capacity` are not in the row.
     """
     num_entries = len(segment_ids)
@@ -135,7 +139,7 @@ def ordered_rows(
     is_placed = is_member & (place < capacity)
     flat = jnp.where(is_placed, segment_ids * capacity + place, num_segments * capacity)
     rows = jnp.full(num_segments * capacity, num_entries, jnp.int32)
-    rows = rows.at[flat].set(jnp.arange(num_entries, dtype=jnp.int32), mode="drop")
+    rows = rows.at[flat].set(jnp.arange(num_entries, dtype=jnp.int32), **_DROP)
     return rows.reshape(num_segments, capacity), count
 
 
@@ -144,8 +148,8 @@ def put_columns(
     values: Shaped[Array, "row entry"],
     columns: Int[Array, "row entry"],
 ) -> Shaped[Array, "row column"]:
-    """`rows` with the values at their columns of the same row; columns past the end are dropped."""
-    return rows.at[jnp.arange(len(rows))[:, None], columns].set(values, mode="drop")
+    """`rows` with the values at their columns of the same row; columns outside are dropped."""
+    return rows.at[jnp.arange(len(rows))[:, None], columns].set(values, **_DROP)
 
 
 def put_rows(
@@ -153,5 +157,5 @@ def put_rows(
     new_rows: Shaped[Array, "entry ..."],
     places: Int[Array, " entry"],
 ) -> Shaped[Array, "row ..."]:
-    """`rows` with `new_rows` at their places; places past the end are dropped."""
-    return rows.at[places].set(new_rows, mode="drop")
+    """`rows` with `new_rows` at their places; places outside are dropped."""
+    return rows.at[places].set(new_rows, **_DROP)

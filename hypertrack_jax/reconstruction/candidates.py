@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float, Int32
 
 from hypertrack_jax.capacities import capacity_for, until_enough
 from hypertrack_jax.reconstruction.capacities import (
@@ -13,12 +13,18 @@ from hypertrack_jax.reconstruction.capacities import (
     graph_capacities,
     require_room,
 )
+from hypertrack_jax.reconstruction.hits import checked_positions
 from hypertrack_jax.reconstruction.stages import (
     GraphConstructor,
     PaddedHits,
     candidate_edges,
 )
-from hypertrack_jax.voxdyn.model import VoxelDynamics, required_count, warn_of_outside
+from hypertrack_jax.voxdyn.model import (
+    VoxelDynamics,
+    required_count,
+    warn_of_outside,
+    warn_of_units,
+)
 
 
 class CandidateEdges(NamedTuple):
@@ -34,7 +40,7 @@ class CandidateEdges(NamedTuple):
 
 def predict_edges(
     voxdyn: VoxelDynamics,
-    position: Float32[np.ndarray, "hit 3"],
+    position: Float[np.ndarray, "hit 3"],
     min_count: float | int | None = None,
 ) -> CandidateEdges:
     """Joins all hits whose cells C connects.
@@ -44,7 +50,7 @@ def predict_edges(
 
     Args:
       voxdyn: the estimator.
-      position: x, y, z of each hit in mm.
+      position: x, y, z of each hit in mm, float32 or float64.
       min_count: smallest C[u, v] that makes edges, or a quantile, see `count_threshold`; None for
         all that the estimator holds.
 
@@ -52,15 +58,18 @@ def predict_edges(
       The edges.
 
     Raises:
-      UserError: the estimator does not hold counts as small as `min_count`; all hits are outside
-        the training space; the graph is too large for the memory.
+      UserError: the positions are not of that shape and type, are masked or not finite; all hits
+        are outside the training space; the estimator does not hold counts as small as `min_count`,
+        or none as large; the graph is too large for the memory.
     """
     constructor = graph_constructor(voxdyn, min_count)
-    num_hits = len(position)
+    checked = checked_positions(position)
+    num_hits = len(checked)
     if num_hits == 0:
         return CandidateEdges(*(np.zeros(0, np.int32) for _ in range(3)))
     padding = capacity_for(num_hits + 1, LEAST_HITS) - num_hits
-    padded = np.pad(np.asarray(position, np.float32), ((0, padding), (0, 0)))
+    warn_of_units(voxdyn, checked)
+    padded = np.pad(checked, ((0, padding), (0, 0)))
     hits = PaddedHits(padded, np.array(num_hits, np.int32))
     run = partial(_run, constructor, hits, num_hits)
     first = graph_capacities(num_hits, voxdyn, int(constructor.min_count))

@@ -49,7 +49,7 @@ def ordered_hits(position: Any) -> OrderedHits:
       UserError: positions of another shape or type, that are masked or not finite, or with more
         than `MOST_COPIES` hits at one of them.
     """
-    hits = _checked(position)
+    hits = checked_positions(position)
     order = canonical_order(hits)
     hits = hits[order]
     start = np.flatnonzero(np.any(hits[1:] != hits[:-1], axis=1)) + 1
@@ -64,7 +64,12 @@ def ordered_hits(position: Any) -> OrderedHits:
     return OrderedHits(hits, order)
 
 
-def _checked(position: Any) -> Float32[np.ndarray, "hit 3"]:
+def checked_positions(position: Any) -> Float32[np.ndarray, "hit 3"]:
+    """The positions in float32.
+
+    Raises:
+      UserError: they are of another shape or type, masked or not finite.
+    """
     if isinstance(position, np.ma.MaskedArray):
         raise UserError(
             "hit positions are a masked array, whose mask would be lost; give the hits that are "

@@ -21,7 +21,12 @@ from hypertrack_jax.reconstruction.capacities import FirstCapacities, first_capa
 from hypertrack_jax.reconstruction.hits import OrderedHits, ordered_hits
 from hypertrack_jax.reconstruction.stages import PaddedHits, Shared, Stage, stages_of
 from hypertrack_jax.tunes.tune import ClusterTune, Tune
-from hypertrack_jax.voxdyn.model import VoxelDynamics, required_count, warn_of_outside
+from hypertrack_jax.voxdyn.model import (
+    VoxelDynamics,
+    required_count,
+    warn_of_outside,
+    warn_of_units,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -140,6 +145,7 @@ class Reconstructor:
         due = stages[len(progress.made) - 1 : names.index(last) + 1]
         done = run_stages(due, run_stage, self.shared(), progress)
         if len(progress.made) == 1:
+            warn_of_units(self.voxdyn, progress.hits.position)
             warn_of_outside(self.voxdyn, int(done.made[1].num_outside), num_hits)
         return done
 

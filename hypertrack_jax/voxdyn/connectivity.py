@@ -25,8 +25,9 @@ MAX_COUNT = 2**COUNT_BITS - 1
 MAX_CELLS = 2**20
 """Most cells; their pairs take 40 bits, which leaves room for the count."""
 
-MAX_ENTRIES = 2**31 - 1
-"""Most entries of C: a 32-bit index reaches no further."""
+MAX_ENTRIES = 2**31 - 2**5
+"""Most entries of C: a 32-bit index reaches no further, and a block of the look-up may begin at the
+last entry."""
 
 PackedPairs = Int64[np.ndarray, " _pair"]
 """Pairs of cells u <= v with their counts, (u * V + v) << COUNT_BITS | count, ascending.

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int32, UInt32
+from jaxtyping import Array, Bool, Int, Int32, UInt32
 
 from hypertrack_jax.voxdyn.connectivity import Rows
 
@@ -101,7 +101,7 @@ class EdgesOfCells(NamedTuple):
 
 @jax.jit
 def group_hits(
-    cell: Int32[Array | np.ndarray, " hit"], num_cells: int | Int32[Array, ""]
+    cell: Int32[Array | np.ndarray, " hit"], num_cells: int | Int[Array, ""]
 ) -> EventCells:
     """Groups hits by cell.
 

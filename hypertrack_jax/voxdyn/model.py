@@ -1,6 +1,5 @@
 """Host side: the Voxel-Dynamics estimator, from hits to candidate edges."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +8,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Float64, Int64
 
 from hypertrack_jax.capacities import capacity_for
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import UserError, warn_user
 from hypertrack_jax.voxdyn.connectivity import MAX_COUNT, Rows
 from hypertrack_jax.voxdyn.voronoi import VoronoiIndex, build_index
 
 SPACE_SLACK = 0.25
 """How far beyond the training hits a hit may lie, as a fraction of their extent."""
+_LEAST_HITS_WITH_EXTENT = 50
+"""Fewer hits may all lie near the origin."""
+_LARGEST_EXTENT_RATIO = 6.5
+"""Of the training hits and an event in mm; hits of the innermost barrel alone have 6."""
 
 
 class VoxelDynamics(NamedTuple):
@@ -98,12 +101,17 @@ def count_threshold(histogram: Int64[np.ndarray, " count"], min_count: float | i
       The count.
 
     Raises:
-      UserError: neither a count that C can hold nor a quantile.
+      UserError: neither a count that C can hold nor a quantile; or no pair was counted that often.
     """
     require_min_count(min_count)
     if min_count < 1:
         pairs = np.cumsum(histogram * np.arange(len(histogram)))
         return max(1, int(np.searchsorted(pairs, min_count * pairs[-1:].sum(), side="right")))
+    if 1 < min_count >= len(histogram):
+        raise UserError(
+            f"min_count={min_count}: no pair of cells was counted more than {len(histogram) - 1} "
+            "times, so that there would be no edges; choose a smaller one."
+        )
     return int(min_count)
 
 
@@ -156,8 +164,26 @@ def warn_of_outside(vd: VoxelDynamics, num_outside: int, num_hits: int) -> None:
     )
     if num_outside == num_hits:
         raise UserError(f"{message}; give positions in mm, or fit Voxel-Dynamics to this detector.")
-    # The caller of what the user called, by way of the reconstruction.
-    warnings.warn(f"{message}, and get no edges.", stacklevel=4)
+    warn_user(f"{message}, and get no edges.")
+
+
+def warn_of_units(vd: VoxelDynamics, position: Float32[np.ndarray, "hit 3"]) -> None:
+    """Warns where the extent of an event says that its positions are not in mm.
+
+    Args:
+      vd: the estimator, whose training hits the event is compared with.
+      position: x, y, z of each hit, as the user gave them.
+    """
+    if len(position) < _LEAST_HITS_WITH_EXTENT:
+        return
+    reach, expected = float(np.abs(position).max()), float(np.abs(vd.space).max())
+    if reach * _LARGEST_EXTENT_RATIO < expected:
+        unit, factor = ("cm", 10) if reach * 100 > expected else ("m", 1000)
+        warn_user(
+            f"no coordinate of the {len(position)} hits is larger than {reach:.3g}, while those of "
+            f"the training reach {expected:.3g} mm; if the positions are in {unit}, multiply them "
+            f"by {factor} to give them in mm."
+        )
 
 
 def pad_hits(position: Float32[np.ndarray, "hit 3"]) -> Float32[np.ndarray, "padded 3"]:

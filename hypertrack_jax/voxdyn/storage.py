@@ -9,7 +9,7 @@ import numpy as np
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.files import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.memory import require_memory
-from hypertrack_jax.voxdyn.connectivity import Rows
+from hypertrack_jax.voxdyn.connectivity import MAX_ENTRIES, Rows
 from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold, make_voxdyn
 
 FORMAT = NpzFormat(
@@ -121,6 +121,7 @@ def _read_rows(path: Path, row_offsets: np.ndarray, num_cells: int, min_count: i
     # Looked up without further checks: rows that do not fit together would lead it astray.
     is_sound = (
         len(row_offsets) == num_cells + 1
+        and num_entries <= MAX_ENTRIES
         and row_offsets[0] == 0
         and num_entries == len(counts)
         and (np.diff(row_offsets) >= 0).all()

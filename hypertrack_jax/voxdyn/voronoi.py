@@ -327,7 +327,7 @@ def _listed(
     """
     rank = jnp.cumsum(is_member, dtype=jnp.int32)
     # In front of member j lie all entries whose rank is at most j.
-    index = jnp.cumsum(jnp.bincount(rank, length=capacity))
+    index = jnp.cumsum(jnp.bincount(rank, length=capacity), dtype=jnp.int32)
     return jnp.minimum(index, len(is_member) - 1), rank[-1]
 
 

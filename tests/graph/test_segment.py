@@ -7,6 +7,8 @@ import pytest
 
 from hypertrack_jax.graph.segment import (
     add_to_segments,
+    put_columns,
+    put_rows,
     raise_segments,
     segment_max,
     segment_mean,
@@ -53,6 +55,23 @@ def test_reductions_equal_a_loop(operation, of_segment, if_empty, num_columns, i
         expected = of_segment(part) if len(part) else if_empty
         np.testing.assert_allclose(found[segment], expected, rtol=1e-5)
     assert np.all(found[EMPTY] == if_empty)
+
+
+def test_ids_outside_are_dropped_by_every_operation():
+    ids = jnp.array([-NUM_SEGMENTS, -1, 2, NUM_SEGMENTS, NUM_SEGMENTS + 9])
+    data, expected = jnp.arange(1.0, 6), np.zeros(NUM_SEGMENTS)
+    expected[2] = 3
+    zeros = jnp.zeros(NUM_SEGMENTS)
+    for found in (
+        segment_sum(data, ids, NUM_SEGMENTS),
+        add_to_segments(zeros, data, ids),
+        raise_segments(zeros, data, ids),
+        put_rows(zeros, data, ids),
+        put_columns(zeros[None], data[None], ids[None])[0],
+        jnp.maximum(segment_max(data, ids, NUM_SEGMENTS), 0),
+        segment_mean(data, ids, NUM_SEGMENTS, data > 0),
+    ):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_reductions_of_whole_numbers_stay_exact():

@@ -1,11 +1,13 @@
 """The candidate graph, compared with dense matrices."""
 
+import jax
 import numpy as np
 import pytest
 from dense import to_dense
 from toy import helix_event
 
 from hypertrack_jax import memory
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.topology import truth_edges
 from hypertrack_jax.reconstruction import candidates
 from hypertrack_jax.reconstruction.candidates import predict_edges
@@ -92,6 +94,44 @@ def test_hits_a_little_outside_belong_to_the_outermost_cells(vd):
 def test_an_event_in_other_units_is_refused(vd):
     with pytest.raises(ValueError, match=r"lie outside the space .* give positions in mm"):
         predict_edges(vd, 1e4 * EVENTS[0].position[:1] + np.float32(1e4))
+
+
+@pytest.mark.parametrize(("factor", "unit"), [(0.1, "cm"), (0.001, "m")])
+def test_positions_in_larger_units_give_a_warning_that_names_them(vd, factor, unit):
+    """They lie inside the space, all near its centre."""
+    position = helix_event(seed=8, num_particles=40).position
+    factor = np.float32(factor)
+    message = rf"reach .* mm; if the positions are in {unit}, multiply them by {1 / factor:.0f} to"
+    with pytest.warns(UserWarning, match=message):
+        predict_edges(vd, position * factor)
+    # Few hits may lie near the origin.
+    predict_edges(vd, position[:40] * factor)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f8", ">f8"])
+@pytest.mark.parametrize("is_64_bit", [False, True])
+def test_positions_of_other_types_give_the_same_edges(vd, dtype, is_64_bit):
+    position = EVENTS[0].position
+    expected = predict_edges(vd, position)
+    with jax.enable_x64(is_64_bit):
+        for one, other in zip(predict_edges(vd, position.astype(dtype)), expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_masked_positions_are_refused(vd):
+    masked = np.ma.masked_array(EVENTS[0].position, mask=EVENTS[0].position > 100)
+    with pytest.raises(UserError, match=r"masked array, .* such as position\[~mask\]"):
+        predict_edges(vd, masked)
+
+
+def test_a_count_that_no_pair_has_is_told(vd):
+    most = len(vd.histogram) - 1
+    assert len(predict_edges(vd, EVENTS[0].position, most).senders) > 0
+    for min_count in (most + 1, 65535):
+        with pytest.raises(
+            UserError, match=rf"no pair of cells was counted more than {most} times"
+        ):
+            predict_edges(vd, EVENTS[0].position, min_count)
 
 
 def test_quantile_leaves_out_no_more_than_its_share_of_the_pairs(vd):

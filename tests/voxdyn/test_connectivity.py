@@ -8,6 +8,7 @@ from dense import from_dense, random_rows, to_dense
 
 from hypertrack_jax.voxdyn import connectivity
 from hypertrack_jax.voxdyn.connectivity import MAX_COUNT
+from hypertrack_jax.voxdyn.lookup import BLOCK
 
 
 def symmetric_edges(rng, num_hits, num_edges):
@@ -120,3 +121,8 @@ def test_more_entries_than_an_index_reaches(monkeypatch):
     pieces = [connectivity.pack_pairs(np.array([0, 1, 4]), np.ones(3, np.int64))]
     with pytest.raises(ValueError, match=r"C at ncell=3 has about 6 entries, more than 5"):
         connectivity.upper_rows(pieces, 3)
+
+
+def test_a_block_of_the_look_up_fits_behind_the_last_entry():
+    """Its indices must not wrap to negative ones, which would be read."""
+    assert np.int64(connectivity.MAX_ENTRIES) - 1 + BLOCK - 1 <= np.iinfo(np.int32).max
