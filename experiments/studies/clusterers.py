@@ -1,14 +1,16 @@
 """Host side: clusterers and edge thresholds compared on the same scored edges."""
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
+from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.evaluation.compiled_time import compiled_seconds
 from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.evaluation.tables import markdown_table, mean_and_spread
 from hypertrack_jax.events.event import Event
-from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+from hypertrack_jax.reconstruction.reconstructor import Progress, Reconstructor
 
 SCORES = ("dms", "efficiency", "purity", "trackml", "hit_efficiency", "hit_purity")
 """Fields of `TrackScores` that are compared."""
@@ -23,7 +25,7 @@ class ClusterScore(NamedTuple):
     scores: dict[str, float | None]
     """By the names in `SCORES`; None where there is nothing to divide by."""
     seconds: float
-    """Wall time of the clustering, components included, compiled before."""
+    """Wall time of the clustering with the components, without compilation."""
 
 
 def compare_clusterers(
@@ -49,10 +51,7 @@ def compare_clusterers(
             for threshold in thresholds:
                 cluster = replace(model.tune.cluster, cluster=method, edge_threshold=threshold)
                 chosen = model.with_cluster(cluster)
-                chosen.tracks(chosen.run_to("cluster", scored))
-                started = time.perf_counter()
-                tracks = chosen.tracks(chosen.run_to("cluster", scored))
-                seconds = time.perf_counter() - started
+                tracks, seconds = compiled_seconds(partial(_clustered, chosen, scored))
                 found = track_scores(event, tracks.hit_label, cluster.min_hits)
                 values = {name: getattr(found, name) for name in SCORES}
                 yield ClusterScore(event.event_id, method, threshold, values, seconds)
@@ -70,3 +69,7 @@ def comparison_table(results: Sequence[ClusterScore]) -> str:
         milliseconds = mean_and_spread([1e3 * one.seconds for one in rows], 1)
         lines.append([method, f"{threshold:g}", *cells, milliseconds])
     return markdown_table(["clusterer", "edge threshold", *titles, "ms"], lines)
+
+
+def _clustered(model: Reconstructor, scored: Progress) -> Tracks:
+    return model.tracks(model.run_to("cluster", scored))

@@ -1,7 +1,5 @@
 """Host side: reconstructs events and scores them."""
 
-import contextlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -13,12 +11,13 @@ from jaxtyping import Bool
 
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.evaluation.compiled_time import compiled_seconds, watched_compilation
 from hypertrack_jax.evaluation.graph_quality import graph_row
 from hypertrack_jax.evaluation.metrics import edge_scores, graph_scores, track_scores
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.topology import edge_labels, truth_edges
-from hypertrack_jax.reconstruction.candidates import CandidateEdges, predict_edges
+from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import Tune
@@ -118,7 +117,7 @@ def evaluate_graphs(
     """
     for event in events:
         try:
-            edges, seconds = _timed_graph(vd, event, min_count)
+            edges, seconds = compiled_seconds(partial(predict_edges, vd, event.position, min_count))
         except UserError as error:
             _note(problems, event, error)
         else:
@@ -183,7 +182,7 @@ def _reconstruct_warm(model: Reconstructor, warm: set, position: np.ndarray) -> 
     if first not in warm:
         warm.add(first)
         model.warm_up([len(position)])
-    with _watched_compilation() as compiled:
+    with watched_compilation() as compiled:
         tracks = model(position, with_edges=True)
     return _untimed(tracks) if compiled else tracks
 
@@ -191,39 +190,9 @@ def _reconstruct_warm(model: Reconstructor, warm: set, position: np.ndarray) -> 
 def _reconstruct_spread(
     spread: SpreadReconstructor, positions: Sequence[np.ndarray]
 ) -> list[Tracks]:
-    with _watched_compilation() as compiled:
+    with watched_compilation() as compiled:
         tracks = spread(positions, with_edges=True)
     return [_untimed(one) for one in tracks] if compiled else tracks
-
-
-def _timed_graph(
-    vd: VoxelDynamics, event: Event, min_count: float | int | None
-) -> tuple[CandidateEdges, float]:
-    """The graph of an event, and the seconds that it takes once everything is compiled."""
-
-    def make() -> tuple[CandidateEdges, float]:
-        started = time.perf_counter()
-        return predict_edges(vd, event.position, min_count), time.perf_counter() - started
-
-    with _watched_compilation() as compiled:
-        made = make()
-    return make() if compiled else made
-
-
-@contextlib.contextmanager
-def _watched_compilation() -> Iterator[list[str]]:
-    """Gives a list that gets an entry for each program that jax compiles or loads meanwhile."""
-    compiled: list[str] = []
-
-    def note(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(note)
-    try:
-        yield compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(note)
 
 
 def _untimed(tracks: Tracks) -> Tracks:

@@ -84,7 +84,7 @@ def graph_row(
       The row.
 
     Raises:
-      ValueError: an unknown `node2node`.
+      UserError: an unknown `node2node`.
     """
     keep_all = int(edges.counts.min(initial=1))
     (quality,) = min_count_scan(event, edges, node2node, [keep_all])
@@ -122,7 +122,7 @@ def min_count_scan(
       One entry for each of `min_counts`, in their order.
 
     Raises:
-      ValueError: an unknown `node2node`.
+      UserError: an unknown `node2node`.
     """
     require_topology(node2node)
     if not event.has_truth:
@@ -178,7 +178,7 @@ def topology_note(fitted: str, judged: str) -> str:
       The sentence, or an empty string.
 
     Raises:
-      ValueError: an unknown topology.
+      UserError: an unknown topology.
     """
     require_topology(fitted)
     require_topology(judged)

@@ -75,7 +75,7 @@ def predict_edges(
     first = graph_capacities(num_hits, voxdyn, int(constructor.min_count))
     graph, num_outside = until_enough(run, first)
     warn_of_outside(voxdyn, int(num_outside), num_hits)
-    num_edges = int(graph.n_edge[0])
+    num_edges = int(np.asarray(graph.n_edge)[0])
     edges = graph.senders, graph.receivers, graph.edges.count
     return CandidateEdges(*(np.asarray(part)[:num_edges] for part in edges))
 

@@ -203,7 +203,7 @@ class Reconstructor:
         on_host = self.tune.cluster.cluster in DENSITY
         edges = no_tracks()[2:5]
         if with_edges or on_host:
-            num_edges = int(graph.n_edge[0])
+            num_edges = int(np.asarray(graph.n_edge)[0])
             edges = (graph.senders, graph.receivers, scores.probability)
             senders, receivers, probability = (np.asarray(part)[:num_edges] for part in edges)
             if on_host:
