@@ -43,7 +43,7 @@ _FORMER_PLACES = {1: ("params/", "params/edge/")}
 
 
 class Saved(NamedTuple):
-    """What is known of a checkpoint before its arrays are read."""
+    """The description of a checkpoint, which is read before its arrays."""
 
     step: int
     tune: Tune
@@ -136,7 +136,7 @@ class Checkpoints:
             ) from error
 
     def describe(self, step: int = -1) -> Saved:
-        """What is known of a checkpoint; -1 for the latest.
+        """The description of a checkpoint; -1 for the latest.
 
         Raises:
           FileNotFoundError: there is no such step.

@@ -28,7 +28,7 @@ FORMAT = NpzFormat(
     others=ArrayType(np.float32),
     version=1,
 )
-"""What a file of weights holds: beside the tune and the pairs counted, the parameters by name."""
+"""A file of weights holds the tune, the number of pairs counted, and the parameters by name."""
 
 
 class Weights(NamedTuple):

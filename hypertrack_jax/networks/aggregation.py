@@ -7,6 +7,7 @@ edges and features in inference, too. A hit without messages has an aggregate of
 
 import math
 from functools import partial
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -36,7 +37,7 @@ EPSILON = 1e-5
 def no_messages(
     kind: str, num_hits: int, features: int, dtype: DTypeLike
 ) -> Float[Array, "hit feat"]:
-    """What `with_messages` starts from, in the type that sums of `dtype` are accumulated in."""
+    """The start of `with_messages`, in the type in which sums of `dtype` are accumulated."""
     lowest = -jnp.inf if kind == "max" else 0
     return jnp.full((num_hits, features), lowest, wide_dtype(dtype))
 
@@ -48,7 +49,7 @@ def with_messages(
     norm: Affine,
     edges: EdgeInputs,
 ) -> Float[Array, "hit feat"]:
-    """Takes in the messages norm(hidden) of some edges; see `aggregate` for what comes out."""
+    """`so_far` with the messages norm(hidden) of some more edges; `aggregate` finishes it."""
     if kind != "max":
         return add_to_segments(so_far, masked(hidden, edges), edges.receivers)
     message = norm(hidden).astype(so_far.dtype)
@@ -59,7 +60,7 @@ def with_messages(
 def all_messages(
     kind: str, hidden: Float[Array, "edge feat"], norm: Affine, edges: EdgeInputs, num_hits: int
 ) -> Float[Array, "hit feat"]:
-    """What `with_messages` gives of all edges together, with a gradient."""
+    """`with_messages` of all edges at once, with a gradient."""
     if kind == "max":
         return highest(norm(hidden), edges, num_hits)
     return segment_sum(masked(hidden, edges), edges.receivers, num_hits)
@@ -219,7 +220,7 @@ def highest(
     """The largest message to each hit in each channel; -inf without messages."""
     wide = message.astype(wide_dtype(message.dtype))
     real = jnp.where(edges.mask[:, None], wide, -jnp.inf)
-    return _segment_max(real, edges.receivers, num_hits)
+    return cast(jax.Array, _segment_max(real, edges.receivers, num_hits))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

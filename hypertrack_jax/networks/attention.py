@@ -70,7 +70,7 @@ class AttentionBlock(nn.Module):
         return self.updated(x, attention(query, key, value, mask, self.num_heads))
 
     def keys_and_values(self, other: Float[Array, "*row feat"]) -> list[Float[Array, "*row feat"]]:
-        """What X sees of the members of Y, for `given`."""
+        """Keys and values of the members of Y, for `given`."""
         return joint_linear([self.key, self.value], other)
 
     def given(

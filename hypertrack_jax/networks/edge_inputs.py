@@ -16,7 +16,7 @@ NUM_ODD = 1 + NUM_ODD_HELIX
 
 
 class EdgeInputs(NamedTuple):
-    """What every layer needs of the edges; sorted by receiver."""
+    """The edges as every layer needs them, sorted by receiver."""
 
     senders: Int[Array, " edge"]
     receivers: Int[Array, " edge"]
@@ -26,14 +26,14 @@ class EdgeInputs(NamedTuple):
 
 
 class PairInputs(EdgeInputs):
-    """The same, but each stands for sender -> receiver and for the way back, self-loops apart.
+    """Pairs of edges, sender -> receiver and the way back; a self-loop is a pair of its own.
 
     On the way back the first `NUM_ODD` scalars have the other sign.
     """
 
 
 def are_many(edges: EdgeInputs) -> bool:
-    """Whether training goes by blocks, a choice that is made when it is compiled."""
+    """Whether training goes by blocks; this is decided when it is compiled."""
     return len(edges.mask) > kernels.WHOLE_EDGES
 
 
@@ -70,7 +70,7 @@ def block_at(blocks: EdgeInputs, place: Int[Array, ""]) -> EdgeInputs:
 def map_real_blocks(
     function: Callable[[EdgeInputs], Shaped[Array, "edge ..."]], blocks: EdgeInputs
 ) -> Shaped[Array, "edge ..."]:
-    """What a function of blocks gives of all edges, 0 for blocks of padding alone; no gradient."""
+    """A function of blocks over all edges, without a gradient; 0 for blocks of padding alone."""
     one = jax.eval_shape(function, jax.eval_shape(block_at, blocks, jnp.int32(0)))
 
     def put(place, values):
@@ -86,8 +86,8 @@ def scan_blocks(
 ) -> tuple[Any, Any]:
     """`lax.scan` of a function that is computed again for the gradient, so that nothing is kept.
 
-    Without a loop XLA on CPU makes nothing of `jax.checkpoint`: it computes again, but keeps all.
-    Blocks of padding alone are passed over: they give zeros, and leave the carry as it is.
+    The loop is needed: without one, XLA on CPU computes again but still keeps all values. Blocks of
+    padding alone are skipped: they give zeros and leave the carry as it is.
     """
     one = jax.tree.map(lambda array: array[0], blocks)
     function, shared = jax.closure_convert(function, start, one)

@@ -40,7 +40,7 @@ from hypertrack_jax.tunes.tune import NetworkTune
 
 
 class EdgePrediction(NamedTuple):
-    """What the GNN says of an event."""
+    """Embeddings of the hits and logits of the edges of an event."""
 
     embedding: Float[Array, "hit feat"]
     """Fused latent z of every hit, input of the set transformer."""
@@ -126,7 +126,7 @@ class EdgePredictor(nn.Module):
         return EdgePrediction(embedding, logit[: len(mask)] if pairs is None else logit[pairs.pair])
 
     def _edge_inputs(self, graph: EventGraph, degree, train, dtype, are_pairs) -> EdgeInputs:
-        """What the layers need of the edges, in inference filled up to whole blocks.
+        """The edges as the layers need them, in inference filled up to whole blocks.
 
         Features are made block by block where no more than they should be in memory.
         """
@@ -153,7 +153,7 @@ class EdgePredictor(nn.Module):
         return kind(senders, receivers, mask, scalars)
 
     def _latents(self, nodes: Nodes, edges: EdgeInputs, degree, train, dtype):
-        """What every layer makes of the hits."""
+        """The latent of the hits after every layer."""
         if self.tune.node_features == "cartesian":
             x = nodes.position.astype(dtype)
         else:
@@ -253,7 +253,7 @@ def takes_pairs(tune: NetworkTune) -> bool:
 
 
 def _num_inputs(tune: NetworkTune) -> int:
-    """Width of what the first layer knows of a hit."""
+    """Width of the first layer's input for a hit."""
     if tune.node_features == "cylindrical":
         return NUM_CYLINDRICAL
     return 1 if tune.convolution == "gauge" else 3
@@ -267,7 +267,7 @@ def _relative_degree(degree, node_mask):
 
 
 def _edge_mlp_inputs(kind: str, embedding, edges: EdgeInputs):
-    """What the edge MLP sees; features that both directions share stand behind the hits.
+    """Inputs of the edge MLP: the hits, then the features that both directions share.
 
     A row per edge, or with `symmetrized` two: first all edges, then all with their hits exchanged.
     """

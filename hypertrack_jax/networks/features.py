@@ -10,7 +10,7 @@ CLIP = 5.0
 NUM_CYLINDRICAL = 5
 NUM_HELIX = 8
 NUM_ODD_HELIX = 5
-"""The first of them, which change sign when the hits are exchanged."""
+"""How many of them, the first ones, change sign when the hits are exchanged."""
 NUM_COUNT = 1
 
 

@@ -17,7 +17,7 @@ from hypertrack_jax.networks.mlp import XAVIER_NORMAL
 from hypertrack_jax.tunes.tune import NetworkTune
 
 NUM_CONDITIONS = 7
-"""What the density of a hit depends on: vertex, momentum and charge of its particle."""
+"""Conditions of the density of a hit: vertex, momentum and charge of its particle."""
 MAX_LOG_SCALE = 4.0
 """Largest logarithm of what a block scales a channel by, so that no scale overflows or vanishes."""
 
@@ -91,7 +91,7 @@ def _inverse_of_block(block, noise, condition):
 
 
 def _shift_and_log_scale(block, z, condition):
-    """What a MADE makes of the channels before each, and of the condition."""
+    """Shift and log-scale of each channel, from the channels before it and the condition."""
     to_hidden, between, to_output = _masks(z.shape[1], block["hidden"]["kernel"].shape[0])
     hidden = _linear(block["input"], z, to_hidden) + condition @ block["condition"]["kernel"]
     hidden = _linear(block["hidden"], jnp.tanh(hidden), between)

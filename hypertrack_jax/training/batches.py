@@ -42,7 +42,7 @@ class EventSource(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What one training step consumes."""
+    """The graphs of one training step."""
 
     graphs: EventGraph
     """NumPy arrays with a leading axis over the events."""
@@ -55,7 +55,7 @@ def step_events(
 ) -> list[Event]:
     """The thinned events of a step; the same for the same (source, step), whatever came before.
 
-    Of them those at the given places in the batch; None for all. No other is read.
+    `places` selects events by their place in the batch; None selects all. No others are read.
     """
     ids = step_event_ids(source.event_ids, source.seed, step, batch_size)
     return [
@@ -73,7 +73,7 @@ def fixed_events(source: EventSource) -> Iterator[Event]:
 def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: Tune) -> Batch:
     """Candidate graphs of some events, padded to one bucket and stacked.
 
-    Where the flow has a weight their `globals` are what its density depends on.
+    If the flow's loss has a weight, their `globals` are the conditions of its density.
     """
     edges = [predict_edges(voxdyn, event.position, tune.voxdyn.min_count) for event in events]
     num_hits = max(len(event.position) for event in events)
@@ -103,8 +103,8 @@ def prefetched(
 ) -> Iterator[Iterator[Batch]]:
     """Batches from `first_step` on, made by a thread while the device computes.
 
-    They hold the events at the given places, as in `step_events`. The queue is bounded. An error
-    while making a batch is raised where that batch is taken.
+    They hold the events at `places`, as in `step_events`. The queue is bounded. An error in making
+    a batch is raised when that batch is taken.
     """
     ready: queue.Queue = queue.Queue(maxsize=_PREFETCHED)
     stop = threading.Event()

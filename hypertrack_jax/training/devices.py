@@ -1,8 +1,8 @@
 """The border: the events of a batch over the devices of one process, or of several.
 
-Every process makes and computes a share of the batch, in a program of its own whose sizes the
-others need not know. What they exchange is one vector per device and update, the weighted sum of
-gradients, statistics and losses; then all of them make the same update of the same state.
+Every process makes and computes a share of the batch, in a program whose sizes the others need not
+know. The processes exchange one vector per device and update: the weighted sum of gradients,
+statistics and losses. Then all processes make the same update of the same state.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,7 +47,7 @@ class Slots(NamedTuple):
 
 
 class Devices(NamedTuple):
-    """What a batch of events is computed on."""
+    """The devices that compute a batch of events."""
 
     batch_size: int
     local: Mesh
@@ -69,8 +69,8 @@ class Devices(NamedTuple):
     def replicate(self, tree: Any) -> Any:
         """A tree that all processes have alike, placed whole on every device.
 
-        Arrays that are placed otherwise make programs of their own: a state that is so in part,
-        after a resume or a change of phase, would be compiled for twice.
+        A state with another placement, as after a resume or a change of phase, would be compiled
+        for once more.
         """
 
         def put(leaf):
@@ -224,7 +224,7 @@ def _device_sums(
     """
 
     def of_device(model, graphs, slots, key):
-        total = batch_gradient(method, model, graphs, *slots, key)
+        total = batch_gradient(method, model, graphs, slots.place, slots.weight, key)
         return ravel_pytree(total)[0][None]
 
     places = _SAME, _SPREAD, _SPREAD, _SAME

@@ -65,7 +65,7 @@ class Losses(NamedTuple):
 
 
 class LossMethod(NamedTuple):
-    """What the loss of an event is compiled for; equal ones share their programs."""
+    """All that the loss of an event is compiled for; equal methods share their programs."""
 
     network: NetworkTune
     loss: LossTune

@@ -49,8 +49,8 @@ def flow_loss(
 ) -> Float[Array, ""]:
     """Mean negative log-density of z over the hits of particles, given their particle's parameters.
 
-    Its gradient reaches the edge predictor, whose z it draws together where the particles are
-    alike. The density is bounded, since a block scales a channel by no more than e^4.
+    Its gradient reaches the edge predictor and draws z of similar particles together. The density
+    is bounded, because a block scales a channel by e^4 at most.
 
     Args:
       params: of the flow.
@@ -62,7 +62,7 @@ def flow_loss(
       The loss; 0 for an event without particles.
     """
     is_signal = hit_particle >= 0
-    # Padding is emptied, so that whatever stands there reaches no gradient.
+    # Padding may hold anything, which must not reach a gradient.
     z = jnp.where(is_signal[:, None], embedding.astype(condition.dtype), 0)
     log_density = jnp.where(is_signal, flow_log_density(params, z, condition), 0)
     return -log_density.sum() / jnp.maximum(is_signal.sum(), 1).astype(z.dtype)

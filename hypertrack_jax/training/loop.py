@@ -147,7 +147,7 @@ class _Trainer:
         return state
 
     def wishes(self, num_done: int, has_signal: bool) -> list[bool]:
-        """Whether to stop, and whether to save, as some process wishes; the same in all of them."""
+        """Whether to stop and whether to save, if any process wishes it; the same in all."""
         if jax.process_count() > 1 and num_done % AGREE_INTERVAL:
             return [False, False]
         is_save_due = time.monotonic() - self.saved_at > 60 * self.run.save_period

@@ -70,10 +70,10 @@ def particle_shares(
     senders: Int[Array, " edge"],
     hit_particle: Int[Array, " hit"],
 ) -> Float[Array, " edge"]:
-    """Weights that give every particle the same sum over its true edges, 1 in the mean over them.
+    """Weights that give every particle the same sum over its true edges; their mean is 1.
 
-    A particle of n hits has up to n^2 true edges, so that without them one of 13 hits weighs ten
-    times one of 4. What stands at other edges has no meaning.
+    A particle of n hits has up to n^2 true edges. Without these weights a particle of 13 hits would
+    weigh ten times one of 4. The values at other edges have no meaning.
     """
     num_segments, is_true = len(hit_particle), mask & label
     particle = jnp.where(is_true, hit_particle[senders], num_segments)

@@ -34,7 +34,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a run is made of, beside the Tune and the graph constructor."""
+    """Data, places and durations of a run; the Tune and the graph constructor come apart."""
 
     source: EventSource
     """Training events."""
@@ -112,7 +112,7 @@ def require_consistent(run: TrainingRun, tune: Tune) -> None:
 
 
 def _numbers(run: TrainingRun) -> Iterator[tuple[str, Any, bool, str]]:
-    """Name, value, whether it is allowed, and what is expected, of what a run is given."""
+    """Name, value, whether it is allowed and what is expected, for the arguments of a run."""
     for name in ("num_steps", "batch_size", "validate_every"):
         value = getattr(run, name)
         yield name, value, _is_whole(value) and value >= 1, "a whole number from 1 on"
@@ -215,5 +215,5 @@ def _fitting(directory: Path, weights: dict[str, Any], place: Sharding) -> Fitte
 
 
 def _groups(names: Sequence[str]) -> list[str]:
-    """What comes before the third slash of each name, such as `params/edge/fusion`, once."""
+    """The first three parts of each name, such as `params/edge/fusion`, each once."""
     return sorted({"/".join(name.split("/")[:3]) for name in names})

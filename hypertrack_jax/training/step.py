@@ -46,13 +46,13 @@ class TrainState(NamedTuple):
     auc_mean: Float[Array, ""]
     """Running mean of the edge AUC in this phase."""
     loss_scale: Float[Array, ""]
-    """What float16 losses are multiplied by; of no effect in other types."""
+    """Factor of float16 losses; it has no effect in other types."""
     num_finite: Int[Array, ""]
     """Finite updates since the scale last changed."""
 
 
 class StepMetrics(NamedTuple):
-    """What a training step reports."""
+    """The report of a training step."""
 
     losses: Losses
     """Means over the batch."""
@@ -96,8 +96,8 @@ def begin_phase(tune: Tune, state: TrainState, phase: int) -> TrainState:
 def due_phase(tune: Tune, state: TrainState, asked: int | None = None) -> int:
     """The phase that the next update belongs to.
 
-    It follows from the state alone, so that a resumed run changes at the step at which one that was
-    never stopped does. The device is waited for.
+    It follows from the state alone, so a resumed run changes phase at the same step as a run that
+    was never stopped. This waits for the device.
 
     Args:
       tune: without `transformer` as its clusterer there is phase 1 alone.
@@ -124,7 +124,7 @@ def phase_optimizer(tune: OptimizerTune, phase: int) -> OptimizerTune:
 
 
 class Model(NamedTuple):
-    """What the gradient is taken at."""
+    """The point at which the gradient is taken."""
 
     params: dict[str, Any]
     batch_stats: Any
@@ -132,7 +132,7 @@ class Model(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """What an event says, or the weighted sum of what events say."""
+    """Gradient, statistics and losses of an event, or the weighted sum over events."""
 
     params: Any
     """Gradient of the loss by the weights."""
@@ -142,7 +142,7 @@ class Gradient(NamedTuple):
 
 
 class UpdateMethod(NamedTuple):
-    """What an update is compiled for; equal ones share their programs."""
+    """All that an update is compiled for; equal methods share their programs."""
 
     optimizer: OptimizerTune
     dtype: DTypeLike
@@ -248,7 +248,7 @@ def updated(
 
 
 def _of_edges_alone(changes: Any) -> dict[str, Any]:
-    """None for the clusterer, which weight decay would move even without a gradient."""
+    """The changes, 0 for the clusterer: weight decay would move it even without a gradient."""
     return changes | {CLUSTER: jax.tree.map(jnp.zeros_like, changes[CLUSTER])}
 
 
