@@ -7,7 +7,7 @@ import numpy as np
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import Event, Particles, validate_event
-from hypertrack_jax.files import ArrayType, NpzFormat, read_npz, write_npz
+from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.streams import stream
 
 _PARTICLE_PREFIX = "particles/"

@@ -8,16 +8,13 @@ The format: https://www.kaggle.com/c/trackml-particle-identification/data.
 import gzip
 import os
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int64
 
 from hypertrack_jax.errors import UserError, warn_user
+from hypertrack_jax.events.archives import Files, base_name, opened
 from hypertrack_jax.events.csv_table import read_table, require_finite
 from hypertrack_jax.events.event import NOISE, Event, Particles, no_particles, validate_event
 from hypertrack_jax.files import replace_file
@@ -47,9 +44,6 @@ _FILE_NAME = re.compile(r"event(\d{1,18})-(hits|truth|particles)\.csv(\.gz)?", r
 # The files print six digits, so that the weights of a whole event miss 1 by about 1e-6.
 _WEIGHT_SUM_TOLERANCE = 1e-5
 
-Files = Mapping[str, Callable[[], bytes]]
-"""What reads each file of a directory or zip, by its name within it."""
-
 
 def list_event_ids(source: str | Path) -> list[int]:
     """Numbers of the events whose hits are in a directory or zip, in ascending order.
@@ -58,8 +52,8 @@ def list_event_ids(source: str | Path) -> list[int]:
       FileNotFoundError: there is no such directory or file.
       UserError: the file is not a zip.
     """
-    with _opened(Path(source)) as files:
-        names = (_FILE_NAME.fullmatch(_base(name)) for name in files)
+    with opened(Path(source)) as files:
+        names = (_FILE_NAME.fullmatch(base_name(name)) for name in files)
         return sorted({int(name[1]) for name in names if name and name[2].lower() == "hits"})
 
 
@@ -85,7 +79,7 @@ def read_event(source: str | Path, event_id: int, *, lenient: bool = False) -> E
         cannot be read or is not finite, an id that occurs twice, or belongs to another event.
     """
     source, notes = Path(source), []
-    with _opened(source) as files:
+    with opened(source) as files:
         event = _read_event(source, event_id, files, lenient, notes)
     for note in notes:
         warn_user(note)
@@ -348,7 +342,7 @@ def _event_files(source: Path, event_id: int, files: Files) -> dict[str, str]:
     """Names of an event's files by kind: hits, and truth and particles where they are."""
     found: dict[str, str] = {}
     for name in files:
-        match = _FILE_NAME.fullmatch(_base(name))
+        match = _FILE_NAME.fullmatch(base_name(name))
         if match and int(match[1]) == event_id:
             kind = match[2].lower()
             if kind in found:
@@ -369,44 +363,6 @@ def _inner_zips(files: Files) -> str:
     return ", or unpack the zips in it" * any(name.lower().endswith(".zip") for name in files)
 
 
-@contextmanager
-def _opened(source: Path) -> Iterator[Files]:
-    """The files of a directory or zip, at any depth."""
-    if source.is_dir():
-        paths = [Path(folder, name) for folder, _, names in os.walk(source) for name in names]
-        yield {str(path.relative_to(source)): _reader(path, path.read_bytes) for path in paths}
-        return
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such directory or zip of TrackML files.")
-    try:
-        archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{source}: not a directory, and not a complete zip ({error}); fetch it again."
-        ) from error
-    with archive:
-        yield {
-            info.filename: _reader(source / info.filename, lambda info=info: archive.read(info))
-            for info in archive.infolist()
-        }
-
-
-def _reader(path: Path, read: Callable[[], bytes]) -> Callable[[], bytes]:
-    """Reads a file, and unpacks it where it is gzipped."""
-
-    def read_whole() -> bytes:
-        try:
-            data = read()
-            return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
-        # All that they raise for damaged bytes; a RuntimeError for encrypted ones.
-        except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-            raise UserError(
-                f"{path}: cannot be read to its end ({error}); fetch the file again."
-            ) from error
-
-    return read_whole
-
-
 def _split(names: tuple[str, ...], array: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, array.T, strict=True))
 
@@ -415,7 +371,3 @@ def _to_csv(columns: dict[str, np.ndarray]) -> bytes:
     """Columns as csv; NumPy prints a float with as many digits as tell it from its neighbours."""
     rows = zip(*(column.astype(str).tolist() for column in columns.values()), strict=True)
     return "\n".join([",".join(columns), *map(",".join, rows), ""]).encode()
-
-
-def _base(name: str) -> str:
-    return re.split(r"[/\\]", name)[-1]

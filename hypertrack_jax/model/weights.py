@@ -9,8 +9,8 @@ import jax
 import numpy as np
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.files import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.model.parameters import Fitted, by_name, fitted, nested
+from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.tunes.tune import Tune, tune_from_json, tune_to_json
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 

@@ -21,8 +21,9 @@ from jaxtyping import Float32
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.events.topology import require_topology, truth_edges
-from hypertrack_jax.files import ArrayType, NpzFormat, locked, read_npz, write_npz
+from hypertrack_jax.files import locked
 from hypertrack_jax.memory import require_memory
+from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.streams import stream
 from hypertrack_jax.voxdyn.centroids import CentroidFit, fit_centroids
 from hypertrack_jax.voxdyn.connectivity import (

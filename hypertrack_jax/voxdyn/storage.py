@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.files import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.memory import require_memory
+from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.voxdyn.connectivity import MAX_ENTRIES, Rows
 from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold, make_voxdyn
 
