@@ -76,9 +76,23 @@ def validate_event(event: Event, source: str) -> Event:
       The event itself.
 
     Raises:
-      UserError: no hits; a coordinate that is not finite; a hit id that occurs twice; a particle
-        index outside the particles; arrays of different lengths.
+      UserError: a number out of range; no NumPy arrays, or masked ones; no hits; a coordinate
+        that is not finite; a hit id that occurs twice; a particle index outside the particles;
+        arrays of different lengths.
     """
+    if not 0 <= event.event_id < 2**63:
+        raise UserError(
+            f"{source}: event_id is {event.event_id}; expected a whole number from 0 to 2^63 - 1."
+        )
+    for name, array in (event._asdict() | event.particles._asdict()).items():
+        if name in ("event_id", "particles", "has_truth"):
+            continue
+        # A file cannot hold a mask.
+        if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
+            raise UserError(
+                f"{source}: {name} is a {type(array).__name__}, where a NumPy array is expected; "
+                "convert it."
+            )
     num_hits = len(event.position)
     if num_hits == 0:
         raise UserError(f"{source}: the event has no hits; leave it out of the event range.")

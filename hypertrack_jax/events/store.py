@@ -79,21 +79,6 @@ def load_event(directory: str | Path, event_id: int) -> Event:
     return Event(event_id=event_id, particles=particles, has_truth=has_truth, **arrays)
 
 
-def parse_int_list(name: str, values: Sequence[str]) -> list[int]:
-    """Whole numbers from the values of the list flag `--name`.
-
-    Raises:
-      UserError: a value is not a whole number.
-    """
-    try:
-        return [int(value) for value in values]
-    except ValueError as error:
-        raise UserError(
-            f"--{name}={','.join(values)}: not a list of whole numbers; write it like "
-            f"--{name}=1000,7700."
-        ) from error
-
-
 def event_ids(starts: Sequence[int], ends: Sequence[int]) -> list[int]:
     """Event numbers of the ranges starts[0]..ends[0], starts[1]..ends[1], ..., ends included.
 

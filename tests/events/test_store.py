@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from handmade import assert_same_event, random_event
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events import store
 from hypertrack_jax.events.event import no_particles
 
@@ -57,6 +58,39 @@ def test_threads_read_beside_each_other(tmp_path, event):
 def test_equal_events_give_equal_files(tmp_path, event):
     first = store.save_event(tmp_path / "a", event).read_bytes()
     assert store.save_event(tmp_path / "b", event).read_bytes() == first
+
+
+def test_paths_may_be_text_and_arrays_of_other_numbers(tmp_path, event):
+    changed = event._replace(
+        position=event.position.astype(">f4"),
+        hit_particle=event.hit_particle.astype(">i8"),
+        hit_weight=event.hit_weight.astype(">f8"),
+    )
+    store.save_event(str(tmp_path), changed)
+    assert_same_event(store.load_event(str(tmp_path), 1000), event)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hit_weight": np.ma.masked_array(np.zeros(17), np.arange(17) > 3)},
+            "hit_weight is a Mas",
+        ),
+        ({"hit_id": list(range(17))}, "hit_id is a list, where a NumPy array is expected"),
+        ({"event_id": -1}, r"event_id is -1; expected a whole number from 0 to 2\^63 - 1"),
+        ({"event_id": 2**63}, "event_id is 9223372036854775808; expected"),
+        ({"hit_id": np.linspace(0, 1, 17)}, "hit_id is of type float64, where int64 is expected"),
+        ({"hit_particle": np.full(17, 0.5)}, "hit_particle is of type float64"),
+        ({"module": np.ones((17, 2), np.int64)}, r"module has the shape \(17, 2\)"),
+    ],
+)
+def test_what_is_no_event_is_not_written(tmp_path, event, changes, message):
+    # Without the type checks of the tests, as a user's program runs.
+    save = getattr(store.save_event, "__wrapped__", store.save_event)
+    with pytest.raises(UserError, match=message):
+        save(tmp_path, event._replace(**changes))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_invalid_event_is_not_written(tmp_path, event):
@@ -159,12 +193,6 @@ def test_ranges_include_their_ends_and_keep_their_order():
 def test_ranges_that_are_none_are_refused(starts, ends, message):
     with pytest.raises(ValueError, match=message):
         store.event_ids(starts, ends)
-
-
-def test_list_flags_hold_whole_numbers():
-    assert store.parse_int_list("event_start", ["1000", " 7700"]) == [1000, 7700]
-    with pytest.raises(ValueError, match="--event_start=1000,1e3: not a list of whole numbers"):
-        store.parse_int_list("event_start", ["1000", "1e3"])
 
 
 def test_every_epoch_visits_every_event_once():
