@@ -25,7 +25,6 @@ def main() -> None:
     """Measures and reports."""
     suites = asked.SUITE.value
     suite = suites[0] if len(suites) == 1 and suites[0] in asked.ALONE else ""
-    files = []
     if suite == "voxdyn":
         timings = voxdyn_timings()
         notes = [*ratios(timings), *growth(timings)]
@@ -35,11 +34,11 @@ def main() -> None:
     else:
         timings = stage_timings()
         notes = ratios(timings)
-    if suite == "scaling":
-        files.append(plot_scaling(command_line.workdir("figs", "scaling.png"), timings))
     print(markdown(timings), machine(), "\n".join(notes), sep="\n\n")
     name = f"benchmark_{suite}.json" if suite else "benchmark.json"
-    print(*write_timings(command_line.workdir("figs", name), timings, notes), *files, sep="\n")
+    print(*write_timings(command_line.workdir("figs", name), timings, notes), sep="\n")
+    if suite == "scaling":
+        print(plot_scaling(command_line.workdir("figs", "scaling.png"), timings))
 
 
 def voxdyn_timings() -> list[Timing]:

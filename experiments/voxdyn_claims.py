@@ -10,7 +10,7 @@ from functools import partial
 
 import command_line
 from absl import flags
-from studies.claim_report import CLAIMS, claim_table, notes, write_claim
+from studies.claim_report import CLAIMS, claim_table, draw_claim, notes, write_claim
 from studies.voxdyn_claims import HeldOut, Study, count_snapshots, measure_claims
 from tqdm import tqdm
 
@@ -60,8 +60,9 @@ def main() -> None:
         count_snapshots, training=asked.training, directory=directory, progress=progress
     )
     for claim, points in measure_claims(asked, CLAIM_LIST.value, count_c, progress):
-        files = write_claim(directory, claim, points, settings)
-        print(f"{CLAIMS[claim]}:", claim_table(points), *notes(points), *files, "", sep="\n")
+        print(f"{CLAIMS[claim]}:", claim_table(points), *notes(points), sep="\n")
+        print(write_claim(directory, claim, points, settings))
+        print(draw_claim(directory, claim, points), end="\n\n")
 
 
 def study() -> Study:

@@ -30,7 +30,7 @@ from benchmarks.timing import (
     peak_memory,
     timing_of,
 )
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.evaluation.metrics import TrackScores, track_scores
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
@@ -103,6 +103,8 @@ def measure_reconstruction(setting: EndToEnd) -> Iterator[Timing]:
                 _LOG.warning(
                     "%s is left out: its process was ended, most likely for want of memory", suite
                 )
+            except MissingPackageError:
+                raise
             except (UserError, jax.errors.JaxRuntimeError) as error:
                 _LOG.warning("%s is left out: %s", suite, error)
 

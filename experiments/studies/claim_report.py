@@ -29,23 +29,22 @@ CLAIMS = {
 
 def write_claim(
     directory: Path, claim: str, points: Points, settings: Mapping[str, object]
-) -> list[Path]:
-    """Writes the points as JSON and draws them; each file takes its place only when complete.
+) -> Path:
+    """Writes the points as JSON, whole or not at all.
 
     Args:
-      directory: where `{claim}.json` and `{claim}.png` go.
+      directory: where `{claim}.json` goes.
       claim: one of `CLAIMS`.
       points: what was measured.
       settings: what a reader needs to get these numbers again; anything that JSON can hold.
 
     Returns:
-      The files.
+      The file.
 
     Raises:
-      ImportError: matplotlib or mplhep is missing; the JSON is there.
-      OSError: a file cannot be written.
+      OSError: the file cannot be written.
     """
-    data, figure = directory / f"{claim}.json", directory / f"{claim}.png"
+    path = directory / f"{claim}.json"
     content = {
         "claim": CLAIMS[claim],
         "settings": dict(settings),
@@ -53,10 +52,21 @@ def write_claim(
         "points": [_flat(point) for point in points],
     }
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    with replace_file(data) as file:
+    with replace_file(path) as file:
         file.write(text.encode())
-    _FIGURES[claim](figure, points)
-    return [data, figure]
+    return path
+
+
+def draw_claim(directory: Path, claim: str, points: Points) -> Path:
+    """Draws the points of a claim as `{claim}.png` in a directory, and returns the file.
+
+    Raises:
+      ImportError: matplotlib or mplhep is missing.
+      OSError: the file cannot be written.
+    """
+    path = directory / f"{claim}.png"
+    _FIGURES[claim](path, points)
+    return path
 
 
 def claim_table(points: Points) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from hypertrack_jax.clustering.tracks import Tracks
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.evaluation.compiled_time import compiled_seconds, watched_compilation
 from hypertrack_jax.evaluation.graph_quality import graph_row
 from hypertrack_jax.evaluation.metrics import edge_scores, graph_scores, track_scores
@@ -81,6 +81,7 @@ def evaluate_events(
 
     Raises:
       UserError: an event cannot be reconstructed, and there is no list of problems.
+      ImportError: the tune asks for scikit-learn, which is missing.
     """
     if isinstance(reconstruct, Batched):
         size, call = reconstruct.batch_size, reconstruct.reconstruct
@@ -158,6 +159,9 @@ def _evaluated(
     try:
         found = call([event.position for event in batch])
         return [score_event(*pair, tune) for pair in zip(batch, found, strict=True)]
+    except MissingPackageError:
+        # Every other event would fail in the same way.
+        raise
     except UserError as error:
         if len(batch) == 1:
             _note(problems, batch[0], error)

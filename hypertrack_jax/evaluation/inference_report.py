@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hypertrack_jax.clustering.tracks import Tracks
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.evaluation.efficiency import (
     BinnedEfficiency,
     binned_efficiency,
@@ -84,6 +84,7 @@ def report_events(
 
     Raises:
       UserError: an unknown topology.
+      ImportError: the tune asks for scikit-learn, which is missing.
       OSError: a submission cannot be written.
     """
     fitted = tune.voxdyn.node2node
@@ -153,6 +154,8 @@ def draw_figures(directory: Path, report: InferenceReport) -> tuple[list[Path], 
         try:
             draw(directory / name)
             files.append(directory / name)
+        except MissingPackageError:
+            raise
         except UserError as error:
             problems.append(f"no {name}: {error}")
     return files, problems

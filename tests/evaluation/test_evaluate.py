@@ -7,7 +7,7 @@ import pytest
 from toy import helix_event
 
 from hypertrack_jax.clustering.tracks import Tracks
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.evaluation import evaluate
 from hypertrack_jax.evaluation.evaluate import (
     Batched,
@@ -72,6 +72,14 @@ def test_scores_that_are_not_numbers_are_a_problem_of_their_event():
     problems = []
     assert len(list(evaluate_events(diverged, EVENTS, TUNE, problems))) == 4
     assert len(problems) == 1 and problems[0].startswith("event 2: 2 of 2 edge scores are NaN")
+
+
+def test_a_missing_package_ends_the_evaluation():
+    def reconstruct(position):
+        raise MissingPackageError("scikit-learn is missing")
+
+    with pytest.raises(MissingPackageError):
+        list(evaluate_events(reconstruct, EVENTS, TUNE, []))
 
 
 def test_a_defect_is_no_problem_of_an_event():

@@ -18,7 +18,7 @@ from benchmarks.stages import fresh_model
 from benchmarks.timing import forget_peak, peak_memory
 from toy import helix_event
 
-from hypertrack_jax.errors import UserError
+from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
@@ -119,6 +119,15 @@ def test_what_does_not_fit_is_left_out_and_told(setting, monkeypatch, caplog, er
     with caplog.at_level(logging.WARNING):
         assert len(list(measure_reconstruction(setting._replace(with_acts=False)))) == 1
     assert "pile-up 200 / ours" in caplog.text and "memory" in caplog.text
+
+
+def test_a_missing_package_is_told(setting, monkeypatch):
+    def alone(*_):
+        raise MissingPackageError("pyacts is missing")
+
+    monkeypatch.setattr(end_to_end, "alone", alone)
+    with pytest.raises(MissingPackageError):
+        list(measure_reconstruction(setting))
 
 
 def test_acts_is_timed_on_simulated_events(setting):
