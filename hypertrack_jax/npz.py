@@ -21,8 +21,6 @@ _LARGE = 2**26
 _MAX_DEFLATION = 1032
 """Most bytes that one deflated byte can stand for."""
 _CHUNK = 2**20
-_ENCRYPTED = 1
-"""Bit of a zip member's flags."""
 # The header that NumPy writes, for arrays of numbers, truth values and text alone: what is not of
 # this form, pickled objects among it, is refused and never evaluated.
 _HEADER = re.compile(
@@ -203,8 +201,6 @@ def _require_readable(name: str, info: zipfile.ZipInfo, end: int) -> None:
     is_stored = info.compress_type == zipfile.ZIP_STORED
     if not (is_stored or info.compress_type == zipfile.ZIP_DEFLATED):
         raise ValueError(f"{name} is compressed in an unknown way")
-    if info.flag_bits & _ENCRYPTED:
-        raise ValueError(f"{name} is encrypted")
     if info.file_size > info.compress_size * (1 if is_stored else _MAX_DEFLATION):
         raise ValueError(f"{name} claims to hold {info.file_size} bytes")
 
