@@ -1,4 +1,4 @@
-"""The flags of benchmark.py and what follows from them alone."""
+"""The flags of benchmark.py, and the model and peers that they ask for."""
 
 from collections.abc import Sequence
 from dataclasses import replace

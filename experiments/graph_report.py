@@ -1,4 +1,4 @@
-"""What pretrain_voxdyn.py and inference.py --pre_only print and write about candidate graphs."""
+"""The output of pretrain_voxdyn.py and inference.py --pre_only about candidate graphs."""
 
 import sys
 import time
@@ -55,14 +55,14 @@ def graphs_of(tune: VoxdynTune, events: ReadableEvents, node2node: str | None) -
 
 
 def write_rows(path: Path, rows: list[Row]) -> Path:
-    """Writes rows as JSON, with the script's own flags, which led to them."""
+    """Writes rows as JSON, with the values of the script's own flags."""
     settings = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
     write_report(path, rows, {flag.name: flag.value for flag in settings})
     return path
 
 
 def describe_voxdyn(vd: VoxelDynamics) -> str:
-    """What has been fitted, in a few lines."""
+    """Describes an estimator in a few lines."""
     num_entries, counts = len(vd.rows.columns), np.arange(len(vd.histogram))
     objective = ", ".join(f"{value:.4g}" for value in vd.objective) or "not fitted"
     thresholds = ", ".join(

@@ -1,7 +1,7 @@
 """The whole road in one go: simulate, fit Voxel-Dynamics, train, reconstruct held-out events.
 
-Runs the other scripts one after another and prints each command, so that it can be repeated and
-changed. What is there already is not made again, and training goes on where it stopped.
+Runs the other scripts one after another and prints each command, which you can repeat and change.
+Events and fits that exist are kept, and training continues where it stopped.
 
 python experiments/quickstart.py --workdir=quickstart
 """
@@ -74,11 +74,11 @@ def train(tag: str, event_start: int, event_end: int) -> None:
         save_tag=tag,
         event_start=event_start,
         event_end=event_end,
-        # Many events that are thinner than those of the test teach more in the same time.
+        # Thinner events take less time, so the model sees more of them.
         rfactor_start=RFACTOR / 2,
         rfactor_end=RFACTOR,
         num_steps=NUM_STEPS.value,
-        # Longer than the run: the rate stays high while it helps and does not idle at the floor.
+        # Longer than the run, so the learning rate does not reach its floor.
         period=NUM_STEPS.value * 6 // 5,
     )
 

@@ -1,4 +1,4 @@
-"""Measures what is claimed of Voxel-Dynamics, on held-out events; writes to figs/voxdyn/.
+"""Measures the claims about Voxel-Dynamics on held-out events; writes to figs/voxdyn/.
 
 python experiments/pretrain_voxdyn.py --ncell=16384,65536 --node2node=hyper --event_end=1999
 python experiments/voxdyn_claims.py --ncell=16384,65536 --node2node=hyper --claims=pileup,trade
@@ -50,7 +50,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Decides samples, thinning, first centroi
 
 
 def main() -> None:
-    """Measures the claims one by one; prints a table and writes JSON and a figure of each."""
+    """Prints a table of each claim, and writes its JSON and its figure."""
     directory = command_line.workdir("figs", "voxdyn")
     flag_values = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
     settings = {flag.name: flag.value for flag in flag_values}

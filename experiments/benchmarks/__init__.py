@@ -1,1 +1,1 @@
-"""How long the work takes and what it needs, beside the programs that do the same."""
+"""Time and memory of our work, beside other programs for the same work."""

@@ -1,7 +1,7 @@
 """Host side: reconstruction end to end, from hits to tracks, beside ACTS on the same events.
 
-Each pile-up of each program runs in a process of its own, one after the other, so that its peak
-memory is that of the work and of what it needs loaded.
+Each program runs at each pile-up in a process of its own, one after the other. So its peak memory
+holds only this work and the modules for it.
 """
 
 import logging
@@ -42,7 +42,7 @@ from hypertrack_jax.streams import stream
 
 _LOG = logging.getLogger(__name__)
 SEED_PT = (0.15, 0.4)
-"""GeV; the first is where the simulated particles begin, the second is usual."""
+"""Smallest pT of seeds in GeV: the smallest that is simulated, and a usual one."""
 
 
 class EndToEnd(NamedTuple):
@@ -66,7 +66,7 @@ class EndToEnd(NamedTuple):
     """Counted runs of each event."""
     with_acts: bool
     with_cost: bool
-    """Compile the program once more and read off what it has to do."""
+    """Also compile the program once more to read off its cost."""
 
 
 class Run(NamedTuple):
@@ -80,9 +80,9 @@ class Run(NamedTuple):
 
 
 def measure_reconstruction(setting: EndToEnd) -> Iterator[Timing]:
-    """Times the reconstruction of some events at each rfactor, ours and then that of ACTS.
+    """Times the reconstruction of some events at each rfactor, by us and then by ACTS.
 
-    What a machine has not the memory for is left out, with a warning in the log.
+    Work that does not fit in the memory is left out, with a warning in the log.
 
     Yields:
       Timings over all runs of all events; hits, edges and scores are means over the events.
@@ -140,7 +140,7 @@ def time_events(
 
 
 def reconstruction_cost(model: Reconstructor, event: Event) -> ProgramCost:
-    """Operations and bytes of the program in the capacities that the event is tried in first.
+    """Operations and bytes of the program in the first capacities of an event.
 
     Its products are those of the edge predictor for this event, and of a single round of the search
     for clusters.
@@ -148,7 +148,7 @@ def reconstruction_cost(model: Reconstructor, event: Event) -> ProgramCost:
     num_hits = len(event.position)
     hits = model.begin(event.position).made[0]
     cost = program_cost(jax.jit(one_program(model, num_hits)), *hits)
-    # The edge predictor's blocks, which count once in the whole, as often as the event fills them.
+    # The cost counts the edge predictor's loop once; this adds the other blocks of the event.
     made = model.run_to("VD", model.begin(event.position)).made
     _, stage, *_ = model.stages(num_hits)
     gnn = scored_edges.trace(stage.method, stage.capacities, model.shared(), *made)

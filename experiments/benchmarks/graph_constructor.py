@@ -1,7 +1,7 @@
 """Host side: Voxel-Dynamics at scale, each piece of work beside its peers in the same run.
 
-Peers are scipy's KDTree, whose class in C is cKDTree, and faiss, which is no dependency but the
-extra `bench`. Work whose memory counts runs in a process of its own.
+The peers are scipy's KDTree (cKDTree in C) and faiss, which comes with the extra `bench`. Work
+whose memory is measured runs in a process of its own.
 """
 
 import importlib
@@ -71,7 +71,7 @@ def measure_voxdyn(setting: Setting, parts: Sequence[str], runs: int) -> Iterato
       runs: counted runs of assignments and graphs; the long fits run once.
 
     Yields:
-      Timings; what stands before the slash is the work, what stands after it is who did it.
+      Timings. Their `suite` names the work, a slash, and who did it.
 
     Raises:
       UserError: an unknown part.

@@ -1,4 +1,4 @@
-"""Both sides: what a compiled program has to compute and to hold, read off it, without a clock."""
+"""Both sides: operations and bytes of a compiled program, by analysis and without a clock."""
 
 import math
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ class ProgramCost(NamedTuple):
     """Operations and bytes of one run of a program."""
 
     products: float
-    """Multiplications and additions of its matrix products. A loop counts as often as it runs; one
-    whose number of runs depends on the data counts once, so with such loops it is a least value."""
+    """Multiplications and additions of its matrix products. A loop counts as often as it runs. If
+    the number of runs depends on the data, it counts once, and this is a lower bound."""
     operations: float
     """All floating-point operations, as the compiler counts them: every loop body once."""
     bytes_accessed: float
@@ -18,7 +18,7 @@ class ProgramCost(NamedTuple):
     argument_bytes: int
     output_bytes: int
     temporary_bytes: int
-    """Memory that it takes beside arguments and results."""
+    """Memory beside arguments and results."""
 
 
 def program_cost(function: Any, *arguments: Any) -> ProgramCost:
@@ -30,7 +30,7 @@ def program_cost(function: Any, *arguments: Any) -> ProgramCost:
     """
     traced = function.trace(*arguments)
     compiled = traced.lower().compile()
-    # Some backends say nothing.
+    # Some backends have no analysis.
     counted, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return ProgramCost(
         products=product_operations(traced.jaxpr),

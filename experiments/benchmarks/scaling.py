@@ -10,7 +10,7 @@ from benchmarks.timing import Timing
 from hypertrack_jax.evaluation.plots import TRACK_COLOURS, saved_figure
 
 LEAST_MEMORY = 0.05
-"""GB; what looks like less is what the allocator had kept or not, and says nothing of the work."""
+"""GB; smaller values depend on what the allocator kept, not on the work."""
 
 
 def power_law(hits: ArrayLike, values: ArrayLike, least: float = 0.0) -> tuple[float, float] | None:
@@ -80,7 +80,7 @@ def plot_scaling(path: Path, timings: Sequence[Timing]) -> Path:
 
 
 def by_program(timings: Sequence[Timing]) -> dict[str, list[Timing]]:
-    """The timings of each program, by its name, which stands behind the slash."""
+    """The timings by the name of the program, which follows the slash in `suite`."""
     programs: dict[str, list[Timing]] = {}
     for timing in timings:
         programs.setdefault(timing.suite.split(" / ")[-1], []).append(timing)
@@ -88,7 +88,7 @@ def by_program(timings: Sequence[Timing]) -> dict[str, list[Timing]]:
 
 
 def _memory(timing: Timing) -> float:
-    """GB that the work takes beside what is there before it."""
+    """GB that the work takes, without the memory held before it."""
     return timing.peak_memory - (timing.idle_memory or 0.0)
 
 
@@ -96,4 +96,4 @@ QUANTITIES: dict[str, tuple[Callable[[Timing], float], float]] = {
     "time [s]": (lambda timing: timing.median, 0.0),
     "memory [GB]": (_memory, LEAST_MEMORY),
 }
-"""What is drawn against hits, and the largest value that is not fitted."""
+"""Quantities to draw against hits. Each has the largest value that its fit leaves out."""

@@ -1,4 +1,4 @@
-"""Host side: how long the stages take on one event, measured on the machine at hand."""
+"""Host side: times of the stages on one event."""
 
 import importlib.util
 import logging
@@ -40,11 +40,11 @@ _LOG = logging.getLogger(__name__)
 GOOD_EDGE, BAD_EDGE = 0.95, 0.02
 """Probabilities of true and false edges in the suite `cluster`."""
 PEERS = {"acts": "acts", "torch": "torch_geometric", "sklearn": "sklearn"}
-"""Peers by name, and the module that each of them needs."""
+"""The peers, and the module that each needs."""
 
 
 def fresh_model(voxdyn: VoxelDynamics, tune: Tune) -> Reconstructor:
-    """A model with fresh weights, whose values do not change the work of the edge predictor."""
+    """A model with fresh weights. The work of the edge predictor does not depend on weights."""
     state = init_state(tune, jax.random.key(0))
     return Reconstructor(tune, voxdyn, state.params, state.batch_stats)
 
@@ -77,17 +77,17 @@ def measure_stages(
         and update; torch makes the gradient of a binary cross entropy alone), `phase2_step` (the
         same in phase 2, the search for clusters included) and `cluster` (components and clusters
         from good edges: true ones at 0.95, false ones at 0.02; sklearn: DBSCAN and HDBSCAN on the
-        same). The last two do as much work as the weights have learnt to find clusters.
+        same). The work of the last two depends on the weights.
       event: the event, thinned to the pile-up wanted.
       model: weights, graph constructor and tune.
       runs: counted runs of each.
       peers: of `PEERS`.
-      with_cost: read off the compiled edge predictor and training steps what they have to do;
-        compiles them once more.
+      with_cost: also give the cost of the edge predictor and of training steps, which compiles
+        them once more.
 
     Yields:
-      Timings suite by suite; one for which the device has not the memory is left out, with a
-      warning in the log. Peak memory is the high-water mark of this process, peers included.
+      Timings suite by suite. A suite that does not fit in the memory of the device is left out,
+      with a warning in the log. Peak memory is that of this process, peers included.
 
     Raises:
       UserError: there is no such suite or peer, or the tune is not one that torch has.

@@ -1,4 +1,4 @@
-"""Host side: what is measured of a piece of work, and how it is told and written."""
+"""Host side: time and memory of a piece of work, and their tables and files."""
 
 import contextlib
 import datetime
@@ -36,11 +36,11 @@ _PACKAGES = (
 )
 
 Works = dict[str, Callable[[], Any]]
-"""The same piece of work, by who does it: `ours`, and the peers."""
+"""Functions for the same work, by the name of who does it: `ours` or a peer."""
 
 
 class Timing(NamedTuple):
-    """Time of one piece of work by one program; what does not apply is None."""
+    """Time and memory of one piece of work by one program; None where a value does not apply."""
 
     suite: str
     """The work, a slash, and who did it."""
@@ -53,19 +53,19 @@ class Timing(NamedTuple):
     min: float
     max: float
     peak_memory: float
-    """Largest resident memory of the process up to the end of this suite, in GB; of whole
-    reconstructions that of the runs alone, with everything loaded and compiled."""
+    """Largest resident memory of the process up to the end of this suite, in GB. For whole
+    reconstructions it is the peak of the runs, after loading and compiling."""
     cpu: float | None = None
-    """Median processor time, summed over threads, in seconds. Beside other busy processes it says
-    more than the wall time."""
+    """Median processor time in seconds, summed over threads. Other busy processes change it less
+    than the wall time."""
     idle_memory: float | None = None
-    """What was resident before these runs, with everything loaded and compiled."""
+    """Resident memory before the runs, after loading and compiling, in GB."""
     efficiency: float | None = None
     """Mean over the events, as are the next two."""
     purity: float | None = None
     dms: float | None = None
     cost: ProgramCost | None = None
-    """What the compiled program has to do."""
+    """Operations and bytes of the compiled program."""
 
 
 class Seconds(NamedTuple):
@@ -76,7 +76,7 @@ class Seconds(NamedTuple):
 
 
 def in_turn(works: Works, runs: int) -> dict[str, Seconds]:
-    """Times of each work, in turn, so that a machine that slows down slows all of them down."""
+    """Times of each work. The works take turns, so a slow phase of the machine affects all."""
     for work in works.values():
         for _ in range(2):
             jax.block_until_ready(work())
@@ -112,7 +112,7 @@ def timing_of(suite: str, hits: int, edges: int, seconds: Seconds, **more: Any) 
 
 
 def alone(function: Callable, *arguments: Any) -> Any:
-    """Calls a function in a process of its own, whose peak memory is that of the work.
+    """Calls a function in a process of its own, so its peak memory holds nothing else.
 
     It computes on the device that this process computes on.
     """
@@ -137,10 +137,10 @@ def peak_memory() -> float:
 
 
 def forget_peak() -> float:
-    """Begins `peak_memory` anew, without what loading and compiling took only for a while.
+    """Starts `peak_memory` anew, so that it forgets peaks of loading and compiling.
 
     Returns:
-      The memory that is held now, in GB; where the system cannot forget, the peak up to now.
+      The memory that is held now, in GB. On systems that cannot forget, the peak up to now.
     """
     give_back_freed_memory()
     with contextlib.suppress(OSError):
@@ -149,7 +149,7 @@ def forget_peak() -> float:
 
 
 def markdown(timings: Sequence[Timing]) -> str:
-    """The timings as a Markdown table in milliseconds, and what programs cost as another."""
+    """A Markdown table of the timings in milliseconds, and one of the costs of programs."""
     table = [_cells(timing) for timing in timings]
     # Columns that no timing has anything to say in are left out.
     titles = [title for title in _TITLES if any(row[title] for row in table)]
@@ -197,7 +197,7 @@ def machine() -> str:
 
 
 def _start(platforms: str | None) -> None:
-    """What the scripts do, too."""
+    """Sets up a process as the scripts do."""
     keep_freed_memory()
     jax.config.update("jax_platforms", platforms)
 
@@ -244,7 +244,7 @@ _COST_TITLES = (
 
 
 def _cells(timing: Timing) -> dict[str, str]:
-    """The table's cells, by title; empty where there is nothing to say."""
+    """The cells of a timing by title; empty where a value does not apply."""
     seconds = timing.median, timing.min, timing.max, timing.cpu
     scores = timing.efficiency, timing.purity, timing.dms
     cells = [

@@ -22,9 +22,9 @@ CLAIMS = {
     "pileup": "TPR and FPR do not depend on pile-up, purity does",
     "centroids": "the Voronoi division saturates with few training hits",
     "events": "C needs many training events",
-    "trade": "what a larger min_count saves in edges and costs in true ones",
+    "trade": "a larger min_count saves edges and costs true ones",
 }
-"""What is claimed; the names are those of `--claims` and of the files."""
+"""The claims, by the names that `--claims` and the files use."""
 
 
 def write_claim(
@@ -36,7 +36,7 @@ def write_claim(
       directory: where `{claim}.json` goes.
       claim: one of `CLAIMS`.
       points: what was measured.
-      settings: what a reader needs to get these numbers again; anything that JSON can hold.
+      settings: what a reader needs to repeat the measurement; anything that JSON can hold.
 
     Returns:
       The file.
@@ -70,7 +70,7 @@ def draw_claim(directory: Path, claim: str, points: Points) -> Path:
 
 
 def claim_table(points: Points) -> str:
-    """Means over the events, a line for each setting, as Markdown; the JSON has the rest."""
+    """Means over the events in Markdown, a line for each setting."""
     groups: dict[tuple, list[dict]] = {}
     for row in map(_flat, points):
         setting = {name: row.pop(name) for name in [*row] if name not in _MEASURED}
@@ -113,7 +113,7 @@ _HEADINGS = {
     "connected_share": "connected",
     "fully_connected": "whole",
 }
-"""What the table shows of what is measured, and the headings."""
+"""Measured quantities in the table, and their headings."""
 _MEASURED = {*_HEADINGS, "num_edges"}
 
 

@@ -23,7 +23,7 @@ SIMULATED_COLOUR = TRACK_COLOURS[1]
 
 
 class Sample(NamedTuple):
-    """What is compared, of one or more events taken together."""
+    """Particles and hits of one or more events taken together."""
 
     hits_per_particle: Int[np.ndarray, " particle"]
     """Number of hits of every particle, 0 included."""
@@ -67,7 +67,7 @@ def sample_of(events: Sequence[Event]) -> Sample:
 
 
 def summarize(sample: Sample) -> dict[str, float]:
-    """The numbers by which samples of any size are compared."""
+    """Numbers that do not depend on the size of the sample."""
     per_particle = 1 / len(sample.pt)
     return {
         "hits per particle": float(sample.hits_per_particle.mean()),
@@ -143,7 +143,7 @@ def _draw_counts(
 
 
 def _draw_positions(axes: Axes, simulated: Sample, real: Sample) -> None:
-    """The real hits below the beam line, as many simulated ones above it."""
+    """Draws the real hits below the beam line and as many simulated ones above it."""
     step = max(1, len(simulated.position) // len(real.position))
     for position, sign, color in (
         (simulated.position[::step], 1, TRACK_COLOURS[0]),

@@ -1,8 +1,8 @@
 """Host side: figures of the candidate graph's quality; needs the extra `plots`.
 
-Every figure is given the file to write and points of single events, in any mixture of settings and
-events, and shows the mean over the events of each setting. It raises an `ImportError` where
-matplotlib or mplhep is missing, and an `OSError` where the file cannot be written.
+Every function takes the file to write and points of single events, of any settings, in any order.
+Its figure shows the mean over the events of each setting. It raises an `ImportError` if matplotlib
+or mplhep is missing, and an `OSError` if the file cannot be written.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ else:
     Axes = Figure = Any
 
 LINE_COLOURS = tuple(TRACK_COLOURS[k] for k in (0, 2, 6, 5, 1, 3, 4))
-"""The same colours, in an order in which the first few differ most."""
+"""The same colours, with those that differ most first."""
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -45,7 +45,7 @@ class MeanLine(NamedTuple):
 
 
 def plot_pileup(path: Path, points: Sequence[GraphPoint]) -> None:
-    """Draws TPR, FPR and purity against pile-up: the first two should be flat, the last falls."""
+    """Draws TPR, FPR and purity against pile-up. TPR and FPR should be flat, purity falls."""
     rates = {label: _score(name) for name, label in _SCORES.items()}
     pileups = sorted({point.pileup for point in points})
     with _figure_of_lines(
@@ -61,7 +61,7 @@ def plot_pileup(path: Path, points: Sequence[GraphPoint]) -> None:
 
 
 def plot_centroid_hits(path: Path, points: Sequence[CentroidPoint]) -> None:
-    """Draws how soon the Voronoi division saturates with the number of hits it is fitted to."""
+    """Draws how the Voronoi division saturates with the number of hits in its fit."""
     quantities: dict[str, Callable[[CentroidPoint], float | None]] = {
         "Squared distance to centroid [mm$^2$]": lambda point: point.distance2,
         _SCORES["tpr"]: lambda point: point.graph.quality.tpr,
@@ -81,7 +81,7 @@ def plot_centroid_hits(path: Path, points: Sequence[CentroidPoint]) -> None:
 
 
 def plot_training_events(path: Path, points: Sequence[GraphPoint]) -> None:
-    """Draws how many events C needs: TPR against the events counted, one panel per topology."""
+    """Draws TPR against the events counted in C, one panel per topology."""
     colours = _assign(LINE_COLOURS, sorted({point.num_cells for point in points}))
     styles = _assign(LINE_STYLES, sorted({point.quality.min_count for point in points}))
     topologies = _grouped(points, _topology)
@@ -111,7 +111,7 @@ def plot_training_events(path: Path, points: Sequence[GraphPoint]) -> None:
 
 
 def plot_trade(path: Path, points: Sequence[GraphPoint]) -> None:
-    """Draws what edges buy as `min_count` moves: TPR, and how far particles are connected."""
+    """Draws TPR and connected share against mean degree, as `min_count` changes."""
     colours = _assign(LINE_COLOURS, sorted({point.num_cells for point in points}))
     styles = _assign(LINE_STYLES, sorted({point.pileup for point in points}))
     topologies = _grouped(points, _topology)
@@ -151,7 +151,7 @@ _SCORES = {
 }
 """Fields of `GraphQuality` and what the axes call them."""
 _HELD_TOGETHER = {"tpr": _SCORES["tpr"], "connected_share": "Connected share of a particle"}
-"""The same, of what should stay high while the edges become fewer."""
+"""Quantities that should stay high with fewer edges."""
 
 
 @contextlib.contextmanager
@@ -166,7 +166,7 @@ def _figure_of_lines(
     """A panel for each quantity, with a line for each topology, number of cells and `min_count`.
 
     Args:
-      path: the file, written when the caller has done what else there is to do to the panels.
+      path: the file, written after the caller has finished the panels.
       width: of the figure, in inches.
       points: what to draw.
       graph: the graph of a point.
@@ -212,7 +212,7 @@ def _score(name: str) -> Callable[[GraphPoint], float | None]:
 
 
 def _topology(point: GraphPoint) -> str:
-    """The topology, and also what it is judged by where that is another."""
+    """The topology, and the one that it is judged by if they differ."""
     if point.node2node == point.judged:
         return point.node2node
     return f"{point.node2node}, judged by {point.judged}"
@@ -274,7 +274,7 @@ def _log_x(axes: Axes, places: Sequence[float | int | None]) -> None:
     axes.set_xscale("log")
     if drawn:
         axes.set_xlim(min(drawn) / 1.5, max(drawn) * 1.5)
-        # Over a decade or more the powers of ten will do; labels in between would overlap.
+        # Over a decade or more, labels between powers of ten would overlap.
         if max(drawn) >= 10 * min(drawn):
             axes.xaxis.set_minor_formatter(NullFormatter())
 
@@ -297,7 +297,7 @@ def _key(
     from matplotlib.lines import Line2D
 
     rows = [colours, styles] if len(styles) > 1 else [colours]
-    # A legend fills column after column: blanks keep the rows apart.
+    # A legend fills its columns one by one, so blanks keep the rows apart.
     columns = itertools.zip_longest(*rows, fillvalue=("", "black", ""))
     entries = [entry for column in columns for entry in column]
     figure.legend(

@@ -1,4 +1,4 @@
-"""Host side: a measured graph and how it came about, of which tables and figures are made."""
+"""Host side: measured graphs with their settings, the input of tables and figures."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ from hypertrack_jax.evaluation.graph_quality import GraphQuality
 
 
 class GraphPoint(NamedTuple):
-    """A measured graph and how it came about: what the figures and tables are made of."""
+    """A measured graph and its settings."""
 
     node2node: str
     """Topology of the true edges that C counted."""
@@ -19,14 +19,14 @@ class GraphPoint(NamedTuple):
     pileup: float
     """Mean number of collisions: 200 times rfactor."""
     event_id: int
-    """The event, which is not one of those counted."""
+    """The event; C was not counted from it."""
     quality: GraphQuality
 
 
 class CentroidPoint(NamedTuple):
-    """How well centroids fitted to some number of hits serve an event that they were not fitted to.
+    """How well centroids serve an event that they were not fitted to.
 
-    C was counted with these centroids from the same events, however many hits they are fitted to.
+    C was counted from the same events for all numbers of centroid hits.
     """
 
     num_centroid_hits: int

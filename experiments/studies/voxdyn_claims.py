@@ -1,8 +1,8 @@
-"""Host side: what is claimed of Voxel-Dynamics, as measurements on events that it has not seen.
+"""Host side: the claims about Voxel-Dynamics, measured on events that it has not seen.
 
-The claims (arXiv:2309.14113, and `CLAIMS` in short) are measured as points of single events, of
-which the tables and figures are made. An estimator can take gigabytes, and so can the graph of a
-full event: there is one of each at a time.
+The claims (arXiv:2309.14113; `CLAIMS` has them in short) are measured as points of single events.
+An estimator can take gigabytes, and so can the graph of a full event, so there is one of each at a
+time.
 """
 
 import tempfile
@@ -41,11 +41,11 @@ FULL_PILEUP = 200.0
 """Mean number of collisions in a full TrackML event."""
 
 CountC: TypeAlias = Callable[[Centroids, str, Sequence[int]], Iterator[VoxelDynamics]]
-"""From centroids, a topology and numbers of events to the estimators after so many events."""
+"""From centroids, a topology and numbers of events to an estimator for each number of events."""
 
 
 class HeldOut(NamedTuple):
-    """The events that graphs are measured on, and how."""
+    """The events that graphs are measured on, and the settings."""
 
     events: Callable[[float], Iterable[Event]]
     """The events thinned to a fraction of their particles, `rfactor`; the same at every call."""
@@ -58,7 +58,7 @@ class HeldOut(NamedTuple):
 
 
 class Study(NamedTuple):
-    """All that the claims are measured with."""
+    """Events and settings of the measurements."""
 
     models: Path
     """Directory of the fitted estimators."""
@@ -74,7 +74,7 @@ class Study(NamedTuple):
     rfactor: float
     """The one fraction for the other claims."""
     shown_min_counts: Sequence[int]
-    """The `min_counts` of all claims but `trade`, which is about those of `held_out`."""
+    """The `min_counts` of all claims but `trade`, which takes those of `held_out`."""
     milestones: Sequence[int]
     """Numbers of events counted, for the claim `events`."""
     centroid_hits: Sequence[int]
@@ -106,8 +106,8 @@ def measure_claims(
     shown, scanned = study.shown_min_counts, study.held_out.min_counts
     held_out = study.held_out._replace(min_counts=shown)
     if {"pileup", "trade"} & {*claims}:
-        # One pass for both: the look-ups in full events are what takes the time.
-        # A count that no claim asks for may stand for more edges than fit into the memory.
+        # One pass serves both, since the look-ups in full events take most of the time.
+        # Counts that no claim asks for could need more memory than there is.
         wanted = {"pileup": shown, "trade": scanned}
         min_counts = sorted({count for claim in claims for count in wanted.get(claim, ())})
         both = study.held_out._replace(min_counts=min_counts)
@@ -139,14 +139,14 @@ def graph_points(
         for rfactor in rfactors:
             for event in held_out.events(rfactor):
                 yield from event_points(vd, event, held_out, rfactor)
-        # Or else it would stay while the next one is loaded.
+        # Otherwise it would stay in memory while the next one is loaded.
         del vd
 
 
 def centroid_points(
     num_centroid_hits: int, vd: VoxelDynamics, held_out: HeldOut, rfactor: float
 ) -> Iterator[CentroidPoint]:
-    """Measures a division of space, by its distances and by the graphs of a C counted with it.
+    """Measures a division of space by its distances and by the graphs of its C.
 
     Args:
       num_centroid_hits: hits that the centroids were fitted to.
@@ -169,7 +169,7 @@ def event_points(
 ) -> list[GraphPoint]:
     """Measures the graph of one event at every `min_count`, from one look-up."""
     judged = held_out.judged or vd.node2node
-    # The edges have no name here: so they are gone before the next event's are made.
+    # Without a name here, the edges are freed before those of the next event.
     qualities = min_count_scan(
         event,
         predict_edges(vd, event.position, min(held_out.min_counts)),
@@ -202,14 +202,14 @@ def count_snapshots(
     directory: Path,
     progress: Progress,
 ) -> Iterator[VoxelDynamics]:
-    """Counts C and stops at every milestone; the counting goes on from there.
+    """Counts C and gives the estimator at every milestone.
 
     Args:
       centroids: the division of space.
       node2node: topology of the true edges.
       milestones: numbers of events; each event is counted once, in the order of `training`.
       training: the events.
-      directory: where counts lie until all is done.
+      directory: where counts are kept until the end.
       progress: shows progress.
 
     Yields:
@@ -232,7 +232,7 @@ def count_snapshots(
 def _measure_centroids(
     study: Study, held_out: HeldOut, count_c: CountC, progress: Progress
 ) -> Iterator[CentroidPoint]:
-    """Fits centroids to parts of one sample of hits, larger ones holding the smaller ones."""
+    """Fits centroids to parts of one sample of hits; larger parts contain the smaller ones."""
     training = study.training
     ids = progress(training.event_ids, "sampling hits")
     hits = sample_particle_hits(
@@ -242,7 +242,7 @@ def _measure_centroids(
     sizes = sorted({min(size, len(hits)) for size in study.centroid_hits})
     for ncell in study.ncells:
         for size in (size for size in sizes if size >= ncell):
-            # The hits come in random order: the first of them are a sample as good as all.
+            # The hits are in random order, so the first ones are a sample, too.
             fit = fit_centroids(hits[:size], ncell, training.num_iterations, training.seed)
             for node2node in study.node2nodes:
                 for vd in count_c(Centroids(fit, space), node2node, [study.centroid_events]):
@@ -251,17 +251,17 @@ def _measure_centroids(
 
 
 def _stored_estimators(study: Study, min_count: int) -> Iterator[VoxelDynamics]:
-    """Those of the estimators that have been fitted, one by one; nothing here holds on to them."""
+    """The estimators that have been fitted, one by one and without a reference to them."""
     wanted = list(product(study.node2nodes, study.ncells))
     fitted = [pair for pair in wanted if voxdyn_path(study.models, *pair).is_file()]
-    # None at all is a mistake, of which `load_voxdyn` tells.
+    # If there are none, `load_voxdyn` raises an error.
     for node2node, ncell in fitted or wanted:
         path = voxdyn_path(study.models, node2node, ncell)
         yield load_voxdyn(path, node2node, ncell, min_count)
 
 
 def _recounted(study: Study, count_c: CountC) -> Iterator[VoxelDynamics]:
-    """Counts C anew with the centroids of every fitted estimator, of which nothing else stays."""
+    """Counts C anew with the centroids of every fitted estimator."""
     for centroids, node2node in map(_division_of, _stored_estimators(study, 1)):
         yield from count_c(centroids, node2node, study.milestones)
 

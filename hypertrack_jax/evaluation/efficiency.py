@@ -1,4 +1,4 @@
-"""Host side: which particles are found: the efficiency by momentum, direction, origin and hits."""
+"""Host side: the efficiency by number of hits, momentum, direction and origin of a particle."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ BIN_EDGES = {
     "abs(eta)": (0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
     "vertex radius (mm)": (1, 3, 10, 30, 100, 300),
 }
-"""Where a bin ends and the next begins; the first and the last are open."""
+"""Borders between bins. The first bin has no lower end and the last has no upper end."""
 ONE_SIGMA = math.erf(math.sqrt(0.5))
 """Probability to be within one standard deviation."""
 
@@ -79,14 +79,14 @@ def binned_efficiency(
 def joint_efficiency(
     first: Mapping[str, BinnedEfficiency], second: Mapping[str, BinnedEfficiency]
 ) -> dict[str, BinnedEfficiency]:
-    """The particles of two events, or of two sets of them, together."""
+    """The sum over two events, or over two sets of events."""
     return {name: BinnedEfficiency(*np.add(first[name], second[name])) for name in first}
 
 
 def wilson_interval(num_found: int, num_all: int) -> tuple[float, float]:
     """Lower and upper end of an efficiency, at one standard deviation.
 
-    E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209: inside [0, 1], where few particles are, too.
+    E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209. It stays inside [0, 1] for few particles, too.
     """
     interval = binomtest(num_found, num_all).proportion_ci(ONE_SIGMA, method="wilson")
     return interval.low, interval.high
@@ -145,7 +145,7 @@ def plot_efficiency(path: Path, found: Mapping[str, BinnedEfficiency]) -> None:
 
 
 def bin_labels(name: str) -> list[str]:
-    """What the bins of a quantity hold."""
+    """A label for each bin of a quantity."""
     edges = [f"{edge:g}" for edge in BIN_EDGES[name]]
     inner = [f"{low} - {high}" for low, high in pairwise(edges)]
     return [f"< {edges[0]}", *inner, f"from {edges[-1]}"]

@@ -24,11 +24,11 @@ from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 EVENTS_PER_DEVICE = 4
-"""Events that are read at once for each device; those of about the same size run together."""
+"""Events that are read at once for each device. Events of about the same size run together."""
 
 
 class Evaluated(NamedTuple):
-    """One event, what was found in it, and how good that is."""
+    """One event, its tracks and their scores."""
 
     event: Event
     tracks: Tracks
@@ -48,10 +48,10 @@ class Batched(NamedTuple):
 
 
 def as_evaluated(model: Reconstructor) -> Callable[[np.ndarray], Tracks] | Batched:
-    """How the evaluation calls a model: on all devices of this process where there are several.
+    """A way to call a model in an evaluation, on all devices of this process.
 
-    On one device, the programs for a new size of events are compiled before its first event. Tracks
-    come without `seconds` where something was compiled nevertheless.
+    On one device, the programs for a new size of events are compiled before its first event. If a
+    program is compiled during an event nevertheless, its tracks have no `seconds`.
     """
     if jax.local_device_count() == 1:
         return partial(_reconstruct_warm, model, set())
@@ -71,10 +71,10 @@ def evaluate_events(
       reconstruct: from hit positions in mm to tracks with their edges, see `as_evaluated`. Or the
         same for several events.
       events: the events; without truth their scores are None.
-      tune: topology that edges are judged by, which need not be the model's; threshold, and
-        smallest track.
-      problems: takes a sentence for each event that cannot be reconstructed, and the others go on;
-        None: the first such event ends the evaluation.
+      tune: gives the topology of the true edges, which need not be the model's, the edge threshold
+        and the smallest track.
+      problems: list that gets a sentence for each event that cannot be reconstructed. If it is
+        None, the first such event ends the evaluation.
 
     Yields:
       Events in their order.
@@ -101,12 +101,12 @@ def evaluate_graphs(
 ) -> Iterator[Row]:
     """Makes and scores the candidate graphs of events one by one, without any network.
 
-    A graph is made again where something was compiled for it, so that no time holds a compilation.
+    If a program is compiled for a graph, the graph is made again: no time holds a compilation.
 
     Args:
       vd: the estimator.
       events: the events; without truth their scores are None.
-      node2node: topology of the true edges to judge by, which need not be the estimator's.
+      node2node: topology of the true edges, which need not be the estimator's.
       min_count: as in `predict_edges`.
       problems: as in `evaluate_events`.
 
@@ -155,7 +155,7 @@ def _evaluated(
     tune: Tune,
     problems: list[str] | None,
 ) -> list[Evaluated]:
-    """Reconstructs and scores a batch; after a failure each event alone, to find the bad ones."""
+    """Reconstructs and scores a batch. After a failure it takes the events one by one."""
     try:
         found = call([event.position for event in batch])
         return [score_event(*pair, tune) for pair in zip(batch, found, strict=True)]

@@ -1,7 +1,7 @@
 """Host side: how good a candidate graph is, and whether clustering on it can find the particles.
 
-A particle of n hits has n^2 pairs, so all that concerns truth is done on the candidates between
-hits of one particle: a few per cent of a full event's graph. The other candidates are only counted.
+Comparisons with the truth look only at candidates between hits of one particle, a few per cent of a
+full event's graph. The other candidates are only counted.
 """
 
 from collections.abc import Sequence
@@ -27,20 +27,20 @@ _JOINED_BY = {
 
 
 class ParticleConnectivity(NamedTuple):
-    """How well the graph holds each particle together; particles of enough hits only."""
+    """How well the graph connects each particle that has enough hits."""
 
     particle: Int64[np.ndarray, " particle"]
     """Index into `Event.particles`, ascending."""
     share: Float64[np.ndarray, " particle"]
-    """Hits in the largest piece that the graph makes of the particle, over all its hits.
+    """Hits in the particle's largest connected piece, over all its hits.
 
-    From 1 / hits, where no two hits are joined, to 1, where the graph holds it together."""
+    It is 1 / hits if the graph joins no two of them, and 1 if all are connected."""
 
 
 class GraphQuality(NamedTuple):
     """The candidate graph of one event at one `min_count`.
 
-    A ratio over nothing is None, and so is what needs a truth that the event lacks.
+    A ratio over nothing is None. Without truth, so is everything that needs it.
     """
 
     min_count: int
@@ -149,10 +149,10 @@ def particle_connectivity(
     receivers: Int[np.ndarray, " edge"],
     min_hits: int = 4,
 ) -> ParticleConnectivity:
-    """Into how large a piece the graph's edges between its own hits join each particle.
+    """The share of each particle's hits that edges among its own hits connect.
 
-    Clustering on the graph can find all hits of a particle only if this share is 1: edges that
-    lead away through other hits join more than the particle.
+    Only if this share is 1 can clustering on the graph find all hits of the particle. Paths through
+    other hits do not help: they join more than the particle.
 
     Args:
       event: an event with truth.
@@ -168,7 +168,7 @@ def particle_connectivity(
 
 
 def topology_note(fitted: str, judged: str) -> str:
-    """A sentence for the output where graph and truth differ in topology, and else nothing.
+    """A sentence if graph and truth differ in topology, else an empty string.
 
     Args:
       fitted: topology of the true edges that C counted.
@@ -191,7 +191,7 @@ def topology_note(fitted: str, judged: str) -> str:
 
 
 def _own_edges(event: Event, edges: CandidateEdges) -> _OwnEdges:
-    # Same particle and not noise: exactly the true edges of `hyper`, of which the others are part.
+    # The true edges of `hyper` are all pairs within a particle; other topologies have some of them.
     is_own = edge_labels(event, edges.senders, edges.receivers, "hyper")
     return _OwnEdges(*(part[is_own] for part in edges))
 
@@ -202,7 +202,7 @@ def _connectivity(
     receivers: Int[np.ndarray, " edge"],
     min_hits: int,
 ) -> ParticleConnectivity:
-    """What `particle_connectivity` returns, from edges within particles alone."""
+    """`particle_connectivity` from the edges within particles."""
     num_hits = len(hit_particle)
     joined = np.ones(len(senders), np.bool_)
     graph = sparse.coo_array((joined, (senders, receivers)), shape=(num_hits, num_hits))
@@ -211,14 +211,14 @@ def _connectivity(
     particle = hit_particle[hits]
     particle_size = np.bincount(particle)
     largest = np.zeros(len(particle_size), np.int64)
-    # No piece reaches beyond one particle, so that its size is that of its hits.
+    # All edges are within particles, so no piece has hits of two particles.
     np.maximum.at(largest, particle, np.bincount(piece)[piece[hits]])
     counted = np.flatnonzero(particle_size >= max(min_hits, 1))
     return ParticleConnectivity(counted, largest[counted] / particle_size[counted])
 
 
 def _scores(num_hits: int, num_truth_edges: int, num_edges: int, num_true: int) -> GraphScores:
-    """`graph_scores` of so many candidates of which so many are true, in whatever order."""
+    """`graph_scores` from the numbers of candidates and of true ones."""
     label = np.repeat([True, False], [num_true, num_edges - num_true])
     return graph_scores(num_hits, num_truth_edges, label)
 
@@ -240,7 +240,7 @@ def _quality(
 
 
 def _sizes(event: Event, edges: CandidateEdges, min_count: int) -> GraphQuality:
-    """All that is known without truth."""
+    """The sizes, which need no truth."""
     num_edges = int(np.count_nonzero(edges.counts >= min_count))
     degree = _scores(len(event.position), 0, num_edges, 0).mean_degree
     return GraphQuality(min_count, num_edges, degree, None, None, None, None, None)

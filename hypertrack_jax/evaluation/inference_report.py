@@ -1,4 +1,4 @@
-"""Host side: what is told and written about the events that a model has reconstructed."""
+"""Host side: the report on events that a model has reconstructed: tables, submissions, figures."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -29,11 +29,11 @@ BATCH_NOTE = (
 )
 UNTIMED_NOTE = "{} of {} events have no milliseconds: a program was compiled or loaded meanwhile."
 MAX_DRAWN = 10
-"""Events whose edges enter the figures, which bounds memory."""
+"""Events whose edges enter the figures. More would take more memory."""
 
 
 class Wanted(NamedTuple):
-    """What is asked for; the defaults are the least."""
+    """What the report should hold."""
 
     node2node: str | None = None
     """Topology of the true edges to judge by; None: that of the model."""
@@ -44,14 +44,13 @@ class Wanted(NamedTuple):
 
 
 class InferenceReport(NamedTuple):
-    """What is known about reconstructed events."""
+    """Tables on reconstructed events, and what figures need."""
 
     rows: list[Row]
     """Sizes, scores and milliseconds of each event. An event during which a program was compiled
     has no milliseconds."""
     text: str
-    """The rows and their summary as tables, the efficiency by what the particles are, and notes:
-    where model and truth differ in topology, and where events were reconstructed in batches."""
+    """Tables of the rows, of their summary and of the efficiency in bins, and notes."""
     problems: list[str]
     """A sentence for each event that could not be reconstructed."""
     judged_by: Tune

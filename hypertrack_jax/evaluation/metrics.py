@@ -1,9 +1,8 @@
 """Host side: how good the tracks, the edge scores and the candidate graph of one event are.
 
-Every score is a plain number or None. None stands for a ratio over nothing (the efficiency of an
-event without reconstructable particles, the purity of no clusters): such a value says nothing about
-the method, so `report.summarise` leaves it out of the mean and counts it out of n, where a 0 would
-pull the mean down and a NaN would poison it.
+Every score is a plain number or None. None stands for a ratio over nothing, such as the efficiency
+of an event without reconstructable particles. It says nothing about the method, so
+`report.summarise` leaves it out of the mean and of n.
 """
 
 from typing import NamedTuple
@@ -101,13 +100,13 @@ def track_scores(event: Event, hit_label: ArrayLike, min_hits: int = 4) -> Track
     """Scores the clusters of an event.
 
     Efficiency, purity and DMS rest on the double majority of `match_tracks`. A cluster below
-    `min_hits` cannot match but was found, so it lowers the purity; whoever means such a cluster
-    to be noise labels it `NO_CLUSTER`.
+    `min_hits` cannot match but was found, so it lowers the purity. To count such a cluster as
+    noise, label its hits `NO_CLUSTER`.
 
     `trackml` is `score_event` of the trackml-library (https://github.com/LAL/trackml-library; A.
-    Amrouche et al., arXiv:1904.06778, section 3): the same double majority, but for clusters and
-    particles of any size, and over the weight of the whole event. There every hit is in some
-    track; here the hits without a cluster are in none, and score nothing.
+    Amrouche et al., arXiv:1904.06778, section 3). It uses the same double majority, but for
+    clusters and particles of any size, and divides by the weight of the whole event. There, every
+    hit is in some track; here, hits without a cluster are in none and score nothing.
 
     Args:
       event: the event, with truth.
@@ -177,7 +176,7 @@ def match_tracks(event: Event, hit_label: ArrayLike, min_hits: int = 4) -> Match
     cluster_size = np.bincount(hit_cluster[in_cluster])
     particle_size = np.bincount(event.hit_particle[in_particle], minlength=num_particles)
 
-    # The (cluster, particle) table is nearly empty: only the pairs that share a hit are listed.
+    # The (cluster, particle) table is nearly empty, so only pairs that share a hit are listed.
     both = in_cluster & in_particle
     pair, pair_of_hit, num_shared = np.unique(
         hit_cluster[both] * num_particles + event.hit_particle[both],
@@ -265,7 +264,7 @@ def auc(label: Bool[np.ndarray, " edge"], score: Float[np.ndarray, " edge"]) -> 
       UserError: a score is NaN.
     """
     num_true, num_false = _cumulative_counts(label, score)
-    # Twice the area of the trapezia, in whole numbers: nothing is rounded before the division.
+    # Twice the area of the trapezia is a whole number, so only the division rounds.
     twice_area = np.sum(np.diff(num_false) * (num_true[1:] + num_true[:-1]))
     return _ratio(twice_area, 2 * num_true[-1] * num_false[-1])
 
@@ -275,8 +274,8 @@ def roc_curve(
 ) -> RocCurve:
     """ROC curve, thinned to at most `num_points` of its own points.
 
-    The points kept are evenly spaced along fpr + tpr, so the steep part of a good classifier's
-    curve keeps as many as the flat one.
+    The points are evenly spaced in fpr + tpr. So the steep part of a good classifier's curve keeps
+    as many points as the flat part.
 
     Args:
       label: True for a true edge.
@@ -371,7 +370,7 @@ def _cumulative_counts(
         )
     order = np.argsort(score)[::-1]
     falling = score[order]
-    # A point per run of equal scores: within a run there is no order to speak of.
+    # One point for each run of equal scores, which have no order among themselves.
     ends_run = np.append(falling[:-1] != falling[1:], True) if len(falling) else np.zeros(0, bool)
     num_true = np.cumsum(label[order], dtype=np.int64)[ends_run]
     num_edges = np.arange(1, len(score) + 1)[ends_run]

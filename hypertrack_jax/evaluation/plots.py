@@ -1,8 +1,8 @@
 """Host side: figures of events and of scores; needs the extra `plots`.
 
-matplotlib is imported when a figure is drawn and not before, so that everything else works without
-it, and only its object interface is used: no global figure is left open. A file's suffix decides
-its format: .png (also without a suffix), .pdf, .svg.
+matplotlib is imported when a figure is drawn, so everything else works without it. Only its object
+interface is used, so no global figure stays open. The suffix of a file decides its format: .png
+(also without a suffix), .pdf or .svg.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ else:
     Axes = Figure = Any
 
 TRACK_COLOURS = ("#332288", "#88CCEE", "#44AA99", "#117733", "#999933", "#DDCC77", "#AA4499")
-"""The scheme `muted` of P. Tol (https://personal.sron.nl/~pault), which colour-blind readers can
-tell apart, without its two reds."""
+"""The scheme `muted` of P. Tol (https://personal.sron.nl/~pault) without its two reds. Colour-blind
+readers can tell these colours apart."""
 MISTAKE_COLOUR = "#CC3311"
-"""Red is for mistakes and for nothing else."""
+"""Red marks mistakes and nothing else."""
 NOISE_COLOUR = "#BBBBBB"
 
 
@@ -41,11 +41,11 @@ def plot_event(
     edges: Int[np.ndarray, "2 edge"] | None = None,
     min_hits: int = 4,
 ) -> None:
-    """Draws an event twice, in the x-y and r-z planes: true tracks left, found tracks right.
+    """Draws an event in the x-y and r-z planes, with true tracks left and found tracks right.
 
-    A found track has the colour of the particle that it matches by double majority. What is wrong
-    is red: a ring around a hit that should be in a track and is in none, a cross on a hit that
-    is in the wrong track, a dashed line along a track that matches no particle.
+    A found track has the colour of the particle that it matches by double majority. Mistakes are
+    red: a ring around a missed hit, a cross on a hit in a wrong track, and a dashed line along a
+    track that matches no particle.
 
     Args:
       path: the file to write.
@@ -78,7 +78,7 @@ def plot_event(
         reach_x, reach_y, reach_z = np.maximum(1.05 * np.abs(event.position).max(axis=0), 1.0)
         reach = max(reach_x, reach_y)
         panels[0, 0].set(xlim=(-reach, reach), ylim=(-reach, reach))
-        # Few enough labels in z that those of the two panels stay apart.
+        # More labels in z would overlap with those of the other panel.
         panels[1, 0].locator_params(axis="x", nbins=4, steps=[1, 2, 5, 10])
         panels[1, 0].set(xlim=(-reach_z, reach_z), ylim=(0.0, reach))
         for panel in panels[0]:
@@ -263,7 +263,7 @@ def _draw_tracks(
     """Joins the hits of each particle; neighbours in azimuth have different colours."""
     momentum = event.particles.momentum
     place = np.argsort(np.argsort(np.arctan2(momentum[:, 1], momentum[:, 0])))
-    # The last entry is that of hits of no particle, whose index is -1.
+    # The last entry serves hits of no particle, whose index is -1.
     colour = np.append(place % len(TRACK_COLOURS), NOISE)[hit_particle]
     for number, name in enumerate(TRACK_COLOURS):
         chosen = np.where(colour == number, hit_particle, NOISE)
@@ -296,13 +296,13 @@ def _is_wanted(event: Event, matching: Matching, min_hits: int) -> Bool[np.ndarr
 
 
 def _marker_size(num_hits: int) -> float:
-    """Marker diameter in points at which the hits of an event stay apart."""
+    """Marker diameter in points. It is small enough to keep the hits of an event apart."""
     return float(np.clip(100.0 / np.sqrt(num_hits), 1.0, 4.0))
 
 
 def _draw_legend(figure: Figure, axes: Axes) -> None:
     """One entry per kind of mark below the panels, the marks in one readable size."""
-    # Later colours of the tracks replace earlier ones: one track stands for all.
+    # Only one entry for matched tracks, in the last of their colours.
     kinds = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     legend = figure.legend(
         kinds.values(),

@@ -1,9 +1,9 @@
 """Host side: the scores of many events as tables and as JSON.
 
-A row is what is known of one event: a mapping from a column's name to a number, the event's id
-under `EVENT_ID`. Any names will do; the columns come in the order in which the rows first name
-them. A value that does not apply, such as a score of an event without truth, is None or left out:
-it is `-` in a table, null in JSON, and not in the mean.
+A row describes one event: it maps names of columns to numbers, and `EVENT_ID` to the event's id.
+Columns keep the order in which the rows first name them. A value that does not apply, such as a
+score of an event without truth, is None or left out. It is `-` in a table, null in JSON, and not in
+the mean.
 """
 
 import json
@@ -18,7 +18,7 @@ from hypertrack_jax.evaluation.tables import DASH, Summary, markdown_table, summ
 from hypertrack_jax.files import replace_file
 
 EVENT_ID = "event"
-"""The column of the event's id: the first of every table, and never averaged."""
+"""The column of the event's id. It comes first in every table and is never averaged."""
 
 Value: TypeAlias = int | float | np.integer | np.floating | None
 Row: TypeAlias = Mapping[str, Value]
@@ -30,11 +30,11 @@ def summarise(rows: Sequence[Row]) -> dict[str, Summary]:
 
 
 def event_table(rows: Sequence[Row], width: int = 120) -> str:
-    """One line per event, as Markdown that is aligned for reading as it stands.
+    """One line per event, in Markdown.
 
     Args:
       rows: one per event.
-      width: columns that do not fit into this many characters go on in a further table below, which
+      width: characters of a line. Columns that do not fit go into a further table below, which
         repeats the event's id.
 
     Returns:
@@ -71,7 +71,7 @@ def write_report(path: Path, rows: Sequence[Row], settings: Mapping[str, object]
     Args:
       path: the file to write; its directory is made.
       rows: one per event.
-      settings: what a reader needs to get these numbers again; anything that JSON can hold.
+      settings: what a reader needs to repeat the measurement; anything that JSON can hold.
 
     Raises:
       ValueError: a value is NaN or infinite, which JSON does not have.

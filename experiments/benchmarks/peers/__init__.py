@@ -1,1 +1,1 @@
-"""Other programs for the same work, which the benchmarks run beside ours; nothing needs them."""
+"""Other programs for the same work. The benchmarks run them beside ours if they are installed."""

@@ -1,9 +1,7 @@
 """Host side: the track finding of ACTS on our own events, as a peer of the reconstruction.
 
-Triplets of pixel hits seed a combinatorial Kalman filter, and a greedy choice settles whose a hit
-is that several tracks share. acts is imported here and in `events/simulation.py`, for two ends that
-have nothing in common but the detector: there it makes events, here it is what they are compared
-with, and neither reconstruction nor training ever loads it. Events go through memory, because csv
+Triplets of pixel hits seed a combinatorial Kalman filter, and a greedy algorithm resolves hits that
+tracks share. Reconstruction and training never load acts. Events go through memory, because csv
 files would round positions to 6 digits.
 """
 
@@ -22,18 +20,18 @@ from hypertrack_jax.events.simulation import FIELD, Detector, generic_detector
 PIXEL_VOLUMES = (7, 8, 9)
 MIN_MEASUREMENTS = 5
 MAX_OFF_MODULE = 0.1
-"""mm; farther from the plane of its module no hit can be."""
+"""Largest distance of a hit from the plane of its module, in mm."""
 
 
 class ActsTracks(NamedTuple):
     """What ACTS finds in an event."""
 
     hit_label: Int32[np.ndarray, " hit"]
-    """Track of each hit, or -1; a hit that tracks share is of the one with more measurements."""
+    """Track of each hit, or -1. A shared hit belongs to the track with more measurements."""
     seconds: float
     """Wall time of the algorithms alone, from measurements in memory to tracks."""
     cpu_seconds: float
-    """Processor time of them; they run in one thread."""
+    """Processor time of the same; they run in one thread."""
 
 
 class Measurements(NamedTuple):
@@ -62,7 +60,7 @@ def find_tracks(event: Event, seed_pt: float = 0.15) -> ActsTracks:
       UserError: a hit is not on the module that the event names.
     """
     detector = generic_detector()
-    # Not above: pyacts is an extra, and where it is missing `generic_detector` says so.
+    # After `generic_detector`, which tells of a missing pyacts.
     import acts.examples
 
     measured = measurements(event, detector.modules)
@@ -171,11 +169,11 @@ def _chain(acts: Any, detector: Detector, seed_pt: float) -> list[Any]:
                 minMeasurements=MIN_MEASUREMENTS,
                 maxHoles=3,
                 maxOutliers=2,
-                # Tracks are not carried back to the beam line: only their hits are asked for.
+                # Only the hits of tracks are needed, not their parameters at the beam line.
                 requireReferenceSurface=False,
             ),
             twoWay=True,
-            # A seed within a track that is found already would only find it again.
+            # A seed within a track that is already found would find it again.
             seedDeduplication=True,
             stayOnSeed=True,
         ),
@@ -190,8 +188,8 @@ def _chain(acts: Any, detector: Detector, seed_pt: float) -> list[Any]:
     ]
 
 
-# Lengths in mm: wide enough for all collisions and for |eta| < 4. A wider impactMax finds more of
-# the displaced particles, for more time and wrong tracks.
+# Lengths in mm, for all collisions and |eta| < 4. A wider impactMax finds more displaced particles,
+# but takes more time and finds more wrong tracks.
 _SEEDING = {
     "rMin": 20,
     "rMax": 200,
@@ -227,7 +225,7 @@ def _reader(acts: Any, container: Any, clock: Callable[[], None]) -> Any:
             return 0, 1
 
         def read(self, context):
-            # A view of the container, which must not itself be moved into the store.
+            # A view, since the store must not own the container.
             self.output(context, examples.MeasurementSubset(container, range(len(container))))
             clock()
             return examples.ProcessCode.SUCCESS

@@ -1,9 +1,9 @@
 """Host side: the edge predictor in PyTorch and PyTorch Geometric, layer by layer as published.
 
-Every message is made of its whole input, [x_i, x_j - x_i, x_j x_i, |x_j - x_i|, x_j . x_i,
-scalars], and every norm is applied where it stands; nothing is split, folded or blocked. With our
-weights it gives our logits, which is how it is known to do the same work. The only module that
-imports torch, and only when it is used; both packages are of the extra `bench`.
+Every message uses its whole input, [x_i, x_j - x_i, x_j x_i, |x_j - x_i|, x_j . x_i, scalars], and
+every norm is a layer of its own; nothing is split, folded or blocked. With our weights it gives our
+logits, so it does the same work. This module alone imports torch, when it is used; both packages
+come with the extra `bench`.
 """
 
 import importlib
@@ -29,7 +29,7 @@ class GraphInputs(NamedTuple):
     """The real hits and edges of a graph, as the network takes them."""
 
     x: Float32[np.ndarray, "hit in_feat"]
-    """What the first layer knows of a hit."""
+    """Input features of each hit."""
     edge_index: Int64[np.ndarray, "2 edge"]
     """Sender and receiver of each edge."""
     scalars: Float32[np.ndarray, "edge scalar"]
@@ -62,8 +62,8 @@ def torch_gnn(tune: NetworkTune, params: Any, batch_stats: Any, graph: EventGrap
       graph: one event.
 
     Returns:
-      A callable, all of whose inputs are prepared; the features that come before the layers are
-      among them, so that its time is that of the layers, the fusion and the edge MLP alone.
+      A callable with prepared inputs. Features of hits and edges are among these, so its time is
+      that of the layers, the fusion and the edge MLP.
 
     Raises:
       ImportError: torch or torch_geometric is not installed.
@@ -105,7 +105,7 @@ def graph_inputs(tune: NetworkTune, graph: EventGraph) -> GraphInputs:
 def backward_pass(gnn: TorchGnn, label: Bool[np.ndarray, " edge"]) -> float:
     """A pass forth and back in training mode, to the gradients of the binary cross entropy.
 
-    It moves the running statistics, so `gnn` no longer gives the logits of the weights it had.
+    It changes the running statistics, and with them the logits of `gnn` in inference.
 
     Args:
       gnn: the network and its graph.
@@ -204,7 +204,7 @@ class _Blocks(NamedTuple):
     def _fill(self, layer: Any, **arrays: Any) -> None:
         with self.torch.no_grad():
             for name, array in arrays.items():
-                # A copy: torch wants arrays that it may write to.
+                # A copy, since torch asks for writable arrays.
                 getattr(layer, name).copy_(self.torch.from_numpy(np.array(array, np.float32)))
 
 
