@@ -33,7 +33,7 @@ def run(main: Callable[[], None], before_devices: Callable[[], None] | None = No
 
     `before_devices` is what has to be done before jax looks for devices.
 
-    The library raises `UserError`, a `ValueError`, and `OSError` for what the user can mend;
+    The library raises `UserError` and `OSError` for what the user can mend;
     everything else is a defect and keeps its traceback. Ctrl-C exits with 130.
     """
 
@@ -52,7 +52,7 @@ def run(main: Callable[[], None], before_devices: Callable[[], None] | None = No
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             if "HYPERTRACK_TRACEBACK" in os.environ:
                 raise
             print(f"error: {error}", file=sys.stderr)

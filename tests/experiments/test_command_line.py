@@ -62,7 +62,7 @@ def test_a_users_mistake_is_one_sentence(error):
     assert (done.returncode, done.stderr) == (2, "error: a mistake.\n")
 
 
-@pytest.mark.parametrize("error", ["ImportError('ours')", "KeyError('ours')"])
+@pytest.mark.parametrize("error", ["ImportError('ours')", "KeyError('ours')", "ValueError('ours')"])
 def test_a_defect_keeps_its_traceback(error):
     done = run(f"def main(): raise {error}")
     assert done.returncode == 1
