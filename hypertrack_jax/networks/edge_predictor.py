@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
@@ -158,21 +157,11 @@ class EdgePredictor(nn.Module):
             x = nodes.position.astype(dtype)
         else:
             x = cylindrical_features(nodes.position).astype(dtype)
-        first, *others = self.layers
-        latents = [first(x, nodes.mask, edges, degree, train)]
-        if train or self.is_initializing() or not others:
-            for layer in others:
-                latents.append(layer(latents[-1], nodes.mask, edges, degree, train))
-            return latents
-        # In a loop, because all of them are compiled at the price of one.
-        alike = others[0].clone(parent=None, name=None)
-
-        def next_latent(x, variables):
-            y = alike.apply(variables, x, nodes.mask, edges, degree, False)
-            return y, y
-
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[o.variables for o in others])
-        return [*latents, *jax.lax.scan(next_latent, latents[0], stacked)[1]]
+        latents = []
+        for layer in self.layers:
+            x = layer(x, nodes.mask, edges, degree, train)
+            latents.append(x)
+        return latents
 
     def _gauge_latents(self, nodes: Nodes, edges: EdgeInputs, degree, train, dtype):
         """The same, and the square of how far each layer moved them, in m^2."""
