@@ -15,6 +15,7 @@ from jaxtyping import Int
 from hypertrack_jax.capacities import until_enough
 from hypertrack_jax.clustering.density import DENSITY, density_clusters
 from hypertrack_jax.clustering.tracks import HitClusters, Tracks
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.reconstruction.candidates import graph_constructor
 from hypertrack_jax.reconstruction.capacities import FirstCapacities, first_capacities, require_room
@@ -262,7 +263,15 @@ def _run(
     capacities: Any,
 ) -> tuple[Any, Any]:
     require_room(capacities, num_hits, num_events)
-    return jax.block_until_ready(launch(stage, capacities, shared, *made))
+    try:
+        return jax.block_until_ready(launch(stage, capacities, shared, *made))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the memory ran out in {stage.name} of an event of {num_hits} hits; choose a larger "
+            "min_count or edge_threshold, fewer hits, or a device with more memory."
+        ) from error
 
 
 def padded_hits(hits: OrderedHits, num_places: int) -> PaddedHits:

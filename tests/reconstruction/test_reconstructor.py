@@ -258,6 +258,22 @@ def test_hits_with_too_many_neighbors_are_refused():
         require_room(KeptCapacities(1536), 5)
 
 
+@pytest.mark.parametrize(
+    ("told", "error", "match"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory", UserError, "the memory ran out in VD of an event"),
+        ("INTERNAL: a defect", jax.errors.JaxRuntimeError, "INTERNAL: a defect"),
+    ],
+)
+def test_memory_that_runs_out_is_told(model, monkeypatch, told, error, match):
+    def failing(*_):
+        raise jax.errors.JaxRuntimeError(told)
+
+    monkeypatch.setattr(reconstruct, "run_stage", failing)
+    with pytest.raises(error, match=match):
+        model(EVENT.position)
+
+
 def test_many_hits_at_one_position_are_refused(model):
     copies = np.zeros((17, 3), np.float32)
     with pytest.raises(UserError, match=r"17 hits lie at one position, \(0, 0, 0\) mm"):
