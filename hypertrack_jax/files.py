@@ -65,12 +65,17 @@ def locked(path: Path, work: str) -> Iterator[None]:
     """
     made = [parent for parent in path.parents if not parent.exists()]
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "ab")
         except FileNotFoundError:
             # The one before has just removed the directory.
             continue
+        except OSError as error:
+            raise OSError(
+                f"{path}: cannot be written ({error.strerror}); choose a directory that you may "
+                "write to."
+            ) from error
         with file:
             if _lock(file) is False:
                 raise UserError(

@@ -48,8 +48,9 @@ def raise_segments(
     """
     is_next = jnp.pad(segment_ids[1:] != segment_ids[:-1], (1, 0))
     rank = jnp.cumsum(is_next.astype(jnp.int32))
-    # A rank without entries has the lowest integer as its place, which is outside and dropped.
     place = segment_max(segment_ids, rank, len(segment_ids))
+    # A rank without entries has the lowest integer there, which XLA may take for a place inside.
+    place = jnp.where(place < 0, len(highest), place)
     largest = segment_max(data, rank, len(data))
     return put_rows(highest, jnp.maximum(highest[place], largest), place)
 

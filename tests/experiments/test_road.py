@@ -143,7 +143,7 @@ MISTAKES = {
     "no such tag": (
         "inference",
         ["--read_tag=nobody", "--event_start=11", "--event_end=12"],
-        "nobody.*no checkpoint",
+        "nobody: no such model",
     ),
     "no such step": (
         "inference",
