@@ -1,6 +1,5 @@
 """Host side: the product, hits in, tracks out."""
 
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +27,6 @@ from hypertrack_jax.voxdyn.model import (
     warn_of_outside,
     warn_of_units,
 )
-
-_LOG = logging.getLogger(__name__)
 
 Launch = Callable[..., tuple[Any, Any]]
 """Runs a stage: `(stage, capacities, shared, *made) -> (result, needed)`."""
