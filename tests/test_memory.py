@@ -32,7 +32,7 @@ def pages_of_runs(number):
     return pages() - before
 
 pages_of_runs(20)  # what a run has not freed when the next begins is taken anew a few times
-print(pages_of_runs(20))
+print(pages_of_runs(200))  # as many times on a busy machine, however many runs there are
 """
 
 
