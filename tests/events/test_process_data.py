@@ -108,6 +108,14 @@ def test_a_hit_that_is_not_finite_is_left_out_where_that_is_asked_for(tmp_path, 
     assert len(load_event(tmp_path / "data", 1001).position) == len(kaggle[1001].position) - 1
 
 
+def test_an_event_without_truth_arrives_whole(tmp_path):
+    event = random_event(0, [], num_noise=9, event_id=7)._replace(has_truth=False)
+    write_event_csv(tmp_path / "kaggle", event)
+    done = _process(tmp_path, f"--input={tmp_path / 'kaggle'}")
+    assert done.returncode == 0, done.stderr
+    assert_same_event(load_event(tmp_path / "data", 7), event)
+
+
 def test_a_work_directory_that_cannot_be_written(tmp_path, kaggle):
     (tmp_path / "data").write_text("in the way")
     done = _process(tmp_path, f"--input={tmp_path / 'kaggle'}")
