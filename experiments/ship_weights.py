@@ -1,6 +1,6 @@
-"""Writes the weights of a trained model as one small file, without its optimiser.
+"""Writes a trained model as one small file, without its optimiser.
 
-python experiments/ship_weights.py --read_tag=pu2 --output=hypertrack_jax/weights/pu2.npz
+python experiments/ship_weights.py --read_tag=pu2 --output=pu2.npz --voxdyn=voxdyn_hyper_16384.npz
 """
 
 from dataclasses import replace
@@ -12,6 +12,7 @@ from absl import flags
 from hypertrack_jax.model.weights import Weights, count_pairs, save_weights
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.load import load_tune
+from hypertrack_jax.voxdyn.compact import compact_voxdyn
 
 flags.adopt_module_key_flags(command_line)
 
@@ -22,18 +23,26 @@ PARAM = flags.DEFINE_string(
     None,
     "Tune that min_count and the settings of the clusterer are from; default: its own.",
 )
+VOXDYN = flags.DEFINE_string(
+    "voxdyn",
+    None,
+    "Voxel-Dynamics file that goes into the file, down to the tune's min_count; default: the file "
+    "holds the weights alone.",
+)
 OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz.", required=True)
 
 
 def main() -> None:
-    """Loads the model, which needs its Voxel-Dynamics file, and writes its weights."""
-    model = Reconstructor.load(READ_TAG.value, command_line.workdir("models"), EPOCH.value)
+    """Loads the model, which needs its Voxel-Dynamics file, and writes what is asked for."""
+    models = command_line.workdir("models")
+    model = Reconstructor.load(READ_TAG.value, models, EPOCH.value, voxdyn=VOXDYN.value)
     tune = model.tune
     if PARAM.value:
         asked = load_tune(PARAM.value)
         voxdyn = replace(tune.voxdyn, min_count=asked.voxdyn.min_count)
         tune = replace(tune, voxdyn=voxdyn, cluster=asked.cluster)
-    weights = Weights(tune, model.params, model.batch_stats, count_pairs(model.voxdyn))
+    compact = compact_voxdyn(model.voxdyn, tune.voxdyn.min_count) if VOXDYN.value else None
+    weights = Weights(tune, model.params, model.batch_stats, count_pairs(model.voxdyn), compact)
     path = save_weights(Path(OUTPUT.value), weights)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 

@@ -64,6 +64,8 @@ class NpzFormat(NamedTuple):
     """What all other members have to be; None leaves them unread."""
     version: int | None = None
     """The version that is read and written; None for a kind of file without versions."""
+    optional: Mapping[str, ArrayType] = {}
+    """Further members, of which a file has all or none."""
 
 
 def read_npz(
@@ -94,9 +96,8 @@ def read_npz(
                 arrays = expected.arrays
                 if names is not None:
                     arrays = {name: arrays[name] for name in names}
-                elif expected.others is not None:
-                    unnamed = sorted(members.keys() - arrays.keys() - {_VERSION})
-                    arrays = dict(arrays) | dict.fromkeys(unnamed, expected.others)
+                else:
+                    arrays = _all_arrays(members, expected)
                 return _read_arrays(path, archive, members, arrays)
         except UserError:
             raise
@@ -133,8 +134,9 @@ def write_npz(
     members: dict[str, Any] = {}
     if expected.version is not None:
         members[_VERSION] = np.int32(expected.version)
+    named = {**expected.arrays, **expected.optional}
     for name, value in arrays.items():
-        declared, array = expected.arrays.get(name, expected.others), np.asarray(value)
+        declared, array = named.get(name, expected.others), np.asarray(value)
         if declared is None:
             raise UserError(f"{path}: {expected.kind} has no array {name!r}; leave it out.")
         try:
@@ -155,6 +157,19 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     if len(members) < len(infos):
         raise ValueError("a name occurs twice")
     return members
+
+
+def _all_arrays(
+    members: Mapping[str, zipfile.ZipInfo], expected: NpzFormat
+) -> Mapping[str, ArrayType]:
+    """What the members of this file have to be."""
+    arrays = dict(expected.arrays)
+    if not members.keys().isdisjoint(expected.optional):
+        arrays |= expected.optional
+    if expected.others is not None:
+        unnamed = sorted(members.keys() - arrays.keys() - {_VERSION})
+        arrays |= dict.fromkeys(unnamed, expected.others)
+    return arrays
 
 
 def _require_version(

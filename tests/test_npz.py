@@ -91,6 +91,19 @@ def test_other_members_are_read_where_they_are_declared(tmp_path):
         read_npz(tmp_path / "x.npz", others)
 
 
+def test_optional_members_are_all_there_or_none(tmp_path):
+    both = {"low": ArrayType(np.int32, ("part",)), "high": ArrayType(np.int32, ("part",))}
+    optional, path = FORMAT._replace(optional=both), tmp_path / "x.npz"
+    assert read_npz(write_npz(path, optional, ARRAYS), optional).keys() == ARRAYS.keys()
+    parts = {"low": np.arange(3), "high": np.arange(3)}
+    found = read_npz(write_npz(path, optional, {**ARRAYS, **parts}), optional)
+    np.testing.assert_array_equal(found["high"], parts["high"])
+    assert found["high"].dtype == np.int32
+    save(path, low=np.arange(3))
+    with pytest.raises(UserError, match="lacks high"):
+        read_npz(path, optional)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -1,4 +1,8 @@
-"""Host side: trained weights as one small file, without optimiser, and never unpickled."""
+"""Host side: a trained model as one small file, without optimiser, and never unpickled.
+
+The file holds the weights and the tune. It may hold the graph constructor, too, and is then all
+that a reconstruction needs.
+"""
 
 import json
 import logging
@@ -12,6 +16,7 @@ from hypertrack_jax.errors import UserError
 from hypertrack_jax.model.parameters import Fitted, by_name, fitted, nested
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.tunes.tune import Tune, tune_from_json, tune_to_json
+from hypertrack_jax.voxdyn.compact import ARRAYS, CompactVoxdyn
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 _LOG = logging.getLogger(__name__)
@@ -20,19 +25,21 @@ SHIPPED = Path(__file__).parents[1] / "weights"
 COUNT_TOLERANCE = 0.02
 """Relative difference in the pairs counted up to which two estimators are the same: the simulation
 is not the same to the last bit on all machines."""
-_TUNE, _PAIRS = "tune", "num_pairs"
+_TUNE, _PAIRS, _VOXDYN = "tune", "num_pairs", "voxdyn/"
 FORMAT = NpzFormat(
     kind="a file of weights",
     remedy="get it anew",
     arrays={_TUNE: ArrayType(np.uint8, ("byte",)), _PAIRS: ArrayType(np.int64, ())},
     others=ArrayType(np.float32),
     version=1,
+    optional={_VOXDYN + name: kind for name, kind in ARRAYS.items()},
 )
-"""A file of weights holds the tune, the number of pairs counted, and the parameters by name."""
+"""A file of weights holds the tune, the number of pairs counted, the parameters by name, and where
+it is a whole model the graph constructor."""
 
 
 class Weights(NamedTuple):
-    """A trained model without its graph constructor."""
+    """A trained model, with or without its graph constructor."""
 
     tune: Tune
     params: dict[str, Any]
@@ -41,6 +48,8 @@ class Weights(NamedTuple):
     """Running BatchNorm statistics."""
     num_pairs: int
     """Pairs that the C-matrix of the training had counted, each once."""
+    voxdyn: CompactVoxdyn | None = None
+    """The graph constructor; None where it is a file of its own."""
 
 
 def shipped_names() -> list[str]:
@@ -64,6 +73,8 @@ def save_weights(path: Path, weights: Weights) -> Path:
     }
     arrays[_TUNE] = np.frombuffer(tune_to_json(weights.tune).encode(), np.uint8)
     arrays[_PAIRS] = weights.num_pairs
+    if weights.voxdyn is not None:
+        arrays |= {_VOXDYN + name: part for name, part in weights.voxdyn._asdict().items()}
     return write_npz(path, FORMAT, arrays, compress=True)
 
 
@@ -77,12 +88,13 @@ def load_weights(path: Path) -> Weights:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of weights.")
     arrays = read_npz(path, FORMAT)
-    tune, num_pairs = arrays.pop(_TUNE), int(arrays.pop(_PAIRS))
+    tune, num_pairs, voxdyn = arrays.pop(_TUNE), int(arrays.pop(_PAIRS)), None
+    if FORMAT.optional.keys() <= arrays.keys():
+        voxdyn = CompactVoxdyn(**{name: arrays.pop(_VOXDYN + name) for name in ARRAYS})
     try:
         tree = jax.tree.map(jax.numpy.asarray, nested(arrays))
-        return Weights(
-            tune_from_json(tune.tobytes().decode()), tree["params"], tree["batch_stats"], num_pairs
-        )
+        parameters = tree["params"], tree["batch_stats"]
+        return Weights(tune_from_json(tune.tobytes().decode()), *parameters, num_pairs, voxdyn)
     # Text that is no JSON; a name that is missing, or both an array and a group of arrays.
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: damaged or not {FORMAT.kind}; {FORMAT.remedy}.") from error

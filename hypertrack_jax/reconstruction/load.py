@@ -14,6 +14,7 @@ from hypertrack_jax.model.weights import (
     shipped_path,
 )
 from hypertrack_jax.tunes.tune import Tune
+from hypertrack_jax.voxdyn.compact import unpacked_voxdyn
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
@@ -29,28 +30,34 @@ class ModelParts(NamedTuple):
     batch_stats: Any
 
 
-def load_parts(model: str | Path, models: str | Path | None, step: int) -> ModelParts:
+def load_parts(
+    model: str | Path, models: str | Path | None, step: int, voxdyn: str | Path | None
+) -> ModelParts:
     """The parts of a model; arguments and errors are those of `Reconstructor.load`."""
-    path = Path(models or ".") / model
+    path, own = Path(models or ".") / model, Path(voxdyn) if voxdyn else None
     if not path.exists() and str(model) in shipped_names():
-        return _from_weights(shipped_path(str(model)), Path(models or "models"))
+        return _from_weights(shipped_path(str(model)), Path(models or "models"), own)
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such model; give a directory of checkpoints, a file of weights, or one of "
             f"the models that come with the package: {', '.join(shipped_names())}."
         )
     if path.is_file():
-        return _from_weights(path, Path(models or path.parent))
-    return _from_checkpoint(path, Path(models or path.parent), step)
+        return _from_weights(path, Path(models or path.parent), own)
+    return _from_checkpoint(path, Path(models or path.parent), step, own)
 
 
-def _from_weights(path: Path, models: Path) -> ModelParts:
+def _from_weights(path: Path, models: Path, own: Path | None) -> ModelParts:
     weights = load_weights(path)
-    voxdyn = _load_voxdyn(models, weights.tune, weights.num_pairs)
+    if weights.voxdyn is not None and own is None:
+        voxdyn = unpacked_voxdyn(weights.voxdyn, str(path))
+        require_same_counts(weights.num_pairs, count_pairs(voxdyn), path)
+    else:
+        voxdyn = _load_voxdyn(models, weights.tune, weights.num_pairs, own)
     return ModelParts(weights.tune, voxdyn, weights.params, weights.batch_stats)
 
 
-def _from_checkpoint(path: Path, models: Path, step: int) -> ModelParts:
+def _from_checkpoint(path: Path, models: Path, step: int, own: Path | None) -> ModelParts:
     # Orbax takes a second to import, and weights files do without it.
     from hypertrack_jax.model.checkpoint import Checkpoints
 
@@ -58,7 +65,7 @@ def _from_checkpoint(path: Path, models: Path, step: int) -> ModelParts:
         saved = checkpoints.describe(step)
         parameters, phase = checkpoints.restore_parameters(saved.step, saved.tune)
     tune = saved.tune
-    voxdyn = _load_voxdyn(models, tune, saved.num_pairs)
+    voxdyn = _load_voxdyn(models, tune, saved.num_pairs, own)
     if tune.cluster.cluster == "transformer" and phase == GNN_PHASE:
         _LOG.warning(
             "the transformer of %s has not been trained; tracks are made by cut", path.name
@@ -67,9 +74,11 @@ def _from_checkpoint(path: Path, models: Path, step: int) -> ModelParts:
     return ModelParts(tune, voxdyn, *parameters)
 
 
-def _load_voxdyn(models: Path, tune: Tune, num_pairs: int | None) -> VoxelDynamics:
+def _load_voxdyn(
+    models: Path, tune: Tune, num_pairs: int | None, own: Path | None
+) -> VoxelDynamics:
     wanted = tune.voxdyn
-    path = voxdyn_path(models, wanted.node2node, wanted.ncell)
+    path = own or voxdyn_path(models, wanted.node2node, wanted.ncell)
     voxdyn = load_voxdyn(path, wanted.node2node, wanted.ncell, wanted.min_count)
     require_same_counts(num_pairs, count_pairs(voxdyn), path)
     return voxdyn

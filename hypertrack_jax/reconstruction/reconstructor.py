@@ -67,8 +67,9 @@ class Reconstructor:
         models: str | Path | None = None,
         step: int = -1,
         cache: str | Path | None = None,
+        voxdyn: str | Path | None = None,
     ) -> "Reconstructor":
-        """Loads a model and the Voxel-Dynamics file that its Tune names.
+        """Loads a model, and the Voxel-Dynamics file that its Tune names unless it is in the model.
 
         Args:
           model: a directory of checkpoints, a file of weights, or the name of a model that comes
@@ -78,6 +79,8 @@ class Reconstructor:
           step: the checkpoint; -1 for the latest.
           cache: directory in which this process and later ones keep compiled programs, so that the
             second start is fast. It holds for all that jax compiles from here on.
+          voxdyn: a Voxel-Dynamics file of your own, in place of the model's. It must have counted
+            what the model was trained with.
 
         Returns:
           A callable from hits to tracks. If phase 2 of the training has not begun, its tune says
@@ -93,7 +96,7 @@ class Reconstructor:
 
         if cache is not None:
             use_compilation_cache(Path(cache))
-        return cls(*load_parts(model, models, step))
+        return cls(*load_parts(model, models, step, voxdyn))
 
     def __call__(self, position: np.ndarray, *, with_edges: bool = False) -> Tracks:
         """Reconstructs one event.

@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import toy
 
 from hypertrack_jax.events.store import save_event
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 
 ROOT = Path(__file__).parents[2]
 TINY_TUNE = """
@@ -107,6 +109,20 @@ def test_inference_scores_events_and_writes_submissions(workdir):
     )
     assert (written[:, 0] == 11).all()
     assert sorted(written[:, 1]) == sorted(event.hit_id)
+
+
+def test_a_model_is_shipped_as_one_file(workdir, tmp_path):
+    whole, alone = tmp_path / "whole.npz", tmp_path / "alone.npz"
+    fitted = workdir / "models" / "voxdyn_hyper_64.npz"
+    for path, more in ((whole, [f"--voxdyn={fitted}"]), (alone, [])):
+        done = script(workdir, "ship_weights", "--read_tag=tiny", f"--output={path}", *more)
+        assert done.returncode == 0, done.stderr
+    found, expected = Reconstructor.load(whole), Reconstructor.load("tiny", workdir / "models")
+    assert found.tune == expected.tune
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    np.testing.assert_array_equal(found.voxdyn.rows.columns, expected.voxdyn.rows.columns)
+    with pytest.raises(FileNotFoundError, match="voxdyn_hyper_64"):
+        Reconstructor.load(alone)
 
 
 def test_an_event_that_cannot_be_read_is_listed_and_the_others_go_on(workdir, tmp_path):

@@ -35,6 +35,7 @@ from hypertrack_jax.reconstruction.hits import ordered_hits
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor, run_stage
 from hypertrack_jax.training.step import init_state
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
+from hypertrack_jax.voxdyn.compact import compact_voxdyn
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.lookup import TOO_MANY
 from hypertrack_jax.voxdyn.storage import save_voxdyn, voxdyn_path
@@ -460,6 +461,22 @@ def test_a_model_that_comes_with_the_package_is_found_by_name(model, tmp_path, m
     (tmp_path / "good").mkdir()
     with pytest.raises(FileNotFoundError, match="good: no checkpoint here"):
         Reconstructor.load("good", tmp_path)
+
+
+def test_a_model_with_its_graph_constructor_is_one_file(model, tmp_path):
+    """Or it takes one of the user's, which must have counted the same."""
+    num_pairs = count_pairs(model.voxdyn)
+    compact = compact_voxdyn(model.voxdyn, TUNE.voxdyn.min_count)
+    weights = Weights(TUNE, model.params, model.batch_stats, num_pairs, compact)
+    alone = save_weights(tmp_path / "alone" / "model.npz", weights)
+    expected = model(EVENT.position)
+    assert_same(Reconstructor.load(alone)(EVENT.position), expected)
+    own = save_voxdyn(tmp_path / "own.npz", model.voxdyn._replace(num_events=77))
+    assert Reconstructor.load(alone, voxdyn=own).voxdyn.num_events == 77
+    save_weights(alone, weights._replace(num_pairs=7))
+    for voxdyn, named in ((None, alone), (own, own)):
+        with pytest.raises(ValueError, match=f"{named}: .* with one that counted 7"):
+            Reconstructor.load(alone, voxdyn=voxdyn)
 
 
 def test_evaluation_scores_events_in_their_order(model):
