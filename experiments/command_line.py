@@ -9,17 +9,16 @@ from typing import Any
 
 from absl import app, flags
 from flag_values import MAX_EVENTS, check_flags, whole_numbers
-from hardware import await_threads, choose_device, keep_programs
+from hardware import await_threads
 from quiet import choose_logs
 
+from hypertrack_jax.command.start import DEVICES, choose_device, keep_programs
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.store import event_ids, require_events
 from hypertrack_jax.memory import keep_freed_memory
 
 WORKDIR = flags.DEFINE_string("workdir", ".", "Directory of data/, models/, runs/ and figs/.")
-DEVICE = flags.DEFINE_enum(
-    "device", "auto", ["auto", "cpu", "gpu", "tpu"], "Where to compute; auto takes the fastest."
-)
+DEVICE = flags.DEFINE_enum("device", "auto", DEVICES, "Where to compute; auto takes the fastest.")
 CACHE = flags.DEFINE_string(
     "compilation_cache",
     None,

@@ -9,9 +9,9 @@ import numpy as np
 from absl import flags
 from bad_events import ReadableEvents
 from benchmarks.timing import peak_memory
-from problems import end_with
 from tqdm import tqdm
 
+from hypertrack_jax.command.start import end_with
 from hypertrack_jax.evaluation.evaluate import evaluate_graphs
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.report import Row, event_table, summary_table, write_report

@@ -11,9 +11,9 @@ import command_line
 from absl import flags
 from bad_events import ReadableEvents
 from graph_report import graphs_of, write_rows
-from problems import end_with
 from tqdm import tqdm
 
+from hypertrack_jax.command.start import end_with
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.evaluate import as_evaluated
 from hypertrack_jax.evaluation.inference_report import Wanted, draw_figures, report_events

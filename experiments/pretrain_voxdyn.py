@@ -13,9 +13,9 @@ from absl import flags
 from bad_events import ReadableEvents
 from benchmarks.timing import peak_memory
 from graph_report import describe_voxdyn, report_graphs
-from problems import end_with
 from tqdm import tqdm
 
+from hypertrack_jax.command.start import end_with
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.events.topology import TOPOLOGIES, require_topology
 from hypertrack_jax.training.batches import EventSource

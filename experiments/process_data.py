@@ -10,9 +10,9 @@ from pathlib import Path
 import command_line
 from absl import flags
 from hardware import map_in_processes
-from problems import end_with
 from tqdm import tqdm
 
+from hypertrack_jax.command.start import end_with
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.store import event_ids, save_event
 from hypertrack_jax.events.trackml import list_event_ids, read_event

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -45,6 +46,19 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
         raise OSError(
             f"{path}: cannot be written ({error.strerror or error}); make room, or choose a "
             "directory that you may write to."
+        ) from error
+
+
+def require_writable(directory: Path) -> None:
+    """Makes a directory if it is missing, and raises `OSError` if no file can be made in it."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise OSError(
+            f"{directory}: cannot be written ({error.strerror or error}); choose a directory that "
+            "you may write to."
         ) from error
 
 

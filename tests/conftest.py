@@ -16,7 +16,7 @@ if platform.machine() == "x86_64":
     flags += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
-# As the scripts have it, see experiments/quiet.py.
+# As the scripts have it, see `quiet_xla` of hypertrack_jax/command/start.py.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Many tests start scripts, which compile the same programs: all processes share what was compiled.

@@ -21,6 +21,7 @@ from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_roc
 from hypertrack_jax.evaluation.report import Row, event_table, summary_table
 from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.submissions import submission_path
 from hypertrack_jax.events.trackml import write_submission
 from hypertrack_jax.tunes.tune import Tune
 
@@ -99,8 +100,8 @@ def report_events(
         event, hit_label = evaluated.event, evaluated.tracks.hit_label
         rows.append(evaluated.row)
         if wanted.submissions:
-            name = f"event{event.event_id:09d}-submission.csv"
-            write_submission(wanted.submissions / name, event, hit_label)
+            path = submission_path(wanted.submissions, event.event_id)
+            write_submission(path, event, hit_label)
         if not event.has_truth:
             continue
         new = binned_efficiency(event, hit_label, tune.cluster.min_hits)

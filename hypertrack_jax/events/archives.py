@@ -53,6 +53,11 @@ def _reader(path: Path, read: Callable[[], bytes]) -> Callable[[], bytes]:
     return read_whole
 
 
+def read_file(path: Path) -> bytes:
+    """The content of a file, unpacked where it is gzipped."""
+    return _reader(path, path.read_bytes)()
+
+
 def base_name(name: str) -> str:
     """The last part of a name; zips made on Windows may have backslashes in it."""
     return re.split(r"[/\\]", name)[-1]

@@ -73,7 +73,17 @@ def load_event(directory: str | Path, event_id: int) -> Event:
       UserError: the file is damaged, is no event file, or has another format version.
     """
     require_events(directory, [event_id])
-    arrays = read_npz(event_path(directory, event_id), FORMAT)
+    return read_event_file(event_path(directory, event_id))
+
+
+def read_event_file(path: Path) -> Event:
+    """Reads an event from a file of any name.
+
+    Raises:
+      OSError: it cannot be opened.
+      UserError: it is damaged, is no event file, or has another format version.
+    """
+    arrays = read_npz(path, FORMAT)
     particles = Particles(*(arrays.pop(_PARTICLE_PREFIX + name) for name in Particles._fields))
     event_id, has_truth = int(arrays.pop("event_id")), bool(arrays.pop("has_truth"))
     return Event(event_id=event_id, particles=particles, has_truth=has_truth, **arrays)

@@ -1,21 +1,11 @@
-"""The devices and directories that scripts choose."""
-
-import importlib
-from pathlib import Path
+"""The devices and directories that programs choose."""
 
 import jax
 import pytest
 
 from hypertrack_jax import compilation
+from hypertrack_jax.command import start
 from hypertrack_jax.errors import UserError
-
-SCRIPTS = Path(__file__).parents[2] / "experiments"
-
-
-@pytest.fixture
-def hardware(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    return importlib.import_module("hardware")
 
 
 @pytest.fixture
@@ -30,34 +20,32 @@ def used(monkeypatch):
 
 # What jax raises where the extra for GPUs is missing, and where it is there without a GPU.
 @pytest.mark.parametrize("error", [RuntimeError, AssertionError])
-def test_a_device_that_is_not_there_is_told(hardware, monkeypatch, error):
+def test_a_device_that_is_not_there_is_told(monkeypatch, error):
     def none():
         raise error
 
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(jax, "devices", none)
     with pytest.raises(UserError, match="--device=gpu: jax finds no such device"):
-        hardware.choose_device("gpu")
+        start.choose_device("gpu")
 
 
-def test_programs_are_kept_where_the_user_says(hardware, used, tmp_path, monkeypatch):
+def test_programs_are_kept_where_the_user_says(used, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    hardware.keep_programs(None)
-    hardware.keep_programs(str(tmp_path / "named"))
+    start.keep_programs(None)
+    start.keep_programs(str(tmp_path / "named"))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "of jax"))
-    hardware.keep_programs(None)
+    start.keep_programs(None)
     default = tmp_path / "user" / "hypertrack_jax" / "programs"
     assert used == [default, str(tmp_path / "named"), str(tmp_path / "of jax")]
-    hardware.keep_programs("")
+    start.keep_programs("")
     assert used[-1] == ("jax_enable_compilation_cache", False)
 
 
-def test_a_directory_that_cannot_be_made_is_told_only_if_it_was_named(
-    hardware, used, tmp_path, monkeypatch
-):
+def test_a_directory_that_cannot_be_made_is_told_only_if_it_was_named(used, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    hardware.keep_programs(None)
+    start.keep_programs(None)
     assert used == []
     with pytest.raises(OSError, match="file"):
-        hardware.keep_programs(str(tmp_path / "file" / "x"))
+        start.keep_programs(str(tmp_path / "file" / "x"))

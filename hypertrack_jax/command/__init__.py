@@ -1,0 +1,1 @@
+"""The command `hypertrack`, and what every program does before and after its work."""

@@ -1,0 +1,202 @@
+"""Reconstructs the tracks of events in files, and scores tracks.
+
+hypertrack reconstruct PATH... [--model=pu2] [--output=tracks]
+    Finds the tracks of each event and writes event*-submission.csv: event_id, hit_id, track_id, 0
+    for a hit in no track. A PATH is a directory or zip of TrackML files, one event of these
+    (DIRECTORY/event000001000), or an event file (.npz) or a directory of them. Events whose
+    submission is there are skipped, so the same command goes on where it stopped. Where there is
+    truth, the scores are printed.
+
+hypertrack score TRUTH SUBMISSION
+    Scores tracks, whoever found them, against the truth at a PATH. SUBMISSION is a csv file with
+    the columns hit_id and track_id, and event_id if there are several events; or a directory of
+    event*-submission.csv.
+
+A track matches a particle when each has more than half of its hits in the other.
+"""
+
+import functools
+import os
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from tqdm import tqdm
+
+from hypertrack_jax.command.start import (
+    DEVICES,
+    choose_device,
+    end_with,
+    keep_programs,
+    quiet_xla,
+)
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.evaluation.report import Row, event_table, summary_table
+from hypertrack_jax.events.places import EventPlace, find_events
+from hypertrack_jax.events.submissions import read_submissions, submission_path
+from hypertrack_jax.files import require_writable
+
+MOST_LISTED = 20
+"""Events up to which each has a line of its own."""
+
+
+class Options(NamedTuple):
+    """The values of the flags, which explain them."""
+
+    model: Path
+    output: Path
+    voxdyn: Path | None
+    min_hits: int | None
+    lenient: bool
+    device: str
+    compilation_cache: str | None
+
+
+def main() -> None:
+    """The command as it is installed."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    run(sys.argv)
+
+
+def run(argv: Sequence[str]) -> None:
+    """Runs one of the verbs; a user's mistake becomes one sentence and exit status 2.
+
+    Ctrl-C exits with 130, and events that were left out give 1. What is neither `UserError` nor
+    `OSError` is a defect and keeps its traceback.
+    """
+    try:
+        options, verb, paths = _parsed(argv)
+        VERBS[verb](options, paths)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except (UserError, OSError) as error:
+        if "HYPERTRACK_TRACEBACK" in os.environ:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def reconstruct(options: Options, paths: Sequence[str]) -> None:
+    """Finds the tracks of events, and scores them where there is truth."""
+    if not paths:
+        raise UserError("hypertrack reconstruct: a path is missing; name events.")
+    output, places = options.output, find_events(paths)
+    due = [place for place in places if not submission_path(output, place.event_id).exists()]
+    if len(due) < len(places):
+        print(
+            f"{len(places) - len(due)} of {len(places)} events have their tracks in {output} "
+            "already and are skipped; remove them to have them found again."
+        )
+    if not due:
+        return
+    require_writable(output)
+    started = time.monotonic()
+    rows, problems = _reconstructed(options, due)
+    if any(row["particles"] is not None for row in rows):
+        print(_tables(rows))
+    print(f"tracks of {len(rows)} events in {output}, {time.monotonic() - started:.1f} s")
+    end_with(problems)
+
+
+def score(options: Options, paths: Sequence[str]) -> None:
+    """Scores submissions against the truth."""
+    from hypertrack_jax.evaluation.reconstruct_files import score_files
+
+    if len(paths) != 2:
+        raise UserError(
+            f"hypertrack score: expected two paths, TRUTH and SUBMISSION, but got {len(paths)}."
+        )
+    problems: list[str] = []
+    places, submissions = find_events(paths[:1]), read_submissions(paths[1])
+    rows = list(score_files(places, submissions, options.min_hits or 4, problems))
+    if rows:
+        print(_tables(rows))
+    end_with(problems)
+
+
+VERBS = {"reconstruct": reconstruct, "score": score}
+
+
+def _flags() -> flags.FlagValues:
+    """The flags of the command alone: a program that imports this keeps its own."""
+    values = flags.FlagValues()
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    string("model", "pu2", "A model that comes with the package, or the path of one.")
+    string("output", "tracks", "Directory for the tracks.")
+    string("voxdyn", None, "Voxel-Dynamics file; default: that in the model, or beside it.")
+    string(
+        "compilation_cache",
+        None,
+        "Directory where compiled programs are kept for the next run; default: one in the user's "
+        "cache directory; empty: they are not kept.",
+    )
+    flags.DEFINE_integer(
+        "min_hits",
+        None,
+        "Fewest hits of a particle that should be found; default: the model's, or 4.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "lenient",
+        False,
+        "Leave out hits that are not finite and a particle named 0, and weigh hits equally where "
+        "there are no weights; warnings count each.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum("device", "auto", DEVICES, "Where to compute.", flag_values=values)
+    values.set_gnu_getopt(True)
+    return values
+
+
+def _parsed(argv: Sequence[str]) -> tuple[Options, str, list[str]]:
+    """The options, the verb and its paths; help where that is asked for."""
+    values = _flags()
+    if "help" in argv[1:2] or {"--help", "-h"} & set(argv):
+        print(__doc__, values.module_help(__name__), sep="\n")
+        sys.exit(0)
+    try:
+        verb, *paths = values(list(argv))[1:] or [""]
+    except flags.Error as error:
+        raise UserError(f"{error}; hypertrack --help explains every flag.") from error
+    if verb not in VERBS:
+        raise UserError(
+            f"expected {' or '.join(f'hypertrack {verb}' for verb in VERBS)}, got {verb!r}; "
+            "hypertrack --help explains them."
+        )
+    given: dict[str, Any] = {name: values[name].value for name in Options._fields}
+    for name in ("model", "output", "voxdyn"):
+        if given[name] == "":
+            raise UserError(f"--{name}=: a value is missing.")
+        given[name] = given[name] and Path(given[name]).expanduser()
+    return Options(**given), verb, paths
+
+
+def _reconstructed(options: Options, places: Sequence[EventPlace]) -> tuple[list[Row], list[str]]:
+    """The rows of the events, and what is wrong with those left out."""
+    quiet_xla()
+    # Here and not above: mistakes in the paths are told before jax is there.
+    from hypertrack_jax.evaluation.reconstruct_files import reconstruct_files
+    from hypertrack_jax.memory import keep_freed_memory
+    from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+
+    keep_freed_memory()
+    choose_device(options.device)
+    keep_programs(options.compilation_cache)
+    model = Reconstructor.load(options.model, voxdyn=options.voxdyn)
+    min_hits = options.min_hits or model.tune.cluster.min_hits
+    problems: list[str] = []
+    bar = iter(tqdm(places, unit="event"))
+    lenient = options.lenient
+    rows = reconstruct_files(model, bar, options.output, min_hits, problems, lenient=lenient)
+    return list(rows), problems
+
+
+def _tables(rows: Sequence[Row]) -> str:
+    tables = [event_table(rows)] if len(rows) <= MOST_LISTED else []
+    return "\n\n".join([*tables, summary_table(rows)]) + "\n"

@@ -1,0 +1,79 @@
+"""Host side: how a program starts and ends: logs, device, compiled programs, what went wrong."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hypertrack_jax.errors import UserError
+
+DEVICES = ["auto", "cpu", "gpu", "tpu"]
+MAX_SHOWN = 10
+"""Problems that are listed; of others the number is told."""
+
+
+def quiet_xla() -> None:
+    """Keeps XLA from telling two lines of error for each program that it loads from disk.
+
+    No error occurred (openxla/xla issue 44565). Real errors are raised, and a crash is told at any
+    level. It has to be called before jax is imported.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def choose_device(name: str) -> None:
+    """Has jax compute on `cpu`, `gpu` or `tpu`, or with `auto` on what it likes best.
+
+    Raises:
+      UserError: jax finds no such device.
+    """
+    if name == "auto":
+        return
+    # Here and not above: programs that only handle files, and their many processes, do without jax.
+    import jax
+
+    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(name, name))
+    try:
+        jax.devices()
+    # The latter where the extra is installed, but finds no GPU.
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device={name}: jax finds no such device here; install the extra for it (cuda or "
+            "tpu), or use --device=cpu."
+        ) from error
+
+
+def keep_programs(directory: str | None) -> None:
+    """Has jax keep compiled programs in `directory`; None: in the user's own, "": nowhere.
+
+    Raises:
+      OSError: the directory cannot be made. Where the user's own cannot, nothing is kept.
+    """
+    if "jax" not in sys.modules:
+        return  # Programs that only handle files compile nothing.
+    import jax
+
+    from hypertrack_jax.compilation import default_cache, use_compilation_cache
+
+    place = directory
+    if place is None:
+        place = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default_cache()
+    if not place:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    try:
+        Path(place).mkdir(parents=True, exist_ok=True)
+    except OSError:
+        if directory is not None:
+            raise
+        return
+    use_compilation_cache(place)
+
+
+def end_with(problems: Sequence[str]) -> None:
+    """Lists what went wrong, if anything did, and ends the program with status 1."""
+    if problems:
+        rest = [f"and {len(problems) - MAX_SHOWN} more"] if problems[MAX_SHOWN:] else []
+        told = (f"\nerror: {len(problems)} events were left out:", *problems[:MAX_SHOWN], *rest)
+        print(*told, sep="\n", file=sys.stderr)
+        sys.exit(1)

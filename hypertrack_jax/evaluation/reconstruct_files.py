@@ -1,0 +1,125 @@
+"""Host side: events from files to submissions, and submissions from files to scores."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.errors import MissingPackageError, UserError
+from hypertrack_jax.evaluation.metrics import track_scores
+from hypertrack_jax.evaluation.report import EVENT_ID, Row
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.places import EventPlace, read_place
+from hypertrack_jax.events.submissions import Submission, submission_path, submitted_label
+from hypertrack_jax.events.trackml import write_submission
+
+_SCORES = ("efficiency", "purity", "dms", "trackml", "hit_efficiency", "hit_purity")
+_HEADINGS = ("efficiency", "purity", "DMS", "TrackML", "hit efficiency", "hit purity")
+
+
+def reconstruct_files(
+    reconstruct: Callable[[np.ndarray], Tracks],
+    places: Iterator[EventPlace],
+    output: Path,
+    min_hits: int,
+    problems: list[str],
+    *,
+    lenient: bool = False,
+) -> Iterator[Row]:
+    """Reconstructs events one by one, and writes each one's tracks as soon as they are found.
+
+    Args:
+      reconstruct: from hit positions in mm to tracks.
+      places: where the events lie.
+      output: directory for `event000001000-submission.csv` and so on, each whole or not at all.
+      min_hits: fewest hits of a particle that should be found.
+      problems: gets a sentence for each event that cannot be read or reconstructed.
+      lenient: as in `read_event`.
+
+    Yields:
+      Size and scores of each event that was reconstructed, as `track_row` has them.
+
+    Raises:
+      ImportError: the model needs a package that is missing.
+      OSError: a submission cannot be written.
+    """
+    for place in places:
+        try:
+            event = read_place(place, lenient=lenient)
+        except (UserError, OSError) as error:
+            problems.append(str(error))
+            continue
+        try:
+            label = reconstruct(event.position).hit_label
+        except MissingPackageError:
+            # Every other event would fail in the same way.
+            raise
+        except UserError as error:
+            problems.append(f"event {event.event_id}: {error}")
+            continue
+        write_submission(submission_path(output, place.event_id), event, label)
+        yield track_row(event, label, min_hits)
+
+
+def score_files(
+    places: Sequence[EventPlace],
+    submissions: dict[int | None, Submission],
+    min_hits: int,
+    problems: list[str],
+) -> Iterator[Row]:
+    """Scores submissions against the truth.
+
+    Args:
+      places: where the events with truth lie.
+      submissions: what `read_submissions` gave.
+      min_hits: fewest hits of a particle that should be found.
+      problems: gets a sentence for each event that cannot be scored.
+
+    Yields:
+      Size and scores of each event, as `track_row` has them.
+
+    Raises:
+      UserError: the submission does not say which event it is of, and there are several.
+    """
+    if None in submissions:
+        if len(places) > 1 or len(submissions) > 1:
+            raise UserError(
+                f"{submissions[None].path}: has no column event_id, but there are "
+                f"{len(places)} events with truth; add the column, or name one event."
+            )
+        submissions = {places[0].event_id: submissions[None]}
+    by_number = {place.event_id: place for place in places}
+    for number in sorted(
+        by_number.keys() | {number for number in submissions if number is not None}
+    ):
+        if number not in submissions:
+            problems.append(f"event {number}: there is truth, but no submission.")
+        elif number not in by_number:
+            problems.append(f"event {number}: there is a submission, but no truth.")
+        else:
+            try:
+                event = read_place(by_number[number])
+                if not event.has_truth:
+                    raise UserError(f"event {number} has no truth; there is nothing to score by.")
+                label = submitted_label(submissions[number], event)
+            except (UserError, OSError) as error:
+                problems.append(str(error))
+            else:
+                yield track_row(event, label, min_hits)
+
+
+def track_row(event: Event, hit_label: Int[np.ndarray, " hit"], min_hits: int) -> Row:
+    """Size and track scores of an event; scores are None without truth."""
+    scores = track_scores(event, hit_label, min_hits) if event.has_truth else None
+    return {
+        EVENT_ID: event.event_id,
+        "hits": len(event.position),
+        "tracks": len(np.unique(hit_label[hit_label >= 0])),
+        "particles": getattr(scores, "num_particles", None),
+        **{
+            name: getattr(scores, field, None)
+            for name, field in zip(_HEADINGS, _SCORES, strict=True)
+        },
+    }
