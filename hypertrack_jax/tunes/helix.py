@@ -1,7 +1,7 @@
 """Our own tune: tune-5 with the geometry of a helix given to the network as features.
 
 Its `min_count` is for C of 100 full events counted in 16 copies (pretrain_voxdyn.py
---num_copies=16), as the quickstart makes it.
+--num_copies=16), as `quickstart.py --train` makes it.
 """
 
 from hypertrack_jax.tunes.tune import (

@@ -1,0 +1,38 @@
+"""The first command, as the README has it: tracks by the shipped model, with nothing fitted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_first_command_finds_tracks_and_trains_nothing(tmp_path):
+    pytest.importorskip("acts", reason="needs the extra sim")
+    pytest.importorskip("mplhep", reason="needs the extra plots")
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "experiments" / "quickstart.py"),
+            "--num_held_out=1",
+            f"--workdir={tmp_path}",
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    commands = [
+        line.split()[2:4] for line in done.stdout.splitlines() if line.startswith("$ python")
+    ]
+    scripts = [Path(script).stem for script, _ in commands]
+    assert scripts == ["simulate", "inference"]
+    report = json.loads((tmp_path / "figs" / "pu2" / "report.json").read_text())
+    assert report["summary"]["efficiency"]["mean"] > 0.9
+    assert (tmp_path / "figs" / "pu2" / "event.png").is_file()
+    assert not (tmp_path / "models").exists()
