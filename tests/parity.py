@@ -9,7 +9,7 @@ import pytest
 
 from hypertrack_jax.graph.event_graph import Edges, EventGraph, Nodes
 
-FILE = Path(__file__).parents[3] / "shared" / "data" / "parity" / "tune5_small.npz"
+FILE = Path(__file__).parents[2] / "shared" / "data" / "parity" / "tune5_small.npz"
 
 
 def load_reference() -> dict[str, np.ndarray]:
