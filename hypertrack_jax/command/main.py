@@ -5,7 +5,7 @@ hypertrack reconstruct PATH... [--model=pu2] [--output=tracks]
     for a hit in no track. A PATH is a directory or zip of TrackML files, one event of these
     (DIRECTORY/event000001000), or an event file (.npz) or a directory of them. Events whose
     submission is there are skipped, so the same command goes on where it stopped. Where there is
-    truth, the scores are printed.
+    truth, the scores are printed. With --pages=1 the first event is drawn, too: event*.html.
 
 hypertrack score TRUTH SUBMISSION
     Scores tracks, whoever found them, against the truth at a PATH. SUBMISSION is a csv file with
@@ -51,6 +51,7 @@ class Options(NamedTuple):
     output: Path
     voxdyn: Path | None
     min_hits: int | None
+    pages: int
     lenient: bool
     device: str
     compilation_cache: str | None
@@ -142,6 +143,13 @@ def _flags() -> flags.FlagValues:
         lower_bound=1,
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "pages",
+        0,
+        "Write the pages of the first so many events, event*.html, to turn them in a browser.",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_boolean(
         "lenient",
         False,
@@ -192,8 +200,15 @@ def _reconstructed(options: Options, places: Sequence[EventPlace]) -> tuple[list
     min_hits = options.min_hits or model.tune.cluster.min_hits
     problems: list[str] = []
     bar = iter(tqdm(places, unit="event"))
-    lenient = options.lenient
-    rows = reconstruct_files(model, bar, options.output, min_hits, problems, lenient=lenient)
+    rows = reconstruct_files(
+        model,
+        bar,
+        options.output,
+        min_hits,
+        problems,
+        lenient=options.lenient,
+        num_pages=options.pages,
+    )
     return list(rows), problems
 
 

@@ -17,6 +17,7 @@ from hypertrack_jax.evaluation.efficiency import (
     plot_efficiency,
 )
 from hypertrack_jax.evaluation.evaluate import Batched, Evaluated, evaluate_events
+from hypertrack_jax.evaluation.event_page import write_event_page
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_roc
 from hypertrack_jax.evaluation.report import Row, event_table, summary_table
@@ -121,6 +122,8 @@ def report_events(
 def draw_figures(directory: Path, report: InferenceReport) -> tuple[list[Path], list[str]]:
     """Draws the first event, edge scores and ROC of the first events, and the efficiency of all.
 
+    The first event is drawn as a figure and as a page to turn.
+
     Args:
       directory: where the figures go.
       report: a report with `has_figures`.
@@ -130,7 +133,7 @@ def draw_figures(directory: Path, report: InferenceReport) -> tuple[list[Path], 
       true and false edges, for example. Without truth there is nothing to draw.
 
     Raises:
-      ImportError: matplotlib or mplhep is missing.
+      ImportError: matplotlib, mplhep or plotly is missing.
       OSError: a file cannot be written.
     """
     if not report.drawn:
@@ -139,9 +142,12 @@ def draw_figures(directory: Path, report: InferenceReport) -> tuple[list[Path], 
     label = np.concatenate([one.label for one in report.drawn])
     probability = np.concatenate([one.tracks.probability for one in report.drawn])
     cluster = tune.cluster
-    figures: dict[str, Callable[[Path], None]] = {
+    figures: dict[str, Callable[[Path], object]] = {
         "event.png": lambda path: plot_event(
             path, first.event, first.tracks.hit_label, min_hits=cluster.min_hits
+        ),
+        "event.html": lambda path: write_event_page(
+            path, first.event, first.tracks.hit_label, first.tracks.membership, cluster.min_hits
         ),
         "edge_scores.png": lambda path: plot_edge_scores(
             path, label, probability, cluster.edge_threshold

@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.errors import MissingPackageError, UserError
+from hypertrack_jax.evaluation.event_page import write_event_page
 from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event
@@ -27,6 +28,7 @@ def reconstruct_files(
     problems: list[str],
     *,
     lenient: bool = False,
+    num_pages: int = 0,
 ) -> Iterator[Row]:
     """Reconstructs events one by one, and writes each one's tracks as soon as they are found.
 
@@ -37,13 +39,14 @@ def reconstruct_files(
       min_hits: fewest hits of a particle that should be found.
       problems: gets a sentence for each event that cannot be read or reconstructed.
       lenient: as in `read_event`.
+      num_pages: events whose pages are written, too, see `write_event_page`.
 
     Yields:
       Size and scores of each event that was reconstructed, as `track_row` has them.
 
     Raises:
-      ImportError: the model needs a package that is missing.
-      OSError: a submission cannot be written.
+      ImportError: the model or a page needs a package that is missing.
+      OSError: a file cannot be written.
     """
     for place in places:
         try:
@@ -52,13 +55,18 @@ def reconstruct_files(
             problems.append(str(error))
             continue
         try:
-            label = reconstruct(event.position).hit_label
+            tracks = reconstruct(event.position)
         except MissingPackageError:
             # Every other event would fail in the same way.
             raise
         except UserError as error:
             problems.append(f"event {event.event_id}: {error}")
             continue
+        label = tracks.hit_label
+        if num_pages > 0:
+            page = output / f"event{place.event_id:09d}.html"
+            write_event_page(page, event, label, tracks.membership, min_hits)
+            num_pages -= 1
         write_submission(submission_path(output, place.event_id), event, label)
         yield track_row(event, label, min_hits)
 

@@ -133,6 +133,14 @@ def test_it_goes_on_after_a_bad_event_and_where_it_stopped(model, files, capsys)
     assert "3 of 3 events have their tracks" in capsys.readouterr().out
 
 
+def test_pages_of_the_first_events_are_written(model, files):
+    pytest.importorskip("plotly", reason="needs the extra plots")
+    found = files / "found"
+    run("reconstruct", files / "data", f"--model={model}", f"--output={found}", "--pages=1")
+    assert [path.name for path in found.glob("*.html")] == ["event000000003.html"]
+    assert "<title>Event 3</title>" in (found / "event000000003.html").read_text()
+
+
 MISTAKES = {
     "no verb": ([], "expected hypertrack reconstruct or hypertrack score, got ''"),
     "a wrong verb": (["recon"], "got 'recon'"),

@@ -24,7 +24,7 @@ from hypertrack_jax.tunes.tune import Tune, VoxdynTune
 
 TUNE = Tune("small", voxdyn=VoxdynTune(node2node="eom"))
 EVENTS = [helix_event(number, num_particles=5, event_id=number) for number in range(14)]
-FIGURES = ["event.png", "edge_scores.png", "roc.png", "efficiency.png"]
+FIGURES = ["event.png", "event.html", "edge_scores.png", "roc.png", "efficiency.png"]
 TRUTH = {event.position.tobytes(): event for event in EVENTS}
 
 
@@ -142,11 +142,13 @@ def test_a_bad_event_is_named_and_the_others_are_reported():
 
 def test_figures_are_drawn(tmp_path):
     pytest.importorskip("mplhep", reason="needs the extra plots")
+    pytest.importorskip("plotly", reason="needs the extra plots")
     report = report_events(with_false_edge, EVENTS[:2], TUNE, Wanted(has_figures=True))
     files, problems = draw_figures(tmp_path, report)
     assert problems == []
     assert [path.name for path in files] == FIGURES
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+    begins = {".png": b"\x89PNG", ".html": b"<"}
+    assert all(path.read_bytes().startswith(begins[path.suffix]) for path in files)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +174,7 @@ def test_figures_are_drawn(tmp_path):
 )
 def test_figures_that_cannot_be_drawn_are_named(tmp_path, chosen, missing):
     pytest.importorskip("mplhep", reason="needs the extra plots")
+    pytest.importorskip("plotly", reason="needs the extra plots")
     event = only(EVENTS[0], chosen(EVENTS[0].hit_particle))
     TRUTH[event.position.tobytes()] = event
     report = report_events(perfect, [event], TUNE, Wanted("hyper", has_figures=True))
