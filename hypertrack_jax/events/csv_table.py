@@ -12,7 +12,11 @@ _LONGEST_QUOTE = 60
 
 
 def read_table(
-    where: str, data: bytes, columns: Mapping[str, type], optional: Sequence[str] = ()
+    where: str,
+    data: bytes,
+    columns: Mapping[str, type],
+    optional: Sequence[str] = (),
+    format_name: str = "the TrackML format",
 ) -> np.ndarray:
     """Reads some columns of a csv file.
 
@@ -25,6 +29,7 @@ def read_table(
       columns: NumPy types of the columns by name; `uint64` takes negative numbers, too, by the same
         64 bits.
       optional: columns that may be missing; they are then missing in the result.
+      format_name: what the file was expected to be, for messages.
 
     Returns:
       A structured array, one entry per row.
@@ -50,7 +55,7 @@ def read_table(
         if name not in found and name not in optional:
             raise UserError(
                 f"{where}: no column {name!r} among {_quoted(', '.join(header))}; expected a file "
-                "of the TrackML format."
+                f"of {format_name}."
             )
     _require_lengths(where, rows, numbers, len(header))
     return _parse(where, rows[1:], numbers[1:], header, found)
