@@ -1,10 +1,14 @@
-"""Turns TrackML files, as Kaggle hands them out, into one .npz per event under --workdir/data.
+"""Turns events of other programs into one .npz per event under --workdir/data.
 
 python experiments/process_data.py --input=train_sample.zip --event_start=1000 --event_end=1099
+python experiments/process_data.py --input=csv --format=acts
+python experiments/process_data.py --input=ttbar_pu0 --format=colliderml
+
+TrackML files are taken as Kaggle hands them out.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import command_line
@@ -14,12 +18,27 @@ from tqdm import tqdm
 
 from hypertrack_jax.command.start import end_with
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.acts_csv import list_acts_events, read_acts_event
+from hypertrack_jax.events.colliderml import list_colliderml_events, read_colliderml_events
 from hypertrack_jax.events.store import event_ids, save_event
 from hypertrack_jax.events.trackml import list_event_ids, read_event
 
 flags.declare_key_flag("workdir")
 
-INPUT = flags.DEFINE_string("input", None, "Directory or zip of TrackML files.", required=True)
+LISTS = {
+    "trackml": list_event_ids,
+    "acts": list_acts_events,
+    "colliderml": list_colliderml_events,
+}
+"""What lists the events of each format."""
+NAMES = {"trackml": "TrackML", "acts": "ACTS", "colliderml": "ColliderML"}
+
+INPUT = flags.DEFINE_string(
+    "input", None, "Directory of the files; TrackML's and ACTS's may be a zip.", required=True
+)
+FORMAT = flags.DEFINE_enum(
+    "format", "trackml", [*LISTS], "TrackML csv, ACTS csv, or the Parquet tables of ColliderML."
+)
 EVENT_START = flags.DEFINE_list(
     "event_start", [], "First events of the ranges; default: all events."
 )
@@ -40,20 +59,33 @@ def main() -> None:
     ids = choose_events(
         source, command_line.whole_numbers(EVENT_START), command_line.whole_numbers(EVENT_END)
     )
-    with map_in_processes(
-        functools.partial(convert, source, directory, LENIENT.value), ids
-    ) as converted:
-        outcomes = list(tqdm(converted, total=len(ids), unit="event"))
+    outcomes = list(tqdm(converted_events(source, directory, ids), total=len(ids), unit="event"))
     problems = [problem for problem in outcomes if problem]
     print(f"{len(ids) - len(problems)} events written to {directory}")
     end_with(problems)
 
 
+def converted_events(source: Path, directory: Path, ids: list[int]) -> Iterator[str | None]:
+    """Converts events; yields what is wrong with each, or None."""
+    if FORMAT.value == "colliderml":
+        # Many events are in one file, which is read once.
+        for found in read_colliderml_events(source, ids):
+            save_event(directory, found.event)
+            yield None
+        return
+    lenient = LENIENT.value and FORMAT.value == "trackml"
+    convert_one = functools.partial(convert, FORMAT.value, source, directory, lenient)
+    with map_in_processes(convert_one, ids) as outcomes:
+        yield from outcomes
+
+
 def choose_events(source: Path, starts: Sequence[int], ends: Sequence[int]) -> list[int]:
     """All events of `source`, or those of the ranges, every one of which must be there."""
-    found = list_event_ids(source)
+    found = LISTS[FORMAT.value](source)
     if not found:
-        raise FileNotFoundError(f"{source}: no TrackML event in it; expected event*-hits.csv[.gz].")
+        raise FileNotFoundError(
+            f"{source}: no {NAMES[FORMAT.value]} event in it; expected event*-hits.csv[.gz]."
+        )
     if not starts and not ends:
         return found
     ids = event_ids(starts, ends)
@@ -67,10 +99,13 @@ def choose_events(source: Path, starts: Sequence[int], ends: Sequence[int]) -> l
     return ids
 
 
-def convert(source: Path, directory: Path, lenient: bool, event_id: int) -> str | None:
+def convert(form: str, source: Path, directory: Path, lenient: bool, event_id: int) -> str | None:
     """Reads one event and writes its .npz; returns what is wrong with one that cannot be read."""
     try:
-        event = read_event(source, event_id, lenient=lenient)
+        if form == "acts":
+            event = read_acts_event(source, event_id)
+        else:
+            event = read_event(source, event_id, lenient=lenient)
     except (UserError, OSError) as error:
         return str(error)
     save_event(directory, event)

@@ -122,3 +122,31 @@ def test_a_work_directory_that_cannot_be_written(tmp_path, kaggle):
     assert done.returncode == 2
     assert re.search(r"^error: .*data.event0000010\d\d\.npz: cannot be written", done.stderr, re.M)
     assert "Traceback" not in done.stderr
+
+
+def test_other_formats_arrive_whole(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    from test_acts_csv import write
+    from test_colliderml import EVENTS, hit_rows, particle_rows
+    from test_colliderml import write as write_table
+
+    from hypertrack_jax.events.acts_csv import read_acts_event
+    from hypertrack_jax.events.colliderml import read_colliderml_events
+
+    assert parquet
+    (tmp_path / "acts").mkdir()
+    write(tmp_path / "acts")
+    done = _process(tmp_path, f"--input={tmp_path / 'acts'}", "--format=acts")
+    assert done.returncode == 0, done.stderr
+    assert_same_event(load_event(tmp_path / "data", 7), read_acts_event(tmp_path / "acts", 7))
+
+    source = tmp_path / "ttbar_pu0"
+    write_table(source, hit_rows(EVENTS), "tracker_hits")
+    write_table(source, particle_rows(EVENTS), "particles")
+    ranges = ("--event_start=90001", "--event_end=90003")
+    done = _process(tmp_path, f"--input={source}", "--format=colliderml", *ranges)
+    assert done.returncode == 0, done.stderr
+    assert _written(tmp_path) == [7, 90001, 90002, 90003]
+    for found in read_colliderml_events(source, range(90001, 90004)):
+        event = load_event(tmp_path / "data", found.event.event_id)
+        assert_same_event(event, found.event)
