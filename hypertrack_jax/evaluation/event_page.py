@@ -32,8 +32,8 @@ HOVER = (
     "<br>membership %{customdata[3]:.2f}"
 )
 LARGE = 30_000
-"""Hits. The planes of a larger event, too crowded for it, tell nothing of their hits and lack the
-true tracks; the file is smaller by a third."""
+"""Hits. The planes of a larger event are too crowded for lines: they have points alone, which tell
+nothing, and no true tracks. The file is smaller by a third and opens in less time."""
 _GAP = -1
 """Stands between two tracks of a layer: the line is not drawn there."""
 
@@ -232,7 +232,8 @@ def _traces(
 
     x, y, z = np.append(event.position, np.full((1, 3), np.nan, np.float32), axis=0)[layer.hits].T
     size = float(np.clip(80 / np.sqrt(len(event.position)), 1, 3))
-    is_mistake = layer.symbol != "circle"
+    is_large = len(event.position) > LARGE
+    factor = 2 if layer.symbol != "circle" and not is_large else 1
     common: dict[str, Any] = {
         "name": layer.name,
         "legendgroup": layer.name,
@@ -241,7 +242,7 @@ def _traces(
         "line": {"color": layer.colour, "dash": layer.dash, "width": 1.5},
         "marker": {
             "color": layer.colour,
-            "size": (2 if is_mistake else 1) * size,
+            "size": factor * size,
             "symbol": layer.symbol,
         },
         "customdata": columns[layer.hits],
@@ -250,10 +251,11 @@ def _traces(
     if layer.mode == "lines":
         _silence(common)
     yield Scatter3d(x=z, y=x, z=y, showlegend=is_first, **common), 1, 1
-    if len(event.position) > LARGE:
+    if is_large:
         if layer.mode == "lines":
             return
         _silence(common)
+        common["mode"] = "markers"
     yield Scattergl(x=x, y=y, showlegend=False, **common), 1, 2
     yield Scattergl(x=z, y=np.hypot(x, y), showlegend=False, **common), 2, 2
 

@@ -128,6 +128,7 @@ def test_a_crowded_page_is_smaller(label, monkeypatch):
     assert len(figure.data) == num_traces - 2
     told = {trace.type for trace in figure.data if trace.customdata is not None}
     assert told == {"scatter3d"}
+    assert {trace.mode for trace in figure.data if trace.type == "scattergl"} == {"markers"}
 
 
 def test_nothing_to_draw_and_wrong_labels(label):
