@@ -106,6 +106,7 @@ def reconstruct(options: Options, paths: Sequence[str]) -> None:
 
 def score(options: Options, paths: Sequence[str]) -> None:
     """Scores submissions against the truth."""
+    from hypertrack_jax.evaluation.measures import measures_table
     from hypertrack_jax.evaluation.reconstruct_files import score_files
 
     if len(paths) != 2:
@@ -113,10 +114,11 @@ def score(options: Options, paths: Sequence[str]) -> None:
             f"hypertrack score: expected two paths, TRUTH and SUBMISSION, but got {len(paths)}."
         )
     problems: list[str] = []
+    measured: list = []
     places, submissions = find_events(paths[:1]), read_submissions(paths[1])
-    rows = list(score_files(places, submissions, options.min_hits or 4, problems))
+    rows = list(score_files(places, submissions, options.min_hits or 4, problems, measured))
     if rows:
-        print(_tables(rows))
+        print(measures_table(measured), _tables(rows), sep="\n\n")
     end_with(problems)
 
 

@@ -39,6 +39,26 @@ class Matching(NamedTuple):
     """Number of hits of each particle."""
 
 
+class SharedHits(NamedTuple):
+    """Every cluster and particle that share hits; the arrays `pair` are in the order of clusters.
+
+    The clusters are numbered in the order of their labels.
+    """
+
+    hit_cluster: Int64[np.ndarray, " hit"]
+    """Cluster of each hit, or `NO_CLUSTER`."""
+    cluster: Int64[np.ndarray, " pair"]
+    particle: Int64[np.ndarray, " pair"]
+    num_shared: Int64[np.ndarray, " pair"]
+    """Number of hits that both have."""
+    weight_shared: Float64[np.ndarray, " pair"]
+    """Weight of these hits."""
+    cluster_size: Int64[np.ndarray, " cluster"]
+    """Number of hits of each cluster."""
+    particle_size: Int64[np.ndarray, " particle"]
+    """Number of hits of each particle."""
+
+
 class TrackScores(NamedTuple):
     """Scores of the tracks of one event."""
 
@@ -167,24 +187,10 @@ def match_tracks(event: Event, hit_label: ArrayLike, min_hits: int = 4) -> Match
     Raises:
       UserError: the event has no truth, or the labels are not one integer per hit.
     """
-    given = _checked_labels(event, hit_label)
-    hit_cluster = np.full(len(given), NO_CLUSTER, np.int64)
-    in_cluster = given >= 0
-    labels, hit_cluster[in_cluster] = np.unique(given[in_cluster], return_inverse=True)
-    in_particle = event.hit_particle != NOISE
-    num_particles = len(event.particles.particle_id)
-    cluster_size = np.bincount(hit_cluster[in_cluster])
-    particle_size = np.bincount(event.hit_particle[in_particle], minlength=num_particles)
-
-    # The (cluster, particle) table is nearly empty, so only pairs that share a hit are listed.
-    both = in_cluster & in_particle
-    pair, pair_of_hit, num_shared = np.unique(
-        hit_cluster[both] * num_particles + event.hit_particle[both],
-        return_inverse=True,
-        return_counts=True,
-    )
-    weight_shared = np.bincount(pair_of_hit, event.hit_weight[both], minlength=len(pair))
-    cluster, particle = np.divmod(pair, num_particles)
+    shared = shared_hits(event, hit_label)
+    cluster, particle = shared.cluster, shared.particle
+    num_shared, weight_shared = shared.num_shared, shared.weight_shared
+    cluster_size, particle_size = shared.cluster_size, shared.particle_size
     is_match = (
         (2 * num_shared > cluster_size[cluster])
         & (2 * num_shared > particle_size[particle])
@@ -193,10 +199,10 @@ def match_tracks(event: Event, hit_label: ArrayLike, min_hits: int = 4) -> Match
     )
     matched = cluster[is_match]
     matching = Matching(
-        hit_cluster=hit_cluster,
-        particle=np.full(len(labels), NOISE, np.int64),
-        num_shared=np.zeros(len(labels), np.int64),
-        weight_shared=np.zeros(len(labels), np.float64),
+        hit_cluster=shared.hit_cluster,
+        particle=np.full(len(cluster_size), NOISE, np.int64),
+        num_shared=np.zeros(len(cluster_size), np.int64),
+        weight_shared=np.zeros(len(cluster_size), np.float64),
         cluster_size=cluster_size,
         particle_size=particle_size,
     )
@@ -204,6 +210,41 @@ def match_tracks(event: Event, hit_label: ArrayLike, min_hits: int = 4) -> Match
     matching.num_shared[matched] = num_shared[is_match]
     matching.weight_shared[matched] = weight_shared[is_match]
     return matching
+
+
+def shared_hits(event: Event, hit_label: ArrayLike) -> SharedHits:
+    """Counts the hits that each cluster shares with each particle.
+
+    Args:
+      event: the event, with truth.
+      hit_label: as in `track_scores`.
+
+    Raises:
+      UserError: the event has no truth, or the labels are not one integer per hit.
+    """
+    given = _checked_labels(event, hit_label)
+    hit_cluster = np.full(len(given), NO_CLUSTER, np.int64)
+    in_cluster = given >= 0
+    _, hit_cluster[in_cluster] = np.unique(given[in_cluster], return_inverse=True)
+    in_particle = event.hit_particle != NOISE
+    num_particles = len(event.particles.particle_id)
+    both = in_cluster & in_particle
+    # The (cluster, particle) table is nearly empty, so only pairs that share a hit are listed.
+    pair, pair_of_hit, num_shared = np.unique(
+        hit_cluster[both] * num_particles + event.hit_particle[both],
+        return_inverse=True,
+        return_counts=True,
+    )
+    cluster, particle = np.divmod(pair, num_particles)
+    return SharedHits(
+        hit_cluster=hit_cluster,
+        cluster=cluster,
+        particle=particle,
+        num_shared=num_shared,
+        weight_shared=np.bincount(pair_of_hit, event.hit_weight[both], minlength=len(pair)),
+        cluster_size=np.bincount(hit_cluster[in_cluster]),
+        particle_size=np.bincount(event.hit_particle[in_particle], minlength=num_particles),
+    )
 
 
 def particle_matched(matching: Matching) -> Bool[np.ndarray, " particle"]:

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.evaluation.event_page import write_event_page
+from hypertrack_jax.evaluation.measures import Measures, measure_tracks
 from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event
@@ -76,6 +77,7 @@ def score_files(
     submissions: dict[int | None, Submission],
     min_hits: int,
     problems: list[str],
+    measured: list[Measures] | None = None,
 ) -> Iterator[Row]:
     """Scores submissions against the truth.
 
@@ -84,6 +86,7 @@ def score_files(
       submissions: what `read_submissions` gave.
       min_hits: fewest hits of a particle that should be found.
       problems: gets a sentence for each event that cannot be scored.
+      measured: gets what `measure_tracks` tells of each event.
 
     Yields:
       Size and scores of each event, as `track_row` has them.
@@ -115,6 +118,8 @@ def score_files(
             except (UserError, OSError) as error:
                 problems.append(str(error))
             else:
+                if measured is not None:
+                    measured.append(measure_tracks(event, label))
                 yield track_row(event, label, min_hits)
 
 

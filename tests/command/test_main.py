@@ -206,8 +206,10 @@ def test_any_track_labels_are_scored(files, capsys, places):
     ]
     (files / "mine.csv").write_text("\n".join(["hit_id,track_id", *rows[::-1]]))
     assert run("score", files / places, files / "mine.csv") == 0
-    means = summary(capsys.readouterr().out)
+    told = capsys.readouterr().out
+    means = summary(told)
     assert (means["efficiency"], means["purity"]) == ([5 / 8, 1], [1, 1])
+    assert re.search(r"\| ours: double majority, 4 hits +\| +0\.625 \|", told)
 
 
 def test_many_events_are_scored_and_what_is_missing_is_told(files, capsys):
