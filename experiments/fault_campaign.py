@@ -17,7 +17,7 @@ from pathlib import Path
 
 import command_line
 from absl import flags
-from studies.faults import kills, limits, mutations, sharing
+from studies.faults import formats, kills, limits, mutations, sharing
 from studies.faults.table import table
 from studies.faults.toy_work import prepare
 
@@ -29,6 +29,7 @@ PARTS: dict[str, tuple[int, Callable[[Path, int], str]]] = {
     **{f"kill {name}": (100, partial(kills.killed, name)) for name in kills.COMMANDS},
     "csv": (10_000, mutations.mutated_csv),
     **{f"damaged {name}": (400, partial(mutations.mutated_file, name)) for name in mutations.FILES},
+    **{f"damaged {name}": (500, partial(formats.damaged_format, name)) for name in formats.FORMATS},
     "full disk": (48, limits.full_disk),
     "little memory": (48, limits.little_memory),
     "no home": (12, limits.no_home),

@@ -199,6 +199,8 @@ def _rows(
                 start += batch.num_rows
                 if start > last:
                     break
+            else:
+                raise ValueError(f"{start} rows where there are {last + 1}")
 
 
 def _columns(path: Path, schema: Any, kinds: dict[str, type]) -> dict[str, type]:

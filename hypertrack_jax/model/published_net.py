@@ -6,7 +6,10 @@ of an MLP index 0 is the Linear, whose weight is [out, in], and 2 the BatchNorm.
 """
 
 import pickle
+import struct
 import warnings
+import zipfile
+import zlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -70,6 +73,7 @@ def read_published_net(path: Path) -> PublishedNet:
     # The metrics may hold NumPy's numbers and arrays. Stand-ins take their place.
     named = [(_Unread, name) for name in _NUMPY_NAMES]
     try:
+        _require_checksums(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(named):
             # Of damaged bytes, which are refused anyway.
             warnings.simplefilter("ignore")
@@ -82,7 +86,7 @@ def read_published_net(path: Path) -> PublishedNet:
     except (
         *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
         *(EOFError, OSError, AssertionError, MemoryError, NotImplementedError),
-        pickle.UnpicklingError,
+        *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error),
     ) as error:
         raise UserError(
             f"{path}: damaged, or not weights of the published program ({_reason(error)}); get the "
@@ -274,6 +278,15 @@ def _expected() -> Parameters:
 def _logit(probability: np.ndarray) -> np.ndarray:
     inside = np.clip(probability, 1e-6, 1 - 1e-6)
     return np.asarray(np.log(inside / (1 - inside)), probability.dtype)
+
+
+def _require_checksums(path: Path) -> None:
+    """Raises `BadZipFile` for a changed member; torch does not look at the checksums."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+        if changed:
+            raise zipfile.BadZipFile(f"the checksum of {_shown(changed)} is wrong")
 
 
 def _shown(name: Any) -> str:

@@ -208,6 +208,11 @@ def test_missing_and_damaged_files_are_told(torch, tmp_path, state):
         path.write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(UserError, match="damaged, or not weights of the published program"):
             read_published_net(path)
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(UserError, match=r"the checksum of .* is wrong"):
+        read_published_net(path)
     for content in ([1], {"epoch": 1}, {"epoch": -1, "model": {}}, {"epoch": 1, "model": [2]}):
         torch.save(content, path)
         with pytest.raises(UserError, match="damaged, or not weights of the published program"):
