@@ -6,6 +6,7 @@ are in mm, momenta in GeV, charges in units of the positron's.
 The format: https://huggingface.co/datasets/CERN/ColliderML-Release-1 (arXiv:2512.15230).
 """
 
+import importlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -326,11 +327,10 @@ class _opened:
 
 def _pyarrow() -> Any:
     try:
-        import pyarrow
-        import pyarrow.parquet
+        importlib.import_module("pyarrow.parquet")
+        return importlib.import_module("pyarrow")
     except ImportError as error:
         raise MissingPackageError(
             "ColliderML's files need pyarrow; install it with "
             "pip install 'hypertrack-jax[colliderml]'."
         ) from error
-    return pyarrow

@@ -5,6 +5,7 @@ The file is `model_net_epoch_N.pt` (https://github.com/mieskolainen/hypertrack),
 of an MLP index 0 is the Linear, whose weight is [out, in], and 2 the BatchNorm.
 """
 
+import importlib
 import pickle
 import struct
 import warnings
@@ -302,10 +303,9 @@ def _reason(error: BaseException) -> str:
 
 def _torch() -> Any:
     try:
-        import torch
+        return importlib.import_module("torch")
     except ImportError as error:
         raise MissingPackageError(
             "the files of the published program need torch; install it with "
             "pip install 'hypertrack-jax[published]'."
         ) from error
-    return torch
