@@ -1,8 +1,9 @@
 """Host side: events in the csv files of ACTS and traccc, and tracks as ACTS writes them.
 
 An event is `event000000000-hits.csv`, the simulated hits, and a file of particles. With
-`-measurements.csv` and `-measurement-simhit-map.csv` the event's hits are the measurements. The
-columns: Examples/Io/Csv/src/CsvOutputData.hpp and CsvTrackWriter.cpp of
+`-measurements.csv` and `-measurement-simhit-map.csv` the event's hits are the measurements. Older
+releases have measured positions in `-hits.csv` and the simulated hits in `-truth.csv`. The columns
+are those of Examples/Io/Csv/src/CsvOutputData.hpp and CsvTrackWriter.cpp of
 https://github.com/acts-project/acts, which writes mm and GeV.
 """
 
@@ -31,7 +32,7 @@ _BARCODE = {
 """Columns of a particle's name in newer files, and their bits in the one column of older ones."""
 _PARTICLES = ("particles_simulated", "particles_initial", "particles")
 """Files of particles; the first one there is read, since later ones may lack secondaries."""
-_KINDS = ("hits", "simhits", "measurements", "measurement-simhit-map", *_PARTICLES)
+_KINDS = ("hits", "simhits", "truth", "measurements", "measurement-simhit-map", *_PARTICLES)
 _FILE_NAME = re.compile(rf"event(\d{{1,18}})-({'|'.join(_KINDS)})\.csv(\.gz)?", re.IGNORECASE)
 _NAME = {"particle_id": np.uint64, **dict.fromkeys(_BARCODE, np.int64)}
 _HIT_COLUMNS = {
@@ -42,6 +43,11 @@ _PARTICLE_COLUMNS = {
     **{"vx": np.float32, "vy": np.float32, "vz": np.float32},
     **{"px": np.float32, "py": np.float32, "pz": np.float32, "q": np.float64},
     **_NAME,
+}
+_TRUTH_COLUMNS = {"hit_id": np.int64, **_HIT_COLUMNS}
+_MEASURED_COLUMNS = {
+    **{"hit_id": np.int64, "geometry_id": np.uint64},
+    **{"x": np.float32, "y": np.float32, "z": np.float32},
 }
 _GLOBAL = ("global_x", "global_y", "global_z")
 _MEASUREMENT_COLUMNS = {
@@ -80,11 +86,11 @@ def list_acts_events(source: str | Path) -> list[int]:
 def read_acts_event(source: str | Path, event_id: int) -> Event:
     """Reads one event.
 
-    Without measurements each simulated hit is a hit at its true position, and its `hit_id` is its
-    row, from 0. With measurements these are the hits. A measurement of several simulated hits
-    belongs to the particle of the first one; one of none is noise. Measurements of older releases
-    have only local positions. Then the true position of the simulated hit is taken, and a warning
-    says so. ACTS knows no weights of hits: particle hits have equal ones.
+    Without measurements or truth each simulated hit is a hit at its true position, and its `hit_id`
+    is its row, from 0. With measurements these are the hits. A measurement of several simulated
+    hits belongs to the particle of the first one; one of none is noise. Measurements of older
+    releases have only local positions. Then the true position of the simulated hit is taken, and a
+    warning says so. ACTS knows no weights of hits: particle hits have equal ones.
 
     Args:
       source: a directory or a zip, with the files at any depth.
@@ -103,14 +109,24 @@ def read_acts_event(source: str | Path, event_id: int) -> Event:
         names = _event_files(source, event_id, files)
         where = {kind: f"{source}{os.sep}{name}" for kind, name in names.items()}
         data = {kind: files[name]() for kind, name in names.items()}
-    simulated = _table(where["hits"], data["hits"], _HIT_COLUMNS, tuple(_NAME))
+    kind, columns = ("truth", _TRUTH_COLUMNS) if "truth" in names else ("hits", _HIT_COLUMNS)
+    simulated = _table(where[kind], data[kind], columns, tuple(_NAME))
     table = _table(where["particles"], data["particles"], _PARTICLE_COLUMNS, tuple(_NAME))
-    for name, of in (("hits", simulated), ("particles", table)):
+    for name, of in ((kind, simulated), ("particles", table)):
         _require_names(of, where[name])
     hits = _simulated_hits(simulated)
     if "measurements" in names:
         hits = _measured_hits(where, data, hits)
-    hit_particle = np.append(_particle_of(simulated, table, where), NOISE)[hits.source]
+    elif kind == "truth":
+        measured = _table(where["hits"], data["hits"], _MEASURED_COLUMNS)
+        hits = _Hits(
+            hit_id=measured["hit_id"].copy(),
+            position=_stacked(measured, ("x", "y", "z")),
+            geometry=measured["geometry_id"].copy(),
+            source=_first_rows(measured["hit_id"], simulated["hit_id"]),
+        )
+    of_simulated = _particle_of(simulated, table, where[kind], where["particles"])
+    hit_particle = np.append(of_simulated, NOISE)[hits.source]
     is_particle = hit_particle != NOISE
     event = Event(
         event_id=event_id,
@@ -239,12 +255,9 @@ def _measured_hits(where: dict[str, str], data: dict[str, bytes], simulated: _Hi
             f"{links_at}: hit_id {links['hit_id'][is_wrong][0]} is no row of the "
             f"{len(simulated.hit_id)} simulated hits; fetch both files again."
         )
-    linked, first = np.unique(links["measurement_id"], return_index=True)
     measured = table["measurement_id"].copy()
-    at = np.minimum(np.searchsorted(linked, measured), max(0, len(linked) - 1))
-    source = np.full(len(measured), -1)
-    if len(linked):
-        source = np.where(linked[at] == measured, links["hit_id"][first[at]], -1)
+    row = _first_rows(measured, links["measurement_id"])
+    source = np.append(links["hit_id"], -1)[row]
     if set(_GLOBAL) <= set(table.dtype.names or ()):
         position = _stacked(table, _GLOBAL)
     elif (source < 0).any():
@@ -258,14 +271,23 @@ def _measured_hits(where: dict[str, str], data: dict[str, bytes], simulated: _Hi
     return _Hits(measured, position, table["geometry_id"].copy(), source)
 
 
+def _first_rows(wanted: np.ndarray, ids: np.ndarray) -> Int64[np.ndarray, " wanted"]:
+    """The first row of each wanted id, or -1."""
+    if not len(ids):
+        return np.full(len(wanted), -1)
+    known, first = np.unique(ids, return_index=True)
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.where(known[at] == wanted, first[at], -1)
+
+
 def _particle_of(
-    simulated: np.ndarray, table: np.ndarray, where: dict[str, str]
+    simulated: np.ndarray, table: np.ndarray, hits_at: str, particles_at: str
 ) -> Int64[np.ndarray, " simulated"]:
     """Row of the particle of each simulated hit."""
     of_hits, of_particles = _names(simulated), _names(table)
     if of_hits.shape[1] != of_particles.shape[1]:
         raise UserError(
-            f"{where['hits']}: names particles in another way than {where['particles']}; take both "
+            f"{hits_at}: names particles in another way than {particles_at}; take both "
             "files from one release of ACTS."
         )
     both = np.concatenate([of_particles, of_hits])
@@ -273,12 +295,12 @@ def _particle_of(
     row = np.full(number.max() + 1, -1)
     row[number[: len(table)]] = np.arange(len(table))
     if np.count_nonzero(row >= 0) < len(table):
-        raise UserError(f"{where['particles']}: a particle occurs twice; remove one of its rows.")
+        raise UserError(f"{particles_at}: a particle occurs twice; remove one of its rows.")
     found = row[number[len(table) :]]
     if (found < 0).any():
         bad = ", ".join(map(str, of_hits[found < 0][0].tolist()))
         raise UserError(
-            f"{where['hits']}: the particle ({bad}) is not in {where['particles']}; add the file "
+            f"{hits_at}: the particle ({bad}) is not in {particles_at}; add the file "
             "of all simulated particles, particles_simulated.csv."
         )
     return found

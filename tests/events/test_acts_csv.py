@@ -156,6 +156,26 @@ def test_a_measurement_of_no_simulated_hit_is_noise(tmp_path):
     assert event.hit_particle.tolist() == [NOISE, 1]
     assert event.hit_weight.tolist() == [0, 1]
     assert event.position.tolist() == [[1, 2, 3], [4, 5, 6]]
+    write(tmp_path, measurements=header + rows, measurement_simhit_map=LINKS.split("\n")[0])
+    assert read_acts_event(tmp_path, 7).hit_particle.tolist() == [NOISE, NOISE]
+
+
+def test_measured_hits_with_a_file_of_truth(tmp_path):
+    hits = (
+        "hit_id,geometry_id,x,y,z,t\n9,1152921779484754176,1,2,3,0\n4,1152921779484754432,4,5,6,0\n"
+    )
+    hits += "7,1152921779484754432,7,8,9,0\n"
+    rows = HITS.strip().split("\n")
+    # Of hit 4 there are two particles, the first one counts; hit 7 is noise.
+    truth = [f"hit_id,{rows[0]}", f"4,{rows[2]}", f"9,{rows[1]}", f"4,{rows[3]}"]
+    event = read_acts_event(write(tmp_path, hits=hits, truth="\n".join(truth)), 7)
+    assert event.hit_id.tolist() == [9, 4, 7]
+    assert event.position.tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    assert event.hit_particle.tolist() == [1, 0, NOISE]
+    assert event.module[0].tolist() == [16, 4, 1]
+    with pytest.raises(UserError, match=r"truth\.csv: the particle \(77\) is not in"):
+        changed = "\n".join(truth).replace("4503599660924928", "77")
+        read_acts_event(write(tmp_path, hits=hits, truth=changed), 7)
 
 
 def test_names_that_need_more_bits_become_row_numbers(tmp_path):
