@@ -48,6 +48,7 @@ def test_logits_are_ours(features):
 
 
 def test_training_goes_down_the_loss():
+    pytest.importorskip("torch_geometric", reason="PyTorch Geometric is not installed")
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     graph = jax.device_put(toy_graph(num_particles=6))
     variables = trained_variables(SMALL_NETWORK, graph)
