@@ -9,7 +9,8 @@ from pathlib import Path
 import command_line
 from absl import flags
 
-from hypertrack_jax.model.weights import Weights, count_pairs, save_weights
+from hypertrack_jax.model.counts import count_pairs
+from hypertrack_jax.model.weights import Weights, save_weights
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.load import load_tune
 from hypertrack_jax.voxdyn.compact import compact_voxdyn
@@ -42,7 +43,8 @@ def main() -> None:
         voxdyn = replace(tune.voxdyn, min_count=asked.voxdyn.min_count)
         tune = replace(tune, voxdyn=voxdyn, cluster=asked.cluster)
     compact = compact_voxdyn(model.voxdyn, tune.voxdyn.min_count) if VOXDYN.value else None
-    weights = Weights(tune, model.params, model.batch_stats, count_pairs(model.voxdyn), compact)
+    parameters, num_pairs = (model.params, model.batch_stats), count_pairs(model.voxdyn)
+    weights = Weights(tune, *parameters, num_pairs, compact, model.edge_filter)
     path = save_weights(Path(OUTPUT.value), weights)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 

@@ -9,6 +9,7 @@ import processes
 import tune_flags
 from absl import flags
 
+from hypertrack_jax.reconstruction.load import load_tuned_filter
 from hypertrack_jax.training.batches import EventSource
 from hypertrack_jax.training.loop import train
 from hypertrack_jax.training.run import DTYPES, TrainingRun
@@ -55,6 +56,12 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Events per update.", lower_b
 FP_DTYPE = flags.DEFINE_enum("fp_dtype", "float32", DTYPES, "Type of arrays, not of weights.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 10_000, "Updates in all.", lower_bound=1)
 SAVE_PERIOD = flags.DEFINE_float("save_period", 15.0, "Minutes between checkpoints.", lower_bound=0)
+SECTOR_HITS = flags.DEFINE_integer(
+    "sector_hits",
+    None,
+    "Train on azimuth sectors of so many hits, drawn anew in each step; default: whole events.",
+    lower_bound=1,
+)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, data order and thinning.", lower_bound=0)
 
 
@@ -78,7 +85,8 @@ def main() -> None:
         epoch=EPOCH.value,
         soft_reset=bool(SOFT_RESET.value),
     )
-    train(run, tune, load_voxdyn(path, graphs.node2node, graphs.ncell, graphs.min_count))
+    voxdyn = load_voxdyn(path, graphs.node2node, graphs.ncell, graphs.min_count)
+    train(run, tune, voxdyn, load_tuned_filter(path.parent, tune, voxdyn))
 
 
 def event_source(start, end) -> EventSource:
@@ -90,6 +98,7 @@ def event_source(start, end) -> EventSource:
         RFACTOR_END.value,
         command_line.noise_ratio(NOISE_RATIO),
         SEED.value,
+        SECTOR_HITS.value,
     )
 
 

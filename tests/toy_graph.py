@@ -1,5 +1,6 @@
 """A toy event as a graph, without Voxel-Dynamics: all true edges, and false ones at random."""
 
+import jax
 import numpy as np
 from toy import helix_event
 
@@ -44,8 +45,8 @@ def permute_hits(graph: EventGraph, order: np.ndarray) -> tuple[EventGraph, np.n
     senders, receivers = new_place[graph.senders], new_place[graph.receivers]
     edge_order = np.lexsort((senders, receivers))
     permuted = graph._replace(
-        nodes=type(graph.nodes)(*(array[order] for array in graph.nodes)),
-        edges=type(graph.edges)(*(array[edge_order] for array in graph.edges)),
+        nodes=jax.tree.map(lambda array: array[order], graph.nodes),
+        edges=jax.tree.map(lambda array: array[edge_order], graph.edges),
         senders=senders[edge_order].astype(np.int32),
         receivers=receivers[edge_order].astype(np.int32),
     )

@@ -21,6 +21,7 @@ from hypertrack_jax.clustering.density import dbscan, hdbscan
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.metrics import auc
 from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.sectors import whole
 from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.graph.edge_pairs import EdgePairs, edge_pairs
 from hypertrack_jax.graph.event_graph import EventGraph
@@ -156,7 +157,7 @@ def step_cost(event: Event, model: Reconstructor, phase: int) -> ProgramCost:
     The update, which does not depend on the event, is not in it; the search of phase 2 counts as
     many rounds as `ProgramCost` says.
     """
-    graphs = graph_batch([event], model.voxdyn, model.tune).graphs
+    graphs = graph_batch([whole(event)], model.voxdyn, model.tune, model.edge_filter).graphs
     method = loss_method(model.tune, jnp.float32, phase)
     trained = Model(model.params, model.batch_stats, jnp.ones(()))
     graph = jax.tree.map(lambda array: array[0], graphs)
@@ -227,7 +228,7 @@ def _cluster_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> W
 
 def _train_step_work(event: Event, model: Reconstructor, peers: Sequence[str], phase: int) -> Works:
     tune = model.tune
-    graphs = graph_batch([event], model.voxdyn, tune).graphs
+    graphs = graph_batch([whole(event)], model.voxdyn, tune, model.edge_filter).graphs
     key = jax.random.key(0)
     devices = spread_over(1)
     train_step = make_spread_step(tune, jnp.float32, phase, devices)

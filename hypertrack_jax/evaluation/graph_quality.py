@@ -193,7 +193,7 @@ def topology_note(fitted: str, judged: str) -> str:
 def _own_edges(event: Event, edges: CandidateEdges) -> _OwnEdges:
     # The true edges of `hyper` are all pairs within a particle; other topologies have some of them.
     is_own = edge_labels(event, edges.senders, edges.receivers, "hyper")
-    return _OwnEdges(*(part[is_own] for part in edges))
+    return _OwnEdges(*(part[is_own] for part in edges[:3]))
 
 
 def _connectivity(

@@ -34,6 +34,8 @@ class Nodes(NamedTuple):
     """TrackML hit weight; 0 for padding."""
     mask: Bool[Array, " hit"]
     """True for real hits."""
+    is_core: Any = None
+    """False for hits of the halo of a sector, which are not learnt from, [hit]; None: no halo."""
 
 
 class Edges(NamedTuple):
@@ -45,6 +47,8 @@ class Edges(NamedTuple):
     """True where the edge is in the ground truth; False for padding and where truth is unknown."""
     mask: Bool[Array, " edge"]
     """True for real edges."""
+    score: Any = None
+    """Logit of the filter, [edge]; None for a graph that was not filtered."""
 
 
 class EventGraph(jraph.GraphsTuple):
@@ -82,6 +86,7 @@ def hit_graph(
     senders: Shaped[np.ndarray, " edge"],
     receivers: Shaped[np.ndarray, " edge"],
     counts: Shaped[np.ndarray, " edge"],
+    score: Shaped[np.ndarray, " edge"] | None = None,
     bucket: Bucket | None = None,
 ) -> EventGraph:
     """The padded graph of some hits, without truth, as NumPy arrays.
@@ -91,6 +96,7 @@ def hit_graph(
       senders: hit index at the start of each edge.
       receivers: hit index at the end of each edge, in rising order.
       counts: C-matrix entry of each edge.
+      score: the filter's logit of each edge, if there is a filter.
       bucket: capacities; by default the smallest that fit.
 
     Returns:
@@ -118,6 +124,7 @@ def hit_graph(
             count=_padded(counts.astype(np.int32), bucket.num_edges, 0),
             label=_padded(np.zeros(0, bool), bucket.num_edges, False),
             mask=_padded(np.ones(num_edges, bool), bucket.num_edges, False),
+            score=None if score is None else _padded(score, bucket.num_edges, 0),
         ),
         senders=_padded(senders.astype(np.int32), bucket.num_edges, last_node),
         receivers=_padded(receivers.astype(np.int32), bucket.num_edges, last_node),
@@ -134,6 +141,7 @@ def padded_graph(
     receivers: Int[Array, " edge"],
     counts: Int[Array, " edge"],
     num_edges: Int[Array, ""],
+    score: Float[Array, " edge"] | None = None,
 ) -> EventGraph:
     """What `hit_graph` makes, of arrays that have the size of their bucket already; jitted.
 
@@ -144,6 +152,7 @@ def padded_graph(
       receivers: hit index at the end of each edge, in rising order.
       counts: C-matrix entry of each edge.
       num_edges: how many edges there are.
+      score: the filter's logit of each edge, if there is a filter.
     """
     num_nodes, edge_capacity = len(position), len(senders)
     hit_mask = jnp.arange(num_nodes, dtype=jnp.int32) < num_hits
@@ -159,6 +168,7 @@ def padded_graph(
             count=jnp.where(edge_mask, counts, 0),
             label=jnp.zeros(edge_capacity, bool),
             mask=edge_mask,
+            score=None if score is None else jnp.where(edge_mask, score, 0),
         ),
         senders=jnp.where(edge_mask, senders, num_nodes - 1),
         receivers=jnp.where(edge_mask, receivers, num_nodes - 1),
@@ -173,20 +183,32 @@ def event_graph(
     senders: Shaped[np.ndarray, " edge"],
     receivers: Shaped[np.ndarray, " edge"],
     counts: Shaped[np.ndarray, " edge"],
+    score: Shaped[np.ndarray, " edge"] | None = None,
+    *,
     node2node: str,
     bucket: Bucket | None = None,
+    is_core: Bool[np.ndarray, " hit"] | None = None,
 ) -> EventGraph:
     """`hit_graph` of an event with truth, its edges labelled by the topology `node2node`."""
-    graph = hit_graph(event.position, senders, receivers, counts, bucket)
+    graph = hit_graph(event.position, senders, receivers, counts, score, bucket)
     num_nodes, num_edges = len(graph.nodes.mask), len(graph.edges.mask)
     label = edge_labels(event, senders, receivers, node2node)
     return graph._replace(
         nodes=graph.nodes._replace(
             particle=_padded(event.hit_particle, num_nodes, NOISE),
             weight=_padded(event.hit_weight.astype(np.float32), num_nodes, 0),
+            is_core=None if is_core is None else _padded(is_core, num_nodes, False),
         ),
         edges=graph.edges._replace(label=_padded(label, num_edges, False)),
     )
+
+
+def core_edges(graph: EventGraph) -> Bool[Array, " edge"]:
+    """True for the real edges whose hits are both of the core."""
+    is_core = graph.nodes.is_core
+    if is_core is None:
+        return graph.edges.mask
+    return graph.edges.mask & is_core[graph.senders] & is_core[graph.receivers]
 
 
 def _padded(array: np.ndarray, capacity: int, value) -> Any:

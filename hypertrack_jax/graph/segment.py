@@ -144,6 +144,42 @@ def ordered_rows(
     return rows.reshape(num_segments, capacity), count
 
 
+def rank_in_segment(
+    segment_ids: Int[Array, " entry"], num_segments: int
+) -> tuple[Int32[Array, " entry"], Int32[Array, " segment"]]:
+    """How many entries of its segment stand before each entry; ids in any order.
+
+    It sorts pieces whose ids and places fit together into 32 bits: XLA on CPU sorts single numbers
+    six times as fast as pairs of them (2.7e6 in 0.1 s; jax 0.10.1).
+
+    Args:
+      segment_ids: segment of each entry; those from `num_segments` on have ranks of no meaning.
+      num_segments: number of segments.
+
+    Returns:
+      The rank of each entry, and the number of entries of each segment.
+    """
+    num_bits = 31 - num_segments.bit_length()
+    size = min(1 << num_bits, max(len(segment_ids), 1))
+    missing = -len(segment_ids) % size
+    ids = jnp.minimum(segment_ids, num_segments).astype(jnp.uint32)
+    ids = jnp.pad(ids, (0, missing), constant_values=num_segments).reshape(-1, size)
+    place = jnp.arange(size, dtype=jnp.uint32)
+
+    def of_piece(before, piece):
+        key = jnp.sort((piece << num_bits) | place)
+        of = (key >> num_bits).astype(jnp.int32)
+        is_first = jnp.pad(of[1:] != of[:-1], (1, 0), constant_values=True)
+        index = place.astype(jnp.int32)
+        in_run = index - jax.lax.cummax(jnp.where(is_first, index, 0))
+        at = (key & jnp.uint32((1 << num_bits) - 1)).astype(jnp.int32)
+        rank = jnp.zeros(size, jnp.int32).at[at].set(in_run + before[of], unique_indices=True)
+        return before.at[of].add(1, indices_are_sorted=True), rank
+
+    count, rank = jax.lax.scan(of_piece, jnp.zeros(num_segments + 1, jnp.int32), ids)
+    return rank.reshape(-1)[: len(segment_ids)], count[:num_segments]
+
+
 def put_columns(
     rows: Shaped[Array, "row column"],
     values: Shaped[Array, "row entry"],

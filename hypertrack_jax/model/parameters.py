@@ -37,7 +37,8 @@ class Parameters(NamedTuple):
 def init_parameters(tune: Tune, key: PRNGKeyArray) -> Parameters:
     """Fresh weights, and statistics that have seen nothing."""
     no_edges = np.zeros(0, np.int32)
-    graph = hit_graph(np.zeros((1, 3), np.float32), no_edges, no_edges, no_edges)
+    score = np.zeros(0, np.float32) if tune.edge_filter.filter != "none" else None
+    graph = hit_graph(np.zeros((1, 3), np.float32), *3 * (no_edges,), score=score)
     graph = jax.tree.map(jnp.asarray, graph)
     edge_key, cluster_key = jax.random.split(key)
     variables = EdgePredictor(tune.network).init(edge_key, graph, train=False)

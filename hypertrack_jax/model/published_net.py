@@ -23,6 +23,7 @@ import numpy as np
 from hypertrack_jax.clustering.transformer import THRESHOLD, TRANSFORMER
 from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.files import replace_file
+from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.parameters import (
     CLUSTER,
     EDGE,
@@ -32,7 +33,6 @@ from hypertrack_jax.model.parameters import (
     init_parameters,
     nested,
 )
-from hypertrack_jax.model.weights import count_pairs
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.tunes.tune_5 import TUNE
 from hypertrack_jax.voxdyn.model import VoxelDynamics

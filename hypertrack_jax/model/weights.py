@@ -5,7 +5,6 @@ that a reconstruction needs.
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,19 +12,16 @@ import jax
 import numpy as np
 
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.model.filters import filter_of
 from hypertrack_jax.model.parameters import Fitted, by_name, fitted, nested
+from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.tunes.tune import Tune, tune_from_json, tune_to_json
 from hypertrack_jax.voxdyn.compact import ARRAYS, CompactVoxdyn
-from hypertrack_jax.voxdyn.model import VoxelDynamics
 
-_LOG = logging.getLogger(__name__)
 SHIPPED = Path(__file__).parents[1] / "weights"
 """Directory of the weights that come with the package."""
-COUNT_TOLERANCE = 0.02
-"""Relative difference in the pairs counted up to which two estimators are the same: the simulation
-is not the same to the last bit on all machines."""
-_TUNE, _PAIRS, _VOXDYN = "tune", "num_pairs", "voxdyn/"
+_TUNE, _PAIRS, _VOXDYN, _FILTER = "tune", "num_pairs", "voxdyn/", "filter/"
 FORMAT = NpzFormat(
     kind="a file of weights",
     remedy="get it anew",
@@ -50,6 +46,8 @@ class Weights(NamedTuple):
     """Pairs that the C-matrix of the training had counted, each once."""
     voxdyn: CompactVoxdyn | None = None
     """The graph constructor; None where it is a file of its own."""
+    edge_filter: FilterWeights | None = None
+    """The filter; None without one, or where it is a file of its own."""
 
 
 def shipped_names() -> list[str]:
@@ -75,6 +73,9 @@ def save_weights(path: Path, weights: Weights) -> Path:
     arrays[_PAIRS] = weights.num_pairs
     if weights.voxdyn is not None:
         arrays |= {_VOXDYN + name: part for name, part in weights.voxdyn._asdict().items()}
+    if weights.edge_filter is not None:
+        of_filter = by_name(weights.edge_filter)
+        arrays |= {_FILTER + name: np.asarray(leaf) for name, leaf in of_filter.items()}
     return write_npz(path, FORMAT, arrays, compress=True)
 
 
@@ -91,10 +92,16 @@ def load_weights(path: Path) -> Weights:
     tune, num_pairs, voxdyn = arrays.pop(_TUNE), int(arrays.pop(_PAIRS)), None
     if FORMAT.optional.keys() <= arrays.keys():
         voxdyn = CompactVoxdyn(**{name: arrays.pop(_VOXDYN + name) for name in ARRAYS})
+    of_filter = {name: arrays.pop(name) for name in list(arrays) if name.startswith(_FILTER)}
     try:
+        tune = tune_from_json(tune.tobytes().decode())
         tree = jax.tree.map(jax.numpy.asarray, nested(arrays))
         parameters = tree["params"], tree["batch_stats"]
-        return Weights(tune_from_json(tune.tobytes().decode()), *parameters, num_pairs, voxdyn)
+        edge_filter = None
+        if of_filter:
+            of_filter = {name.removeprefix(_FILTER): part for name, part in of_filter.items()}
+            edge_filter = filter_of(of_filter, tune.edge_filter, str(path))
+        return Weights(tune, *parameters, num_pairs, voxdyn, edge_filter)
     # Text that is no JSON; a name that is missing, or both an array and a group of arrays.
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: damaged or not {FORMAT.kind}; {FORMAT.remedy}.") from error
@@ -115,37 +122,6 @@ def fit_weights(weights: Weights, into: dict[str, Any], name: str) -> Fitted:
         if place in wanted and wanted[place].shape == leaf.shape
     }
     return fitted(f"the weights {name}", wanted, saved, found)
-
-
-def count_pairs(voxdyn: VoxelDynamics) -> int:
-    """Pairs that an estimator has counted, by its histogram."""
-    return int((np.arange(len(voxdyn.histogram)) * voxdyn.histogram).sum())
-
-
-def require_same_counts(trained_with: int | None, found: int, path: Path) -> None:
-    """Refuses an estimator that was counted on other events than the weights were trained with.
-
-    Args:
-      trained_with: pairs counted by the estimator of the training; None where that is not known,
-        which a warning tells.
-      found: pairs counted by the one at hand.
-      path: the file or directory to name.
-
-    Raises:
-      UserError: the numbers differ.
-    """
-    if trained_with is None:
-        _LOG.warning(
-            "%s: the checkpoint is from before they told what Voxel-Dynamics counted; make sure "
-            "that it was trained with the one at hand",
-            path,
-        )
-    elif abs(found - trained_with) > COUNT_TOLERANCE * trained_with:
-        raise UserError(
-            f"{path}: the Voxel-Dynamics at hand counted {found} pairs, but the weights were "
-            f"trained with one that counted {trained_with}; fit it with the events and copies of "
-            "the training."
-        )
 
 
 def _tree(weights: Weights) -> dict[str, Any]:

@@ -23,13 +23,13 @@ from hypertrack_jax.networks.edge_inputs import (
 )
 from hypertrack_jax.networks.features import (
     LENGTH_SCALE,
-    NUM_COUNT,
     NUM_CYLINDRICAL,
-    NUM_HELIX,
+    NUM_EDGE,
     count_feature,
     cylindrical_features,
     features_of_coordinates,
     helix_coordinates,
+    score_feature,
     without_direction,
 )
 from hypertrack_jax.networks.gauge_conv import GaugeEdgeConv
@@ -63,7 +63,7 @@ class EdgePredictor(nn.Module):
     def setup(self):
         """Declares the layers."""
         tune, is_gauge = self.tune, self.tune.convolution == "gauge"
-        num_features = 0 if tune.edge_features == "none" else NUM_HELIX + NUM_COUNT
+        num_features = NUM_EDGE[tune.edge_features]
         convolution: Any = GaugeEdgeConv if is_gauge else SuperEdgeConv
         self.layers = [
             convolution(
@@ -142,8 +142,11 @@ class EdgePredictor(nn.Module):
                 scalars += [pair, edges.scalars]
             return jnp.concatenate([part.astype(dtype) for part in scalars], axis=1)
 
-        count = count_feature(graph.edges.count)
-        edges = kind(graph.senders, graph.receivers, graph.edges.mask, count)
+        known = count_feature(graph.edges.count)
+        if self.tune.edge_features == "helix+filter":
+            assert graph.edges.score is not None, "this network scores filtered graphs"
+            known = score_feature(graph.edges.score)
+        edges = kind(graph.senders, graph.receivers, graph.edges.mask, known)
         if train and not are_many(edges):
             return edges._replace(scalars=scalars_of(edges))
         blocks = in_blocks(edges, len(nodes.mask) - 1, train)

@@ -11,7 +11,8 @@ NUM_CYLINDRICAL = 5
 NUM_HELIX = 8
 NUM_ODD_HELIX = 5
 """How many of them, the first ones, change sign when the hits are exchanged."""
-NUM_COUNT = 1
+NUM_EDGE = {"none": 0, "helix": NUM_HELIX + 1, "helix+filter": NUM_HELIX + 1}
+"""Features of an edge, by the tune's `edge_features`."""
 
 
 def cylindrical_features(position: Float[Array, "hit 3"]) -> Float[Array, "hit 5"]:
@@ -84,6 +85,11 @@ def count_feature(count: Int[Array, " edge"]) -> Float[Array, "edge 1"]:
     the C-matrix that it was trained with.
     """
     return (jnp.log(jnp.maximum(count, 1).astype(jnp.float32)) / 3 - 1)[:, None]
+
+
+def score_feature(logit: Float[Array, " edge"]) -> Float[Array, "edge 1"]:
+    """The filter's logit, brought to order 1."""
+    return jnp.clip(logit / 4, -3, 3)[:, None]
 
 
 def _arc_length(kappa, r):

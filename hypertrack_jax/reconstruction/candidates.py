@@ -1,16 +1,18 @@
 """Host side: candidate edges of any number, by the program that the reconstruction runs."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Float32, Int32
 
 from hypertrack_jax.capacities import capacity_for, until_enough
+from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.reconstruction.capacities import (
     LEAST_HITS,
-    GraphCapacities,
+    filter_capacities,
     graph_capacities,
+    list_capacities,
     require_room,
 )
 from hypertrack_jax.reconstruction.hits import checked_positions
@@ -18,7 +20,10 @@ from hypertrack_jax.reconstruction.stages import (
     GraphConstructor,
     PaddedHits,
     candidate_edges,
+    filtered_edges,
+    raw_pairs,
 )
+from hypertrack_jax.voxdyn.lookup import PairLists
 from hypertrack_jax.voxdyn.model import (
     VoxelDynamics,
     required_count,
@@ -36,16 +41,20 @@ class CandidateEdges(NamedTuple):
     """Hit at its end."""
     counts: Int32[np.ndarray, " edge"]
     """C at the cells of both: how often particles made such a pair in training."""
+    score: Float32[np.ndarray, " edge"] | None = None
+    """The filter's logit, if there is a filter."""
 
 
 def predict_edges(
     voxdyn: VoxelDynamics,
     position: Float[np.ndarray, "hit 3"],
     min_count: float | int | None = None,
+    edge_filter: FilterWeights | None = None,
 ) -> CandidateEdges:
-    """Joins all hits whose cells C connects.
+    """Joins all hits whose cells C connects, or those that a filter leaves of these pairs.
 
-    The graph is symmetric and has a self-loop for each hit whose cell C connects with itself. Hits
+    The graph is symmetric. Without a filter, hits whose cell C connects with itself have a
+    self-loop; a filter leaves none. Hits
     far outside the space of the training hits have no cell and get no edges; a warning says so.
 
     Args:
@@ -53,6 +62,7 @@ def predict_edges(
       position: x, y, z of each hit in mm, float32 or float64.
       min_count: smallest C[u, v] that makes edges, or a quantile, see `count_threshold`; None for
         all that the estimator holds.
+      edge_filter: the filter of these graphs.
 
     Returns:
       The edges.
@@ -67,17 +77,35 @@ def predict_edges(
     num_hits = len(checked)
     if num_hits == 0:
         return CandidateEdges(*(np.zeros(0, np.int32) for _ in range(3)))
-    padding = capacity_for(num_hits + 1, LEAST_HITS) - num_hits
-    warn_of_units(voxdyn, checked)
-    padded = np.pad(checked, ((0, padding), (0, 0)))
-    hits = PaddedHits(padded, np.array(num_hits, np.int32))
-    run = partial(_run, constructor, hits, num_hits)
+    padded = padded_hits(voxdyn, checked)
     first = graph_capacities(num_hits, voxdyn, int(constructor.min_count))
-    graph, num_outside = until_enough(run, first)
+    if edge_filter is None:
+        graph, num_outside = _enough(candidate_edges, constructor, padded, first)
+    else:
+        of_lists = list_capacities(num_hits, voxdyn, first)
+        raw = _enough(raw_pairs, constructor, padded, of_lists)
+        of_filter = filter_capacities(num_hits, int(raw.lists.num_raw))
+        graph, num_outside = _enough(filtered_edges, edge_filter, padded, of_filter, raw)
     warn_of_outside(voxdyn, int(num_outside), num_hits)
     num_edges = int(np.asarray(graph.n_edge)[0])
-    edges = graph.senders, graph.receivers, graph.edges.count
-    return CandidateEdges(*(np.asarray(part)[:num_edges] for part in edges))
+    edges: Any = graph.senders, graph.receivers, graph.edges.count, graph.edges.score
+    edges = jax.tree.map(lambda part: np.asarray(part)[:num_edges], edges)
+    return CandidateEdges(*edges)
+
+
+def raw_pairs_of(
+    voxdyn: VoxelDynamics, position: Float32[np.ndarray, "hit 3"], min_count: float | int
+) -> tuple[PairLists, PaddedHits]:
+    """What the filter takes of some hits, and these as they were padded.
+
+    Raises:
+      UserError: as `predict_edges`.
+    """
+    padded = padded_hits(voxdyn, position)
+    constructor = graph_constructor(voxdyn, min_count)
+    graph = graph_capacities(len(position), voxdyn, int(constructor.min_count))
+    first = list_capacities(len(position), voxdyn, graph)
+    return _enough(raw_pairs, constructor, padded, first).lists, padded
 
 
 def graph_constructor(voxdyn: VoxelDynamics, min_count: float | int | None) -> GraphConstructor:
@@ -90,8 +118,18 @@ def graph_constructor(voxdyn: VoxelDynamics, min_count: float | int | None) -> G
     return GraphConstructor(voxdyn.rows, voxdyn.index, voxdyn.space, threshold)
 
 
-def _run(
-    constructor: GraphConstructor, hits: PaddedHits, num_hits: int, capacities: GraphCapacities
-) -> tuple[Any, Any]:
-    require_room(capacities, num_hits)
-    return candidate_edges(capacities, constructor, hits)
+def padded_hits(voxdyn: VoxelDynamics, position: Float32[np.ndarray, "hit 3"]) -> PaddedHits:
+    """The hits in places of a capacity; a warning tells of positions in other units than mm."""
+    warn_of_units(voxdyn, position)
+    missing = capacity_for(len(position) + 1, LEAST_HITS) - len(position)
+    return PaddedHits(np.pad(position, ((0, missing), (0, 0))), np.array(len(position), np.int32))
+
+
+def _enough(stage: Any, known: Any, hits: PaddedHits, capacities: Any, *made: Any) -> Any:
+    """The result of a stage in capacities that suffice."""
+
+    def run(capacities: Any) -> tuple[Any, Any]:
+        require_room(capacities, int(hits.num_hits))
+        return stage(capacities, known, hits, *made)
+
+    return until_enough(run, capacities)

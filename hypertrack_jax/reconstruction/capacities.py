@@ -4,6 +4,7 @@ An event that exceeds them is run again, stage by stage, in what it needs (`capa
 package has the ladder and the rule).
 """
 
+import math
 from typing import Any, NamedTuple
 
 from hypertrack_jax.capacities import capacity_for
@@ -12,7 +13,7 @@ from hypertrack_jax.clustering.transformer import chunk_size
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.graph.event_graph import LEAST_EDGES
 from hypertrack_jax.memory import require_memory
-from hypertrack_jax.tunes.tune import ClusterTune
+from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.lookup import BLOCK, TOO_MANY
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
@@ -38,6 +39,13 @@ SLOTS = {32768: 64, 2**31: 128}
 limit."""
 NUM_ROUNDS = 200
 """Rounds of the search."""
+TRUE_PAIRS, KEPT_SHARES = 3, (0.55, 0.25, 0.12)
+"""Pairs of a hit that the filter keeps because they are true, and shares of all others that pairs,
+first and second round keep, about."""
+CROWDED = 2.5
+"""Edges of the hit that has most, over the mean."""
+BYTES_PER_PAIR_KEPT = 700
+"""Memory that the filter takes for each pair of its capacity, about."""
 BYTES_PER_EDGE = 120
 """Memory that graph and edge predictor take for each edge of their capacity, about."""
 BYTES_PER_NEIGHBOR = 40
@@ -59,6 +67,28 @@ class GraphCapacities(NamedTuple):
     num_edges: int
 
 
+class ListCapacities(NamedTuple):
+    """Room for what the pairs of a graph are made from, before a filter."""
+
+    num_blocks: int
+    num_places: int
+    """Places in the lists of all occupied cells."""
+
+
+class FilterCapacities(NamedTuple):
+    """Room in the filter, whose rounds come one after another."""
+
+    num_pairs: int
+    """Pairs that the pair filter keeps."""
+    num_neighbors: int
+    """Of a hit, by these pairs."""
+    num_first: int
+    """Pairs that the first round keeps."""
+    num_neighbors_second: int
+    num_second: int
+    """Pairs that the second round keeps."""
+
+
 class KeptCapacities(NamedTuple):
     """Room for the edges above the threshold."""
 
@@ -71,17 +101,24 @@ class FirstCapacities(NamedTuple):
 
     num_hits: int
     """Places for hits, one of which stays empty."""
-    graph: GraphCapacities
+    graph: GraphCapacities | ListCapacities
+    """Of the candidate graph, or of what a filter makes one from."""
+    edge_filter: FilterCapacities | None
     kept: KeptCapacities
     search: SearchSizes
 
 
 def first_capacities(
-    num_hits: int, voxdyn: VoxelDynamics, min_count: int, cluster: ClusterTune
+    num_hits: int, voxdyn: VoxelDynamics, min_count: int, tune: Tune
 ) -> FirstCapacities:
     """The capacities that an event of so many hits is tried in first."""
+    cluster = tune.cluster
     num_places = capacity_for(num_hits + 1, LEAST_HITS)
-    graph = graph_capacities(num_hits, voxdyn, min_count)
+    graph, edge_filter = graph_capacities(num_hits, voxdyn, min_count), None
+    if tune.edge_filter.filter != "none":
+        num_raw = graph.num_edges // 2
+        graph = list_capacities(num_hits, voxdyn, graph)
+        edge_filter = filter_capacities(num_hits, num_raw)
     has_search = cluster.cluster == "transformer"
     of_hops = NEIGHBORS[min(cluster.micrograph_hops, 2)]
     kept = KeptCapacities(_of(of_hops, num_places) if has_search else 0)
@@ -91,7 +128,7 @@ def first_capacities(
         num_rounds=NUM_ROUNDS,
         num_seeds=num_places // HITS_PER_SEED,
     )
-    return FirstCapacities(num_places, graph, kept, search)
+    return FirstCapacities(num_places, graph, edge_filter, kept, search)
 
 
 def graph_capacities(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> GraphCapacities:
@@ -111,6 +148,27 @@ def graph_capacities(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> Gr
         num_blocks=capacity_for(int(per_row * num_rows)),
         num_edges=capacity_for(int(EDGE_MARGIN * degree * num_hits), LEAST_EDGES),
     )
+
+
+def list_capacities(num_hits: int, voxdyn: VoxelDynamics, graph: GraphCapacities) -> ListCapacities:
+    """Room for what a filter makes pairs from, by that of the whole graph."""
+    num_hits = max(num_hits, LEAST_HITS)
+    num_occupied = voxdyn.num_cells * (1 - math.exp(-num_hits / voxdyn.num_cells))
+    num_places = graph.num_edges // 2 * num_occupied / num_hits
+    return ListCapacities(graph.num_blocks, capacity_for(int(num_places)))
+
+
+def filter_capacities(num_hits: int, num_raw: int) -> FilterCapacities:
+    """Room in the filter of so many hits, by the number of the pairs that it begins with."""
+    num_hits = max(num_hits, LEAST_HITS)
+    num_pairs, num_first, num_second = (
+        capacity_for(min(int(TRUE_PAIRS * num_hits + share * num_raw), num_raw), LEAST_EDGES)
+        for share in KEPT_SHARES
+    )
+    neighbors, neighbors_second = (
+        capacity_for(int(CROWDED * 2 * number / num_hits) + 16) for number in (num_pairs, num_first)
+    )
+    return FilterCapacities(num_pairs, neighbors, num_first, neighbors_second, num_second)
 
 
 def require_room(
@@ -136,6 +194,13 @@ def require_room(
                 "min_count, more cells or fewer hits."
             )
         num_bytes = BYTES_PER_EDGE * capacities.num_edges
+    elif isinstance(capacities, FilterCapacities):
+        if capacities.num_pairs > TOO_MANY // 2:
+            raise UserError(
+                "the filter keeps more pairs of this event than 32-bit indices reach; choose a "
+                "larger min_count, more cells or fewer hits."
+            )
+        num_bytes = BYTES_PER_PAIR_KEPT * capacities.num_pairs
     elif isinstance(capacities, KeptCapacities):
         if capacities.num_neighbors > MOST_NEIGHBORS:
             raise UserError(

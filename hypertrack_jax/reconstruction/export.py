@@ -77,7 +77,7 @@ def one_program(model: Reconstructor, num_hits: int):
         is_exceeded = []
         for stage in stages:
             result, needed = stage(stage.capacities, shared, *made)
-            made = (*made, result)
+            made = stage.after(made, result)
             is_exceeded += [n > c for n, c in zip(needed, stage.capacities, strict=True)]
         *_, clusters = made
         label = jnp.zeros_like(clusters.label).at[order].set(clusters.label)

@@ -5,17 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hypertrack_jax.model.counts import count_pairs, require_same_counts
+from hypertrack_jax.model.filters import filter_path, load_filter
 from hypertrack_jax.model.parameters import GNN_PHASE
-from hypertrack_jax.model.weights import (
-    count_pairs,
-    load_weights,
-    require_same_counts,
-    shipped_names,
-    shipped_path,
-)
+from hypertrack_jax.model.weights import load_weights, shipped_names, shipped_path
+from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.compact import unpacked_voxdyn
-from hypertrack_jax.voxdyn.model import VoxelDynamics
+from hypertrack_jax.voxdyn.model import VoxelDynamics, required_count
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 _LOG = logging.getLogger(__name__)
@@ -28,6 +25,7 @@ class ModelParts(NamedTuple):
     voxdyn: VoxelDynamics
     params: dict[str, Any]
     batch_stats: Any
+    edge_filter: FilterWeights | None
 
 
 def load_parts(
@@ -54,7 +52,10 @@ def _from_weights(path: Path, models: Path, own: Path | None) -> ModelParts:
         require_same_counts(weights.num_pairs, count_pairs(voxdyn), path)
     else:
         voxdyn = _load_voxdyn(models, weights.tune, weights.num_pairs, own)
-    return ModelParts(weights.tune, voxdyn, weights.params, weights.batch_stats)
+    edge_filter = weights.edge_filter
+    if edge_filter is None:
+        edge_filter = load_tuned_filter(models, weights.tune, voxdyn)
+    return ModelParts(weights.tune, voxdyn, weights.params, weights.batch_stats, edge_filter)
 
 
 def _from_checkpoint(path: Path, models: Path, step: int, own: Path | None) -> ModelParts:
@@ -71,7 +72,22 @@ def _from_checkpoint(path: Path, models: Path, step: int, own: Path | None) -> M
             "the transformer of %s has not been trained; tracks are made by cut", path.name
         )
         tune = replace(tune, cluster=replace(tune.cluster, cluster="cut"))
-    return ModelParts(tune, voxdyn, *parameters)
+    return ModelParts(tune, voxdyn, *parameters, load_tuned_filter(models, tune, voxdyn))
+
+
+def load_tuned_filter(models: Path, tune: Tune, voxdyn: VoxelDynamics) -> FilterWeights | None:
+    """The filter that a tune asks for, from the directory of Voxel-Dynamics files.
+
+    Raises:
+      FileNotFoundError: there is none.
+      UserError: it is damaged, or does not belong to this tune and estimator.
+    """
+    if tune.edge_filter.filter == "none":
+        return None
+    wanted = tune.voxdyn
+    path = filter_path(models, wanted.node2node, wanted.ncell)
+    min_count = required_count(voxdyn, wanted.min_count)
+    return load_filter(path, tune.edge_filter, count_pairs(voxdyn), min_count)
 
 
 def _load_voxdyn(

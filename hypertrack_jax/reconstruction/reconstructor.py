@@ -16,6 +16,7 @@ from hypertrack_jax.clustering.density import DENSITY, density_clusters
 from hypertrack_jax.clustering.tracks import HitClusters, Tracks
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE
+from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.reconstruction.candidates import graph_constructor
 from hypertrack_jax.reconstruction.capacities import FirstCapacities, first_capacities, require_room
 from hypertrack_jax.reconstruction.hits import OrderedHits, ordered_hits
@@ -37,7 +38,7 @@ class Progress(NamedTuple):
 
     hits: OrderedHits
     made: tuple[Any, ...]
-    """The padded hits, and the result of each stage that has run."""
+    """The padded hits, and the results of the stages that have run, as far as others need them."""
     seconds: dict[str, float]
     """Wall time of each of these stages."""
 
@@ -57,6 +58,8 @@ class Reconstructor:
     """Weights of the edge predictor (`edge`) and of the clusterer (`cluster`)."""
     batch_stats: Any
     """Running BatchNorm statistics of the edge predictor."""
+    edge_filter: FilterWeights | None = None
+    """The filter, if the tune has one."""
     seed: int = 0
     """Decides the random choices of the clusterer."""
 
@@ -143,9 +146,9 @@ class Reconstructor:
         num_hits = len(progress.hits.position)
         stages = self.stages(num_hits)
         names = [stage.name for stage in stages]
-        due = stages[len(progress.made) - 1 : names.index(last) + 1]
+        due = stages[len(progress.seconds) : names.index(last) + 1]
         done = run_stages(due, run_stage, self.shared(), progress)
-        if len(progress.made) == 1:
+        if not progress.seconds:
             warn_of_units(self.voxdyn, progress.hits.position)
             warn_of_outside(self.voxdyn, int(done.made[1].num_outside), num_hits)
         return done
@@ -180,7 +183,7 @@ class Reconstructor:
     def capacities(self, num_hits: int) -> FirstCapacities:
         """The capacities that an event of so many hits is tried in first."""
         min_count = required_count(self.voxdyn, self.tune.voxdyn.min_count)
-        return first_capacities(num_hits, self.voxdyn, min_count, self.tune.cluster)
+        return first_capacities(num_hits, self.voxdyn, min_count, self.tune)
 
     def stages(self, num_hits: int) -> list[Stage]:
         """The stages for an event of so many hits."""
@@ -194,6 +197,7 @@ class Reconstructor:
             self.batch_stats,
             np.array(self.tune.cluster.edge_threshold, np.float32),
             jax.random.key(self.seed),
+            self.edge_filter,
         )
 
     def tracks(self, done: Progress, with_edges: bool = False) -> Tracks:
@@ -248,7 +252,7 @@ def run_stages(
     for stage in stages:
         started = time.perf_counter()
         run = partial(_run, launch, stage, shared, made, num_hits, num_events)
-        made = (*made, until_enough(run, stage.capacities))
+        made = stage.after(made, until_enough(run, stage.capacities))
         seconds[stage.name] = time.perf_counter() - started
     return Progress(start.hits, made, seconds)
 

@@ -21,15 +21,19 @@ from hypertrack_jax.clustering.tracks import HitClusters
 from hypertrack_jax.clustering.transformer import KeptEdges, kept_edges, transformer_clusters
 from hypertrack_jax.graph.event_graph import EventGraph, padded_graph
 from hypertrack_jax.model.parameters import CLUSTER, EDGE
+from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.networks.edge_predictor import predict
 from hypertrack_jax.reconstruction.capacities import (
+    FilterCapacities,
     FirstCapacities,
     GraphCapacities,
     KeptCapacities,
+    ListCapacities,
 )
+from hypertrack_jax.reconstruction.filtering import filtered_pairs
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune
 from hypertrack_jax.voxdyn.connectivity import Rows
-from hypertrack_jax.voxdyn.lookup import edges_of_cells
+from hypertrack_jax.voxdyn.lookup import PairLists, edges_of_cells, pair_lists
 from hypertrack_jax.voxdyn.model import is_inside
 from hypertrack_jax.voxdyn.voronoi import VoronoiIndex, assign_cells
 
@@ -59,6 +63,7 @@ class Shared(NamedTuple):
     """Edges with a smaller probability are cut."""
     key: PRNGKeyArray
     """Decides the random choices of the clusterer."""
+    edge_filter: FilterWeights | None = None
 
 
 class PaddedHits(NamedTuple):
@@ -101,7 +106,7 @@ class Stage(NamedTuple):
     """A step of the reconstruction with all that its program is compiled for."""
 
     name: str
-    """`VD`, `GNN`, `CC` or `cluster`."""
+    """`VD`, `filter`, `GNN`, `CC` or `cluster`."""
     function: Callable[..., tuple[Any, Any]]
     """`(method, capacities, shared, *made) -> (result, needed)`, where `made` are the padded hits
     and the results of the stages before."""
@@ -109,10 +114,16 @@ class Stage(NamedTuple):
     """Static: networks and settings."""
     capacities: Any
     """Static: those to begin with."""
+    is_last_use: bool = False
+    """Whether its result takes the place of that of the stage before, which no other needs."""
 
     def __call__(self, capacities: Any, shared: Shared, *made: Any) -> tuple[Any, Any]:
         """The result in some capacities, and what is needed of them."""
         return self.function(self.method, capacities, shared, *made)
+
+    def after(self, made: tuple[Any, ...], result: Any) -> tuple[Any, ...]:
+        """What has been made, for the next stage."""
+        return (*(made[:-1] if self.is_last_use else made), result)
 
 
 def stages_of(tune: Tune, first: FirstCapacities) -> list[Stage]:
@@ -123,8 +134,14 @@ def stages_of(tune: Tune, first: FirstCapacities) -> list[Stage]:
         # Nor what finds no clusters on the device on anything else.
         kind = "cut" if cluster.cluster == "cut" else "none"
         cluster = ClusterTune(cluster=kind, edge_threshold=0.0, min_hits=cluster.min_hits)
+    graph = [Stage("VD", candidate_graph, None, first.graph)]
+    if first.edge_filter is not None:
+        graph = [
+            Stage("VD", pairs_to_filter, None, first.graph),
+            Stage("filter", filtered_graph, None, first.edge_filter, is_last_use=True),
+        ]
     return [
-        Stage("VD", candidate_graph, None, first.graph),
+        *graph,
         Stage("GNN", scored_edges, tune.network, NoCapacities()),
         Stage("CC", edges_kept, None, first.kept),
         Stage("cluster", clusters, ClusterMethod(tune.network, cluster), first.search),
@@ -136,15 +153,7 @@ def candidate_edges(
     capacities: GraphCapacities, constructor: GraphConstructor, hits: PaddedHits
 ) -> tuple[Candidates, GraphCapacities]:
     """All pairs of hits whose cells C connects; without edges where the capacities are exceeded."""
-    position, num_hits = jnp.asarray(hits.position), jnp.asarray(hits.num_hits)
-    is_hit = jnp.arange(len(position), dtype=jnp.int32) < num_hits
-    index = constructor.index
-    inside = is_hit & is_inside(jnp.asarray(constructor.space), position)
-    # A hit in the middle of the detector takes the place of all that need no cell: those outside
-    # would have the search open every node.
-    centroid = jnp.asarray(index.centroids)[:1]
-    cell = assign_cells(index, jnp.where(inside[:, None], position, centroid))
-    cell = jnp.where(inside, cell, len(index.centroids))
+    cell, num_outside = _cells_of(constructor, hits)
     found = edges_of_cells(
         constructor.rows,
         cell,
@@ -156,11 +165,93 @@ def candidate_edges(
     # A graph that is not complete is of no use: without edges there is nothing more to do.
     num_edges = jnp.where(edges.is_overflow, 0, edges.num_edges)
     graph = padded_graph(
-        position, num_hits, edges.senders, edges.receivers, edges.counts, num_edges
+        jnp.asarray(hits.position),
+        jnp.asarray(hits.num_hits),
+        edges.senders,
+        edges.receivers,
+        edges.counts,
+        num_edges,
     )
-    num_outside = (is_hit & ~inside).sum(dtype=jnp.int32)
     needed: Any = GraphCapacities(found.num_blocks, edges.num_edges)
     return Candidates(graph, num_outside), needed
+
+
+def _cells_of(
+    constructor: GraphConstructor, hits: PaddedHits
+) -> tuple[Int32[Array, " hit"], Int32[Array, ""]]:
+    """The cell of each hit, V for those without, and the number of hits outside."""
+    position, num_hits = jnp.asarray(hits.position), jnp.asarray(hits.num_hits)
+    is_hit = jnp.arange(len(position), dtype=jnp.int32) < num_hits
+    index = constructor.index
+    inside = is_hit & is_inside(jnp.asarray(constructor.space), position)
+    # A hit in the middle of the detector takes the place of all that need no cell: those outside
+    # would have the search open every node.
+    centroid = jnp.asarray(index.centroids)[:1]
+    cell = assign_cells(index, jnp.where(inside[:, None], position, centroid))
+    cell = jnp.where(inside, cell, len(index.centroids))
+    return cell, (is_hit & ~inside).sum(dtype=jnp.int32)
+
+
+class RawPairs(NamedTuple):
+    """The pairs that C joins, before any is scored."""
+
+    lists: PairLists
+    num_outside: Int32[Array, ""]
+
+
+@partial(jax.jit, static_argnums=0)
+def raw_pairs(
+    capacities: ListCapacities, constructor: GraphConstructor, hits: PaddedHits
+) -> tuple[RawPairs, ListCapacities]:
+    """From what the pairs of the candidate graph are made."""
+    cell, num_outside = _cells_of(constructor, hits)
+    lists = pair_lists(
+        constructor.rows,
+        cell,
+        constructor.min_count,
+        block_capacity=capacities.num_blocks,
+        place_capacity=capacities.num_places,
+    )
+    needed: Any = ListCapacities(lists.num_blocks, lists.num_places)
+    return RawPairs(lists, num_outside), needed
+
+
+def pairs_to_filter(
+    method: None, capacities: ListCapacities, shared: Shared, hits: PaddedHits
+) -> tuple[RawPairs, ListCapacities]:
+    """`VD` of a model with a filter."""
+    return raw_pairs(capacities, shared.constructor, hits)
+
+
+def filtered_graph(
+    method: None, capacities: FilterCapacities, shared: Shared, hits: PaddedHits, raw: RawPairs
+) -> tuple[Candidates, FilterCapacities]:
+    """`filter`: the candidate graph of the pairs that the filter keeps."""
+    assert shared.edge_filter is not None, "a tune with a filter comes with its weights"
+    return filtered_edges(capacities, shared.edge_filter, hits, raw)
+
+
+@partial(jax.jit, static_argnums=0)
+def filtered_edges(
+    capacities: FilterCapacities, weights: FilterWeights, hits: PaddedHits, raw: RawPairs
+) -> tuple[Candidates, FilterCapacities]:
+    """The graph of the pairs that the filter keeps; without edges where capacities are exceeded."""
+    position = jnp.asarray(hits.position)
+    kept = filtered_pairs(weights, position, raw.lists, capacities)
+    graph = kept.graph
+    # As above: a graph that is not complete is of no use.
+    num_edges = jnp.where(kept.is_overflow, 0, 2 * graph.pairs.number)
+    pairs = graph.pairs
+    padded = padded_graph(
+        position,
+        jnp.asarray(hits.num_hits),
+        graph.senders,
+        graph.receivers,
+        pairs.count[graph.pair],
+        num_edges,
+        pairs.logit[graph.pair],
+    )
+    return Candidates(padded, raw.num_outside), kept.needed
 
 
 def candidate_graph(

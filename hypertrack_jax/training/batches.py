@@ -12,8 +12,10 @@ import numpy as np
 
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
+from hypertrack_jax.events.sectors import Sector, draw_sector, whole
 from hypertrack_jax.events.store import load_event, step_event_ids
 from hypertrack_jax.graph.event_graph import EventGraph, bucket_for, event_graph
+from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.streams import stream
 from hypertrack_jax.training.flow_loss import hit_conditions
@@ -39,6 +41,8 @@ class EventSource(NamedTuple):
     """Noise hits over all hits after thinning; -1: as in the event; None: no noise."""
     seed: int
     """Seed of the order and of the thinning."""
+    sector_hits: int | None = None
+    """Hits of the azimuth sectors that the thinned events are cut to; None: whole events."""
 
 
 class Batch(NamedTuple):
@@ -52,7 +56,7 @@ class Batch(NamedTuple):
 
 def step_events(
     source: EventSource, step: int, batch_size: int, places: Sequence[int] | None = None
-) -> list[Event]:
+) -> list[Sector]:
     """The thinned events of a step; the same for the same (source, step), whatever came before.
 
     `places` selects events by their place in the batch; None selects all. No others are read.
@@ -65,23 +69,44 @@ def step_events(
 
 
 def fixed_events(source: EventSource) -> Iterator[Event]:
-    """The events of the source in order, each thinned the same way at every call."""
+    """The events of the source in order, each drawn the same way at every call."""
+    return (sector.event for sector in fixed_sectors(source))
+
+
+def fixed_sectors(source: EventSource) -> Iterator[Sector]:
+    """The same as sectors."""
     for event_id in source.event_ids:
         yield _drawn(source, event_id, stream("thin", source.seed, event_id))
 
 
-def graph_batch(events: Sequence[Event], voxdyn: VoxelDynamics, tune: Tune) -> Batch:
-    """Candidate graphs of some events, padded to one bucket and stacked.
+def graph_batch(
+    sectors: Sequence[Sector],
+    voxdyn: VoxelDynamics,
+    tune: Tune,
+    edge_filter: FilterWeights | None = None,
+) -> Batch:
+    """Candidate graphs of some sectors, or whole events, padded to one bucket and stacked.
 
     If the flow's loss has a weight, their `globals` are the conditions of its density.
     """
-    edges = [predict_edges(voxdyn, event.position, tune.voxdyn.min_count) for event in events]
+    events = [sector.event for sector in sectors]
+    edges = [
+        predict_edges(voxdyn, event.position, tune.voxdyn.min_count, edge_filter)
+        for event in events
+    ]
+    has_halo = not all(sector.is_core.all() for sector in sectors)
     num_hits = max(len(event.position) for event in events)
     num_edges = max(len(candidates.senders) for candidates in edges)
     bucket = bucket_for(num_hits, num_edges)
     graphs = [
-        event_graph(event, *candidates, node2node=tune.voxdyn.label_topology, bucket=bucket)
-        for event, candidates in zip(events, edges, strict=True)
+        event_graph(
+            sector.event,
+            *candidates,
+            node2node=tune.voxdyn.label_topology,
+            bucket=bucket,
+            is_core=sector.is_core if has_halo else None,
+        )
+        for sector, candidates in zip(sectors, edges, strict=True)
     ]
     if tune.loss.flow > 0:
         graphs = [
@@ -100,6 +125,7 @@ def prefetched(
     batch_size: int,
     first_step: int,
     places: Sequence[int] | None = None,
+    edge_filter: FilterWeights | None = None,
 ) -> Iterator[Iterator[Batch]]:
     """Batches from `first_step` on, made by a thread while the device computes.
 
@@ -120,7 +146,8 @@ def prefetched(
         step = first_step
         try:
             while not stop.is_set():
-                put(graph_batch(step_events(source, step, batch_size, places), voxdyn, tune))
+                sectors = step_events(source, step, batch_size, places)
+                put(graph_batch(sectors, voxdyn, tune, edge_filter))
                 step += 1
         except BaseException as error:
             put(error)
@@ -141,7 +168,10 @@ def prefetched(
         thread.join()
 
 
-def _drawn(source: EventSource, event_id: int, rng: np.random.Generator) -> Event:
+def _drawn(source: EventSource, event_id: int, rng: np.random.Generator) -> Sector:
     event = load_event(source.directory, event_id)
     rfactor = rng.uniform(source.rfactor_start, source.rfactor_end)
-    return thin(event, rfactor, source.noise_ratio, rng)
+    thinned = thin(event, rfactor, source.noise_ratio, rng)
+    if source.sector_hits is None:
+        return whole(thinned)
+    return draw_sector(thinned, source.sector_hits, rng)

@@ -19,7 +19,7 @@ from hypertrack_jax.clustering.transformer import (
     transformer_clusters,
 )
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.graph.event_graph import EventGraph, core_edges
 from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.model.parameters import CLUSTER, EDGE, FLOW, FULL_PHASE
 from hypertrack_jax.networks.edge_predictor import EdgePrediction, EdgePredictor
@@ -133,17 +133,17 @@ def edge_losses(
     tune: LossTune, graph: EventGraph, logit: Float[Array, " edge"], key: PRNGKeyArray
 ) -> Losses:
     """The edge losses of one event and their weighted sum."""
-    edges, nodes = graph.edges, graph.nodes
+    label, mask, nodes = graph.edges.label, core_edges(graph), graph.nodes
     share, weight = None, nodes.weight
     if tune.particle_weight == "equal":
-        share = particle_shares(edges.label, edges.mask, graph.senders, nodes.particle)
+        share = particle_shares(label, mask, graph.senders, nodes.particle)
         weight = _equal_weights(nodes.particle)
-    single = edge_loss(tune, logit, edges.label, edges.mask, share)
+    single = edge_loss(tune, logit, label, mask, share)
     contrastive = contrastive_edge_loss(
         logit,
         graph.senders,
         graph.receivers,
-        edges.mask,
+        mask,
         nodes.particle,
         weight,
         key,
@@ -151,7 +151,7 @@ def edge_losses(
         tune.contrastive_max_particles,
     )
     loss = tune.edge_bce * single + tune.edge_contrastive * contrastive
-    auc = masked_auc(jax.lax.stop_gradient(logit).astype(jnp.float32), edges.label, edges.mask)
+    auc = masked_auc(jax.lax.stop_gradient(logit).astype(jnp.float32), label, mask)
     zero = jnp.zeros((), loss.dtype)
     return Losses(loss, single, contrastive, zero, zero, auc, zero, zero, zero, zero)
 
@@ -235,15 +235,20 @@ def _with_clusters(
         members = members_of("fixed", logit, mask, params[THRESHOLD])
     else:
         members = members_of(method.cluster.membership_threshold, logit, mask, params[THRESHOLD])
+    is_counted = jnp.arange(len(hit)) < drawn.number
+    if graph.nodes.is_core is not None:
+        # The first pivot is the seed.
+        is_counted &= at_hits(graph.nodes.is_core, pivot[:, 0], False)
     scored = ScoredMicrographs(
         logit=logit,
         is_chosen=members.is_chosen,
         mask=mask,
         particle=at_hits(particle, hit, -1),
         pivot_particle=at_hits(particle, pivot, -1),
-        cluster_mask=jnp.arange(len(hit)) < drawn.number,
+        cluster_mask=is_counted,
     )
-    num_hits = graph.nodes.mask.sum().astype(jnp.float32) * drawn.share
+    is_core = graph.nodes.mask if graph.nodes.is_core is None else graph.nodes.is_core
+    num_hits = is_core.sum().astype(jnp.float32) * drawn.share
     of_clusters = cluster_losses(method.loss, scored, num_hits)
     is_short = kept.neighbors.degree.max() > num_neighbors
     is_cut = is_short | (found.needed_slots > sizes.num_slots)

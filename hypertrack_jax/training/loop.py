@@ -10,13 +10,14 @@ from itertools import islice
 import jax
 from jax.typing import DTypeLike
 
-from hypertrack_jax.graph.event_graph import EventGraph
+from hypertrack_jax.graph.event_graph import EventGraph, core_edges
 from hypertrack_jax.model.checkpoint import Checkpoints
+from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.parameters import EDGE, FULL_PHASE, GNN_PHASE
-from hypertrack_jax.model.weights import count_pairs
+from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.networks.edge_predictor import predict
 from hypertrack_jax.reconstruction.devices import map_events
-from hypertrack_jax.training.batches import fixed_events, graph_batch, prefetched
+from hypertrack_jax.training.batches import fixed_sectors, graph_batch, prefetched
 from hypertrack_jax.training.devices import (
     Devices,
     any_process,
@@ -43,7 +44,12 @@ _UPDATES = 2**31
 """Purpose of the random key of the updates; fresh weights come from the first few numbers."""
 
 
-def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
+def train(
+    run: TrainingRun,
+    tune: Tune,
+    voxdyn: VoxelDynamics,
+    edge_filter: FilterWeights | None = None,
+) -> TrainState:
     """Trains until `run.num_steps`, Ctrl-C or SIGTERM; saves by time and at the end.
 
     The same call goes on from the latest checkpoint, however the run ended, and arrives at the
@@ -54,6 +60,7 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
       run: data, places, durations, and what to begin with.
       tune: the model and how it is trained.
       voxdyn: the graph constructor.
+      edge_filter: the filter of its graphs, if the tune has one; it is trained before.
 
     Returns:
       The state at the end.
@@ -85,7 +92,8 @@ def train(run: TrainingRun, tune: Tune, voxdyn: VoxelDynamics) -> TrainState:
             is_told=jax.process_index() == 0,
         ) as progress:
             key = jax.random.fold_in(jax.random.key(run.source.seed), _UPDATES)
-            return _Trainer(run, tune, voxdyn, devices, checkpoints, progress).updates(state, key)
+            trainer = _Trainer(run, tune, voxdyn, edge_filter, devices, checkpoints, progress)
+            return trainer.updates(state, key)
 
 
 class _Trainer:
@@ -96,11 +104,13 @@ class _Trainer:
         run: TrainingRun,
         tune: Tune,
         voxdyn: VoxelDynamics,
+        edge_filter: FilterWeights | None,
         devices: Devices,
         checkpoints: Checkpoints,
         progress: Progress,
     ):
-        self.run, self.tune, self.voxdyn, self.devices = run, tune, voxdyn, devices
+        self.run, self.tune, self.devices = run, tune, devices
+        self.voxdyn, self.edge_filter = voxdyn, edge_filter
         self.checkpoints, self.progress = checkpoints, progress
         dtype = DTYPES[run.fp_dtype]
         # Compiled when first called: a phase that does not come costs nothing.
@@ -117,7 +127,7 @@ class _Trainer:
         run, first_step = self.run, int(state.step)
         places = self.devices.slots().place.tolist()
         of_run = run.source, self.voxdyn, self.tune, run.batch_size
-        ahead = prefetched(*of_run, first_step, places)
+        ahead = prefetched(*of_run, first_step, places, self.edge_filter)
         with ahead as batches, _stop_signals() as signals:
             for step in range(first_step, run.num_steps):
                 if step == first_step or step % PHASE_INTERVAL == 0:
@@ -174,13 +184,13 @@ class _Trainer:
         source = self.run.validation
         assert source is not None, "there is no validation without"
         own = source.event_ids[jax.process_index() :: jax.process_count()]
-        events, areas = fixed_events(source._replace(event_ids=own)), []
+        sectors, areas = fixed_sectors(source._replace(event_ids=own)), []
         weights = self.devices.of_process((state.params[EDGE], state.batch_stats))
         num_devices = self.devices.local.size
-        while group := list(islice(events, num_devices)):
+        while group := list(islice(sectors, num_devices)):
             # Each device has one; of a last group that is too small the last event is repeated.
             filled = group + group[-1:] * (num_devices - len(group))
-            graphs = graph_batch(filled, self.voxdyn, self.tune).graphs
+            graphs = graph_batch(filled, self.voxdyn, self.tune, self.edge_filter).graphs
             graphs = self.devices.spread(graphs)
             found = map_events(self.event_auc, self.devices.local, weights, graphs)
             areas += jax.device_get(found)[: len(group)].tolist()
@@ -191,7 +201,7 @@ def _make_event_auc(tune: Tune, dtype: DTypeLike) -> Callable[..., jax.Array]:
     def event_auc(weights, graph: EventGraph):
         params, batch_stats = weights
         logit = predict(tune.network, params, batch_stats, graph, dtype, is_symmetric=True).logit
-        return masked_auc(logit, graph.edges.label, graph.edges.mask)
+        return masked_auc(logit, graph.edges.label, core_edges(graph))
 
     return event_auc
 

@@ -15,11 +15,11 @@ from jax.sharding import Sharding
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.pileup import OWN_NOISE_RATIO
 from hypertrack_jax.model.checkpoint import Checkpoints, require_same_tune
+from hypertrack_jax.model.counts import require_same_counts
 from hypertrack_jax.model.parameters import FULL_PHASE, GNN_PHASE, Fitted
 from hypertrack_jax.model.weights import (
     fit_weights,
     load_weights,
-    require_same_counts,
     shipped_names,
     shipped_path,
 )
@@ -147,7 +147,7 @@ def first_state(
     Args:
       run: what is asked.
       tune: the model and how it is trained.
-      num_pairs: pairs that the graph constructor has counted, see `weights.count_pairs`.
+      num_pairs: pairs that the graph constructor has counted, see `counts.count_pairs`.
       checkpoints: those of the tag.
 
     Returns:

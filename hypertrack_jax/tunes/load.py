@@ -5,10 +5,10 @@ import runpy
 from pathlib import Path
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.tunes import helix, local, tune_5
+from hypertrack_jax.tunes import dense, helix, local, tune_5
 from hypertrack_jax.tunes.tune import Tune
 
-PACKAGED = {tune.name: tune for tune in (tune_5.TUNE, helix.TUNE, local.TUNE)}
+PACKAGED = {tune.name: tune for tune in (tune_5.TUNE, helix.TUNE, local.TUNE, dense.TUNE)}
 
 
 def load_tune(param: str) -> Tune:

@@ -48,6 +48,20 @@ class VoxdynTune:
 
 
 @dataclass(frozen=True)
+class FilterTune:
+    """What takes false edges out of the candidate graph before the edge predictor."""
+
+    filter: Literal["none", "triplets"] = "none"
+    """`none`, as published; `triplets`: pairs of hits by their geometry, then by what continues
+    them at either end."""
+    width: int = 32
+    """Width of its hidden layers."""
+    efficiency: float = 0.97
+    """Share of the edges within particles that it is to keep; the training chooses its thresholds
+    on events that it was not trained with."""
+
+
+@dataclass(frozen=True)
 class NetworkTune:
     """GNN edge predictor and set transformer (algorithm sections 3 and 4)."""
 
@@ -55,8 +69,9 @@ class NetworkTune:
     """`cartesian`: x, y, z in mm as published; `cylindrical`: x/r, y/r, r, z, asinh(z/r). The
     gauge convolution has the positions anyway and knows no axes: there `cartesian` is a constant,
     and `cylindrical` tells it where the beam is."""
-    edge_features: Literal["none", "helix"] = "none"
-    """`helix`: geometry of a helix through both hits, and log C, in all layers and the edge MLP."""
+    edge_features: Literal["none", "helix", "helix+filter"] = "none"
+    """`helix`: geometry of a helix through both hits, and log C, in all layers and the edge MLP;
+    `helix+filter`: the same with the filter's logit, which knows log C, in its place."""
     num_layers: int = 5
     """Number of convolutions."""
     latent_dim: int = 64
@@ -215,6 +230,7 @@ class Tune:
     cluster: ClusterTune = field(default_factory=ClusterTune)
     loss: LossTune = field(default_factory=LossTune)
     optimizer: OptimizerTune = field(default_factory=OptimizerTune)
+    edge_filter: FilterTune = field(default_factory=FilterTune)
 
     def __post_init__(self):
         """Refuses choices that are not on their lists, and numbers out of range.
@@ -222,9 +238,14 @@ class Tune:
         Raises:
           UserError: naming the field, its value and what is allowed.
         """
-        for part in (self.voxdyn, self.network, self.cluster, self.loss, self.optimizer):
-            _check_choices(part)
-            _check_numbers(part)
+        for entry in dataclasses.fields(self)[1:]:
+            _check_choices(getattr(self, entry.name))
+            _check_numbers(getattr(self, entry.name))
+        if self.network.edge_features == "helix+filter" and self.edge_filter.filter == "none":
+            raise UserError(
+                "NetworkTune.edge_features is 'helix+filter', but FilterTune.filter is 'none'; "
+                "choose 'triplets' for the filter, or 'helix' for the features."
+            )
 
 
 def tune_to_json(tune: Tune) -> str:

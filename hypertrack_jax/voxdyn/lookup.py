@@ -59,6 +59,8 @@ class Connected(NamedTuple):
     """Bit k is set where entry + k makes edges."""
     list_length: Int32[Array, " slot"]
     """Sending hits of each slot's receivers."""
+    degree: Int32[Array, " slot"]
+    """The same, also where each two cells are joined once only."""
     num_blocks: Int32[Array, ""]
     """The capacity that is needed."""
     is_overflow: Bool[Array, ""]
@@ -76,6 +78,35 @@ class SenderLists(NamedTuple):
     """C at the cells of sender and receivers."""
     is_overflow: Bool[Array, ""]
     """True where the capacity was too small: the lists are not complete."""
+
+
+class PairLists(NamedTuple):
+    """The pairs of hits that C joins, each once, in lists that are far shorter than they are."""
+
+    cells: EventCells
+    lists: SenderLists
+    list_length: Int32[Array, " slot"]
+    """Length of each slot's list."""
+    degree: Int32[Array, " hit"]
+    """Edges of each hit in the whole graph, a self-loop among them."""
+    num_blocks: Int32[Array, ""]
+    """The capacity for blocks that is needed."""
+    num_places: Int32[Array, ""]
+    """The capacity for the lists that is needed, if that for blocks suffices."""
+    num_raw: Int32[Array, ""]
+    """Pairs that `pair_block` counts through, or `TOO_MANY`."""
+
+
+class PairBlock(NamedTuple):
+    """Pairs of hits, each once and none of a hit with itself."""
+
+    one: Int32[Array, " pair"]
+    """The hit whose list the pair is from; it ascends."""
+    other: Int32[Array, " pair"]
+    count: Int32[Array, " pair"]
+    """C at the cells of both."""
+    mask: Bool[Array, " pair"]
+    """False where there is no pair."""
 
 
 class HitEdges(NamedTuple):
@@ -146,9 +177,7 @@ def edges_of_cells(
     Returns:
       The edges.
     """
-    if len(rows.columns) == 0:
-        # No row is as long as this entry; it is there because an empty array cannot be read.
-        rows = rows._replace(columns=jnp.zeros(1, jnp.int32), counts=jnp.zeros(1, jnp.uint16))
+    rows = _readable(rows)
     cells = group_hits(cell, len(rows.row_offsets) - 1)
     connected = find_connected(rows, cells, min_count, capacity=block_capacity)
     # A list has at least one receiver, so the edges' capacity is enough for all lists.
@@ -158,9 +187,14 @@ def edges_of_cells(
     return EdgesOfCells(edges, connected.num_blocks)
 
 
-@partial(jax.jit, static_argnames="capacity")
+@partial(jax.jit, static_argnames=("capacity", "is_once"))
 def find_connected(
-    rows: Rows, cells: EventCells, min_count: Int32[Array | np.ndarray, ""], *, capacity: int
+    rows: Rows,
+    cells: EventCells,
+    min_count: Int32[Array | np.ndarray, ""],
+    *,
+    capacity: int,
+    is_once: bool = False,
 ) -> Connected:
     """Reads the rows of all occupied cells.
 
@@ -169,6 +203,7 @@ def find_connected(
       cells: the event, padded.
       min_count: smallest count of an entry that makes edges.
       capacity: room for the blocks of these rows.
+      is_once: keep only the entries on and above the diagonal, one for each two cells.
 
     Returns:
       The entries that join two occupied cells.
@@ -193,10 +228,17 @@ def find_connected(
         & (senders > 0)
         & (_take(rows.counts, near).astype(jnp.int32) >= min_count)
     )
+
+    def list_length(is_kept):
+        block_senders = jnp.where(is_kept, senders, 0).sum(axis=1, dtype=jnp.int32)
+        return jax.ops.segment_sum(block_senders, slot, num_slots, indices_are_sorted=True)
+
+    degree = length = list_length(is_kept)
+    if is_once:
+        is_kept &= _take(rows.columns, near) >= _take(cells.cell, slot)[:, None]
+        length = list_length(is_kept)
     mask = (is_kept.astype(jnp.uint32) << lane.astype(jnp.uint32)).sum(axis=1, dtype=jnp.uint32)
-    block_senders = jnp.where(is_kept, senders, 0).sum(axis=1, dtype=jnp.int32)
-    list_length = jax.ops.segment_sum(block_senders, slot, num_slots, indices_are_sorted=True)
-    return Connected(slot, entry, mask, list_length, _sum(num_blocks), is_overflow)
+    return Connected(slot, entry, mask, length, degree, _sum(num_blocks), is_overflow)
 
 
 @partial(jax.jit, static_argnames="capacity")
@@ -270,6 +312,70 @@ def connect_hits(
         num_edges=_sum(degree),
         is_overflow=lists.is_overflow | is_overflow,
     )
+
+
+@partial(jax.jit, static_argnames=("block_capacity", "place_capacity"))
+def pair_lists(
+    rows: Rows,
+    cell: Int32[Array | np.ndarray, " hit"],
+    min_count: Int32[Array | np.ndarray, ""],
+    *,
+    block_capacity: int,
+    place_capacity: int,
+) -> PairLists:
+    """What `pair_block` makes the pairs of an event from, a block at a time.
+
+    Args:
+      rows: C.
+      cell: the cell of each hit; V for hits without one, and for padding.
+      min_count: smallest count of an entry that makes edges.
+      block_capacity: as in `edges_of_cells`.
+      place_capacity: room for the lists of all occupied cells.
+    """
+    rows = _readable(rows)
+    cells = group_hits(cell, len(rows.row_offsets) - 1)
+    connected = find_connected(rows, cells, min_count, capacity=block_capacity, is_once=True)
+    lists = list_senders(rows, cells, connected, capacity=place_capacity)
+    return PairLists(
+        cells,
+        lists,
+        connected.list_length,
+        _take(connected.degree, cells.hit_slot),
+        connected.num_blocks,
+        _sum(connected.list_length),
+        _sum(_take(connected.list_length, cells.hit_slot)),
+    )
+
+
+def pair_block(made: PairLists, first: Int32[Array, ""], *, size: int) -> PairBlock:
+    """Pairs number `first` to `first + size`, of `num_raw` in all.
+
+    Args:
+      made: from `pair_lists`.
+      first: the first of them.
+      size: how many.
+    """
+    cells, lists = made.cells, made.lists
+    lengths = _take(made.list_length, cells.hit_slot)
+    end = jnp.cumsum(lengths)
+    start = end - lengths
+    inside = jnp.clip(end, first, first + size) - jnp.clip(start, first, first + size)
+    one, place, is_pair, _ = _expand(inside, size)
+    # The first hit of the block may have begun in the one before.
+    place += jnp.maximum(first - _take(start, one), 0)
+    at = jnp.where(is_pair, _take(_take(lists.start, cells.hit_slot), one) + place, 0)
+    other = _take(lists.sender, at)
+    # Hits of one cell find each other in both orders.
+    is_same_cell = _take(cells.hit_slot, one) == _take(cells.hit_slot, other)
+    mask = is_pair & jnp.where(is_same_cell, other < one, True)
+    return PairBlock(one, other, _take(lists.count, at), mask)
+
+
+def _readable(rows: Rows) -> Rows:
+    """C with at least one entry: an empty array cannot be read, and no row is as long as it."""
+    if len(rows.columns):
+        return rows
+    return rows._replace(columns=jnp.zeros(1, jnp.int32), counts=jnp.zeros(1, jnp.uint16))
 
 
 def _expand(

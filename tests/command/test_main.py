@@ -21,8 +21,9 @@ from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.events.event import no_particles
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.events.trackml import write_event_csv, write_submission
+from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.parameters import init_parameters
-from hypertrack_jax.model.weights import Weights, count_pairs, save_weights, shipped_names
+from hypertrack_jax.model.weights import Weights, save_weights, shipped_names
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.compact import compact_voxdyn

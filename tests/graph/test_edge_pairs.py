@@ -26,7 +26,7 @@ def graph_of(edges, num_padding=0) -> EventGraph:
     senders, receivers, counts = np.array(sorted(edges, key=lambda edge: edge[1])).T
     position = np.ones((NUM_HITS, 3), np.float32)
     bucket = Bucket(NUM_HITS + 1 + num_padding, len(edges) + 2 * num_padding)
-    return hit_graph(position, senders, receivers, counts, bucket)
+    return hit_graph(position, senders, receivers, counts, bucket=bucket)
 
 
 def assert_pairs_are_right(graph, pairs):

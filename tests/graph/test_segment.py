@@ -10,6 +10,7 @@ from hypertrack_jax.graph.segment import (
     put_columns,
     put_rows,
     raise_segments,
+    rank_in_segment,
     segment_max,
     segment_mean,
     segment_min,
@@ -158,3 +159,18 @@ def test_no_entries_at_all():
     data, ids = on_device(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
     assert np.all(segment_sum(data, ids, 3) == np.zeros((3, 2)))
     assert segment_softmax(data[:, 0], ids, 3, jnp.zeros(0, bool)).shape == (0,)
+
+
+@pytest.mark.parametrize("num_segments", [3, 5000])
+@pytest.mark.parametrize("num_entries", [0, 1, 70000])
+def test_ranks_count_the_entries_before(num_entries, num_segments):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, num_segments + 2, num_entries).astype(np.int32)
+    rank, count = jax.jit(rank_in_segment, static_argnums=1)(ids, num_segments)
+    seen = np.zeros(num_segments, np.int64)
+    wanted = np.zeros(num_entries, np.int64)
+    for place in np.flatnonzero(ids < num_segments):
+        wanted[place] = seen[ids[place]]
+        seen[ids[place]] += 1
+    np.testing.assert_array_equal(count, seen)
+    np.testing.assert_array_equal(np.asarray(rank)[ids < num_segments], wanted[ids < num_segments])

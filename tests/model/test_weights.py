@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from toy import helix_event
 
+from hypertrack_jax.model.counts import count_pairs, require_same_counts
 from hypertrack_jax.model.weights import (
     Weights,
-    count_pairs,
     load_weights,
-    require_same_counts,
     save_weights,
     shipped_names,
     shipped_path,

@@ -171,7 +171,7 @@ def test_a_graph_of_self_loops_alone_has_finite_outputs_and_gradients(case, num_
     position = np.asarray(case.graph.nodes.position[:6])
     loops = np.arange(num_loops, dtype=np.int32)
     bucket = Bucket(*(len(mask) for mask in (case.graph.nodes.mask, case.graph.edges.mask)))
-    graph = wide(hit_graph(position, loops, loops, np.ones(num_loops, np.int32), bucket))
+    graph = wide(hit_graph(position, loops, loops, np.ones(num_loops, np.int32), bucket=bucket))
     for leaf in jax.tree.leaves(case.outputs(graph)):
         assert np.all(np.isfinite(leaf))
 
@@ -277,7 +277,7 @@ def padded_toy_graph():
     assert np.any(ends[0] == ends[1])
     bucket = Bucket(len(full.nodes.mask) + 20, len(full.senders) + 100)
     position = np.asarray(full.nodes.position[:-1])
-    return wide(hit_graph(position, *ends, np.ones(len(edges), np.int32), bucket))
+    return wide(hit_graph(position, *ends, np.ones(len(edges), np.int32), bucket=bucket))
 
 
 def test_a_symmetric_graph_has_the_same_prediction_pair_by_pair(both):

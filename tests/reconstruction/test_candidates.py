@@ -26,7 +26,7 @@ def vd():
 
 
 def as_set(edges):
-    return set(zip(*(part.tolist() for part in edges), strict=True))
+    return set(zip(*(part.tolist() for part in edges[:3]), strict=True))
 
 
 def dense_edges(vd, position, min_count=1):

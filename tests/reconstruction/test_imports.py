@@ -9,8 +9,9 @@ import numpy as np
 from toy import helix_event
 from toy_graph import SMALL_NETWORK
 
+from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.parameters import init_parameters
-from hypertrack_jax.model.weights import Weights, count_pairs, save_weights
+from hypertrack_jax.model.weights import Weights, save_weights
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.storage import save_voxdyn, voxdyn_path

@@ -26,7 +26,8 @@ from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.graph.event_graph import Bucket, hit_graph
 from hypertrack_jax.model import weights as training_weights
 from hypertrack_jax.model.checkpoint import Checkpoints
-from hypertrack_jax.model.weights import Weights, count_pairs, save_weights
+from hypertrack_jax.model.counts import count_pairs
+from hypertrack_jax.model.weights import Weights, save_weights
 from hypertrack_jax.reconstruction import capacities
 from hypertrack_jax.reconstruction import reconstructor as reconstruct
 from hypertrack_jax.reconstruction.candidates import predict_edges
@@ -232,11 +233,14 @@ def test_searches_begin_with_capacities_that_their_hits_decide(voxdyn):
         (10**6, 8, 48, (32, 48)),
         (4095, 1, 500, (32, 64)),
     ):
-        tune = ClusterTune(micrograph_hops=hops, largest_micrograph=largest)
+        cluster = ClusterTune(micrograph_hops=hops, largest_micrograph=largest)
+        tune = Tune("x", cluster=cluster)
         first = capacities.first_capacities(num_hits, voxdyn, 1, tune)
         assert (first.kept.num_neighbors, first.search.num_slots) == expected
         assert first.search.num_seeds == first.num_hits // 16
-    by_cut = capacities.first_capacities(128, voxdyn, 1, ClusterTune(cluster="cut"))
+    by_cut = capacities.first_capacities(
+        128, voxdyn, 1, Tune("x", cluster=ClusterTune(cluster="cut"))
+    )
     assert by_cut.kept.num_neighbors == 0
 
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.sectors import Sector
 from hypertrack_jax.events.store import step_event_ids
-from hypertrack_jax.graph.event_graph import bucket_for, event_graph
+from hypertrack_jax.graph.event_graph import bucket_for, core_edges, event_graph
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.training.batches import (
     fixed_events,
@@ -42,9 +42,9 @@ def test_some_places_of_a_batch_have_the_events_of_the_whole_batch(source, voxdy
 def test_an_epoch_visits_every_event_and_thins_it_anew(source):
     epochs = [
         {
-            event.event_id: event
+            sector.event.event_id: sector.event
             for step in (2 * epoch, 2 * epoch + 1)
-            for event in step_events(source, step, 2)
+            for sector in step_events(source, step, 2)
         }
         for epoch in range(3)
     ]
@@ -58,8 +58,8 @@ def test_an_epoch_visits_every_event_and_thins_it_anew(source):
 
 def test_one_event_twice_in_a_batch_is_thinned_twice(source):
     twice = step_events(source._replace(event_ids=[1], rfactor_end=0.6), 0, 8)
-    assert {event.event_id for event in twice} == {1}
-    assert len({event.position.tobytes() for event in twice}) > 1
+    assert {sector.event.event_id for sector in twice} == {1}
+    assert len({sector.event.position.tobytes() for sector in twice}) > 1
 
 
 def test_fixed_events_are_those_of_the_list_and_stay_the_same(source):
@@ -71,8 +71,9 @@ def test_fixed_events_are_those_of_the_list_and_stay_the_same(source):
 
 
 def test_a_batch_is_the_graphs_of_its_events_in_one_bucket(source, voxdyn, small_tune):
-    events = step_events(source, 0, 3)
-    batch = graph_batch(events, voxdyn, small_tune)
+    sectors = step_events(source, 0, 3)
+    events = [sector.event for sector in sectors]
+    batch = graph_batch(sectors, voxdyn, small_tune)
     edges = [predict_edges(voxdyn, event.position) for event in events]
     assert batch.num_hits == max(len(event.position) for event in events)
     assert batch.num_edges == max(len(candidates.senders) for candidates in edges)
@@ -105,7 +106,7 @@ def test_the_thread_works_ahead_but_not_without_bound_and_ends(
 ):
     begun = [threading.Event() for _ in range(8)]
 
-    def counted(source, step, *which) -> list[Event]:
+    def counted(source, step, *which) -> list[Sector]:
         begun[step].set()
         return step_events(source, step, *which)
 
@@ -140,3 +141,30 @@ def test_an_error_in_the_thread_is_raised_where_its_batch_is_taken(source, voxdy
         for step in range(8):
             assert step <= first_bad
             next(batches)
+
+
+def test_sectors_of_a_batch_are_drawn_anew_and_keep_their_halo(source, voxdyn, small_tune):
+    source = source._replace(sector_hits=60, rfactor_start=1.0, rfactor_end=1.0)
+    sectors = step_events(source, 0, 3)
+    assert same(sectors, step_events(source, 0, 3))
+    assert not same(sectors, step_events(source, 3, 3))
+    whole = {event.event_id: event for event in fixed_events(source._replace(sector_hits=None))}
+    batch = graph_batch(sectors, voxdyn, small_tune).graphs
+    for i, sector in enumerate(sectors):
+        event, full = sector.event, whole[sector.event.event_id]
+        assert 0 < sector.is_core.sum() < len(event.position) < len(full.position)
+        graph = jax.tree.map(lambda array: array[i], batch)  # noqa: B023
+        np.testing.assert_array_equal(graph.nodes.is_core[: len(event.position)], sector.is_core)
+        # The edges within the core are those of the whole event.
+        edges = predict_edges(voxdyn, full.position)
+        names = event.hit_id[sector.is_core]
+        of_full = {
+            (full.hit_id[s], full.hit_id[r], n)
+            for s, r, n in zip(*edges[:3], strict=True)
+            if full.hit_id[s] in names and full.hit_id[r] in names
+        }
+        is_core = core_edges(jax.device_put(graph))
+        ends = (event.hit_id[np.asarray(end)[is_core]] for end in (graph.senders, graph.receivers))
+        of_sector = set(zip(*ends, np.asarray(graph.edges.count)[is_core], strict=True))
+        assert of_sector == of_full
+        assert len(of_full) > 20

@@ -18,8 +18,8 @@ from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.metrics import auc
 from hypertrack_jax.graph.event_graph import event_graph
 from hypertrack_jax.model.checkpoint import Checkpoints
+from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.parameters import CLUSTER, EDGE
-from hypertrack_jax.model.weights import count_pairs
 from hypertrack_jax.networks.edge_predictor import predict
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.training import loop, progress, step

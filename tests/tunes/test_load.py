@@ -3,7 +3,7 @@
 import pytest
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.tunes import helix, local, tune_5
+from hypertrack_jax.tunes import dense, helix, local, tune_5
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.tunes.tune import Tune, VoxdynTune
 
@@ -21,7 +21,8 @@ def test_packaged_tunes_by_name():
     assert load_tune("tune-5") is tune_5.TUNE
     assert load_tune("helix") is helix.TUNE
     assert load_tune("local") is local.TUNE
-    assert set(PACKAGED) == {"tune-5", "helix", "local"}
+    assert load_tune("dense") is dense.TUNE
+    assert set(PACKAGED) == {"tune-5", "helix", "local", "dense"}
 
 
 @pytest.mark.parametrize("is_below_home", [False, True])
@@ -34,7 +35,7 @@ def test_a_file_by_its_path(tmp_path, monkeypatch, is_below_home):
 
 @pytest.mark.parametrize("param", ["tune5", "nowhere/mine.py", "", "."])
 def test_neither_name_nor_file(param):
-    with pytest.raises(UserError, match=r"neither a packaged tune \(tune-5, helix, local\) nor"):
+    with pytest.raises(UserError, match=r"packaged tune \(tune-5, helix, local, dense\) nor"):
         load_tune(param)
 
 

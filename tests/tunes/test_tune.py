@@ -12,6 +12,7 @@ from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.tunes import helix, tune_5
 from hypertrack_jax.tunes.tune import (
     ClusterTune,
+    FilterTune,
     LossTune,
     NetworkTune,
     OptimizerTune,
@@ -55,7 +56,8 @@ def test_every_field_reaches_json():
     [
         ("voxdyn", "node2node", "hyper, eom, cricket"),
         ("network", "node_features", "cartesian, cylindrical"),
-        ("network", "edge_features", "none, helix"),
+        ("network", "edge_features", "none, helix, helix\\+filter"),
+        ("edge_filter", "filter", "none, triplets"),
         ("optimizer", "optimizer", "AdamW"),
         ("optimizer", "scheduler_type", "constant, warm-cos"),
     ],
@@ -66,6 +68,19 @@ def test_a_misspelt_choice_is_refused(part, field, allowed):
     object.__setattr__(misspelt, field, "hypr")
     with pytest.raises(UserError, match=rf"{field} is 'hypr'; choose one of {allowed}"):
         replace(OTHER, **{part: misspelt})
+
+
+def test_the_feature_of_a_filter_needs_a_filter():
+    network = NetworkTune(edge_features="helix+filter")
+    with pytest.raises(UserError, match=r"but FilterTune\.filter is 'none'; choose 'triplets'"):
+        Tune("x", network=network)
+    assert Tune("x", network=network, edge_filter=FilterTune("triplets")).network == network
+
+
+def test_a_tune_from_before_there_were_filters_has_none():
+    text = json.loads(tune_to_json(OTHER))
+    del text["edge_filter"]
+    assert tune_from_json(json.dumps(text)).edge_filter == FilterTune("none")
 
 
 def test_a_misspelt_choice_in_a_file_is_refused():

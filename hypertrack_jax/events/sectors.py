@@ -1,0 +1,93 @@
+"""Host side: azimuth sectors of events, in which hits lie as densely as in the whole event.
+
+A network that is trained on thinned events knows their density alone, and the graph of a full
+event does not fit into a training step. A sector does: its core is a range of azimuth, and a halo
+on either side gives the hits of the core their neighbours. Azimuth wraps around.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.event import NOISE, Event, Particles
+
+HALO = 0.1
+"""Width of the halo on either side of the core, in radians: 90 % of the edges within particles
+span less."""
+
+
+class Sector(NamedTuple):
+    """A part of an event."""
+
+    event: Event
+    """The hits of core and halo, in their former order. A particle has the hits that are left, and
+    none without any is listed; weights are those of the whole event."""
+    is_core: Bool[np.ndarray, " hit"]
+    """True for hits of the core."""
+
+
+def whole(event: Event) -> Sector:
+    """The sector of all azimuths."""
+    return Sector(event, np.ones(len(event.position), np.bool_))
+
+
+def draw_sector(
+    event: Event, num_hits: int, rng: np.random.Generator, halo: float = HALO
+) -> Sector:
+    """A sector at a random azimuth.
+
+    Every hit lies in the core with the same probability, whatever its azimuth.
+
+    Args:
+      event: the event.
+      num_hits: hits that core and halo have on average. The sector of an event with no more hits is
+        the event, and all of it is core.
+      rng: source of randomness.
+      halo: width of the halo on either side, in radians.
+
+    Returns:
+      The sector, which has at least one hit of the core.
+
+    Raises:
+      UserError: the halo alone has as many hits.
+    """
+    share = num_hits / len(event.position)
+    if share >= 1:
+        return whole(event)
+    core = 2 * np.pi * share - 2 * halo
+    if core <= 0:
+        raise UserError(
+            f"a sector of {num_hits} of the {len(event.position)} hits of event {event.event_id} "
+            f"spans {2 * np.pi * share:.3f} rad, no more than its halo of {2 * halo:.3f} rad; "
+            f"take at least {int(halo / np.pi * len(event.position)) + 1} hits."
+        )
+    azimuth = np.arctan2(event.position[:, 1], event.position[:, 0])
+    while True:
+        behind = (azimuth - rng.uniform(0, 2 * np.pi)) % (2 * np.pi)
+        is_core = behind < core
+        if is_core.any():
+            break
+    is_inside = (behind < core + halo) | (behind >= 2 * np.pi - halo)
+    return Sector(_only(event, is_inside), is_core[is_inside])
+
+
+def _only(event: Event, is_kept: Bool[np.ndarray, " hit"]) -> Event:
+    """The event with some of its hits."""
+    kept_particle = event.hit_particle[is_kept]
+    num_particles = len(event.particles.particle_id)
+    num_hits = np.bincount(kept_particle[kept_particle != NOISE], minlength=num_particles)
+    is_left = num_hits > 0
+    # One entry more than there are particles: noise hits, at index -1, find NOISE there.
+    new_index = np.full(num_particles + 1, NOISE, np.int32)
+    new_index[:-1][is_left] = np.arange(is_left.sum())
+    particles = event.particles._replace(num_hits=num_hits.astype(np.int32))
+    return event._replace(
+        position=event.position[is_kept],
+        hit_id=event.hit_id[is_kept],
+        hit_particle=new_index[kept_particle],
+        hit_weight=event.hit_weight[is_kept],
+        module=event.module[is_kept],
+        particles=Particles(*(field[is_left] for field in particles)),
+    )

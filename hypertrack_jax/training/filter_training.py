@@ -1,0 +1,355 @@
+"""Both sides: trains the filter on azimuth sectors of events, and chooses its thresholds.
+
+Each step takes a sector of one event, drawn anew from (seed, step). Pairs and triplets learn
+together: the triplets of a round are made of the pairs that a threshold keeps, which is set anew in
+each step so that it loses few true pairs. Every particle weighs as much as any other in one half of
+the loss, and every true pair in the other; false pairs together weigh as much as true ones.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int32
+
+from hypertrack_jax.capacities import capacity_for
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.sectors import draw_sector
+from hypertrack_jax.events.store import load_event, step_event_ids
+from hypertrack_jax.files import locked
+from hypertrack_jax.graph.pair_graph import HitPairs, pair_graph, pairs_kept
+from hypertrack_jax.graph.segment import segment_sum
+from hypertrack_jax.model.counts import count_pairs
+from hypertrack_jax.model.filters import save_filter
+from hypertrack_jax.model.parameters import by_name
+from hypertrack_jax.networks.edge_filter import (
+    NUM_ROUNDS,
+    FilterWeights,
+    apply_layers,
+    init_filter,
+    pair_inputs,
+    triplet_logits,
+)
+from hypertrack_jax.networks.features import helix_coordinates
+from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
+from hypertrack_jax.reconstruction.candidates import raw_pairs_of
+from hypertrack_jax.streams import stream
+from hypertrack_jax.training.metrics_file import MetricsFile
+from hypertrack_jax.training.optimizer import learning_rate_schedule
+from hypertrack_jax.tunes.tune import OptimizerTune, Tune
+from hypertrack_jax.voxdyn.lookup import pair_block
+from hypertrack_jax.voxdyn.model import VoxelDynamics
+
+_LOG = logging.getLogger(__name__)
+LEARNING_RATE, FINAL_RATE = 4e-3, 0.02
+"""Peak of the cosine, and its end as a fraction of it."""
+KEPT_IN_TRAINING = 0.988, 0.985
+"""Share of the true pairs that the thresholds before each round keep in a training step."""
+LOST_BEFORE = 0.4, 0.7
+"""Of the true edges that the filter may lose, the share that is lost by pairs, and by pairs and
+first round together."""
+NUM_NEIGHBORS = 384
+"""Neighbours of a hit in training, which `FilterMetrics.num_neighbors` is to stay below."""
+MAX_SHARE = 0.75
+"""Room for the pairs of a round, as a share of the raw ones."""
+SAVE_STEPS = 50
+"""Steps between two savings of the state."""
+_STATE = NpzFormat(
+    kind="the state of an unfinished training",
+    remedy="remove it to train anew",
+    arrays={"step": ArrayType(np.int64, ())},
+    others=ArrayType(np.float32),
+    version=1,
+)
+
+
+class SectorPairs(NamedTuple):
+    """The raw pairs of a sector, with its truth."""
+
+    position: Float[Array | np.ndarray, "hit 3"]
+    particle: Int32[Array | np.ndarray, " hit"]
+    is_core: Bool[Array | np.ndarray, " hit"]
+    degree: Int32[Array, " hit"]
+    pairs: HitPairs
+    """All that C joins; the logits are 0."""
+
+
+class FilterMetrics(NamedTuple):
+    """What a training step says of pairs and rounds."""
+
+    losses: Float[Array, "stage"]
+    kept: Float[Array, "stage"]
+    """Share of the raw pairs that come before pairs and rounds."""
+    num_neighbors: Int32[Array, ""]
+    """The most neighbours of a hit; those beyond `NUM_NEIGHBORS` were not looked at."""
+    is_cut: Bool[Array, ""]
+    """Whether a round had no room for all its pairs."""
+
+
+@dataclass(frozen=True)
+class FilterRun:
+    """What to train a filter with."""
+
+    directory: Path
+    """Directory of the event files."""
+    event_ids: Sequence[int]
+    """Events to train with."""
+    held_out: Sequence[int]
+    """Events that the thresholds are chosen by."""
+    num_steps: int
+    sector_hits: int
+    """Hits of a sector on average, the halo included."""
+    seed: int
+    path: Path
+    """File of the filter; the state of an unfinished training stands beside it."""
+    log_directory: Path
+    """Directory of `metrics.jsonl`."""
+
+
+def train_filter(
+    run: FilterRun, tune: Tune, voxdyn: VoxelDynamics, progress: Callable[[range], Iterable[int]]
+) -> FilterWeights:
+    """Trains a filter and writes it; the same run goes on where it was stopped.
+
+    Args:
+      run: events, steps and files.
+      tune: has the filter's width and efficiency.
+      voxdyn: the graphs to filter.
+      progress: passes the numbers of the steps on and shows them.
+
+    Returns:
+      The filter, with the thresholds chosen.
+
+    Raises:
+      UserError: a sector is no larger than its halo; another process trains this filter; the saved
+        state is damaged.
+    """
+    optimizer = _optimizer(run.num_steps)
+    begin = init_filter(jax.random.key(run.seed), tune.edge_filter.width)
+    unfinished = run.path.with_suffix(".unfinished.npz")
+    run.log_directory.mkdir(parents=True, exist_ok=True)
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(run.path.with_suffix(".lock"), f"the training of {run.path.name}"):
+        first, state = _read_state(unfinished, (begin, optimizer.init(begin)))
+        with closing(MetricsFile(run.log_directory, first)) as metrics:
+            for step in progress(range(first, run.num_steps)):
+                sector = sector_pairs(*_drawn(run, step), voxdyn, tune)
+                *state, told = _update(optimizer, *state, sector)
+                metrics.write(step, _told(told))
+                if (step + 1) % SAVE_STEPS == 0 or step + 1 == run.num_steps:
+                    _write_state(unfinished, step + 1, state)
+        held_out = (
+            sector_pairs(*_held_out(run, number), voxdyn, tune)
+            for number in range(len(run.held_out))
+        )
+        weights = with_thresholds(state[0], list(held_out), tune.edge_filter.efficiency)
+        save_filter(run.path, weights, count_pairs(voxdyn), voxdyn.min_count)
+        unfinished.unlink(missing_ok=True)
+    return weights
+
+
+def sector_pairs(
+    event: Event, is_core: Bool[np.ndarray, " hit"], voxdyn: VoxelDynamics, tune: Tune
+) -> SectorPairs:
+    """The raw pairs of a sector, in room for the next size of the ladder."""
+    num_hits = len(event.position)
+    raw, padded = raw_pairs_of(voxdyn, event.position, tune.voxdyn.min_count)
+    size = capacity_for(int(raw.num_raw))
+    missing = len(padded.position) - num_hits
+    return SectorPairs(
+        position=padded.position,
+        particle=np.pad(event.hit_particle, (0, missing), constant_values=-1),
+        is_core=np.pad(is_core, (0, missing)),
+        degree=raw.degree,
+        pairs=_all_pairs(raw, size),
+    )
+
+
+@partial(jax.jit, static_argnums=1)
+def _all_pairs(raw, size: int) -> HitPairs:
+    block = pair_block(raw, jnp.int32(0), size=size)
+    every = HitPairs(block.one, block.other, block.count, jnp.zeros(size), jnp.int32(size))
+    return pairs_kept(every, block.mask, size)
+
+
+def stage_logits(
+    weights: FilterWeights, sector: SectorPairs, thresholds: Sequence[Any | None]
+) -> tuple[list[HitPairs], Int32[Array, ""], Bool[Array, ""]]:
+    """The pairs that come to the pair filter and to each round, with the logits that they get.
+
+    Args:
+      weights: the filter.
+      sector: the sector.
+      thresholds: smallest logits that come to each round; None: the one that keeps
+        `KEPT_IN_TRAINING` of its true pairs.
+    """
+    coordinates, num_hits = helix_coordinates(jnp.asarray(sector.position)), len(sector.position)
+    pairs = sector.pairs
+    inputs = pair_inputs(coordinates, sector.degree, pairs.one, pairs.other, pairs.count)
+    pairs = pairs._replace(logit=apply_layers(weights.pairs, inputs))
+    stages, num_neighbors, is_cut = [pairs], jnp.int32(0), jnp.array(False)
+    room = capacity_for(int(MAX_SHARE * len(pairs.one)))
+    rounds = zip(weights.triplets, thresholds, KEPT_IN_TRAINING, strict=True)
+    for layers, threshold, share in rounds:
+        if threshold is None:
+            threshold = _threshold_for(share, pairs, sector)
+        pairs = pairs_kept(pairs, pairs.logit >= threshold, room)
+        is_cut |= pairs.number > room
+        graph = pair_graph(pairs, num_hits)
+        num_neighbors = jnp.maximum(num_neighbors, graph.degree.max())
+        logit = triplet_logits(layers, coordinates, sector.degree, graph, NUM_NEIGHBORS)
+        pairs = pairs._replace(logit=logit)
+        stages.append(pairs)
+    return stages, num_neighbors, is_cut
+
+
+def true_weights(pairs: HitPairs, sector: SectorPairs) -> Float[Array, " pair"]:
+    """What each true pair weighs, all together 1; 0 for false ones and where there is none."""
+    is_true = _is_true(pairs, sector).astype(jnp.float32)
+    particle = jnp.asarray(sector.particle)[pairs.one]
+    num_hits = len(sector.particle)
+    of = jnp.where(particle >= 0, particle, num_hits)
+    number = segment_sum(is_true, of, num_hits, sorted_ids=False)
+    equal = is_true / jnp.maximum(number, 1)[jnp.minimum(of, num_hits - 1)]
+    return 0.5 * (is_true / jnp.maximum(is_true.sum(), 1) + equal / jnp.maximum(equal.sum(), 1))
+
+
+def filter_loss(weights: FilterWeights, sector: SectorPairs) -> tuple[Array, FilterMetrics]:
+    """The balanced cross entropies of pairs and rounds."""
+    stages, num_neighbors, is_cut = stage_logits(weights, sector, [None] * NUM_ROUNDS)
+    losses = []
+    for pairs in stages:
+        right = true_weights(pairs, sector)
+        is_false = (_is_pair(pairs) & (right == 0)).astype(jnp.float32)
+        wrong = is_false / jnp.maximum(is_false.sum(), 1)
+        to_right = (right * jax.nn.softplus(-pairs.logit)).sum() / jnp.maximum(right.sum(), 1e-6)
+        losses.append(to_right + (wrong * jax.nn.softplus(pairs.logit)).sum())
+    number = jnp.stack([pairs.number for pairs in stages]).astype(jnp.float32)
+    kept = number / jnp.maximum(number[:1], 1)
+    told = FilterMetrics(jnp.stack(losses), kept, num_neighbors, is_cut)
+    return sum(losses, jnp.float32(0)), told
+
+
+def with_thresholds(
+    weights: FilterWeights, sectors: Sequence[SectorPairs], efficiency: float
+) -> FilterWeights:
+    """The filter with thresholds that keep a share of the true pairs in the cores of sectors.
+
+    Pairs and first round lose `LOST_BEFORE` of what may be lost, so that they stay fast.
+    """
+    shares = [1 - lost * (1 - efficiency) for lost in (*LOST_BEFORE, 1.0)]
+    thresholds: list[float] = []
+    for number, share in enumerate(shares):
+        logits = []
+        for sector in sectors:
+            given = (thresholds + [np.inf] * NUM_ROUNDS)[:NUM_ROUNDS]
+            stages = _stages_at(weights, sector, given)
+            pairs = stages[number]
+            total = int(_core_true(stages[0], sector).sum())
+            found = np.asarray(pairs.logit)[np.asarray(_core_true(pairs, sector))]
+            logits.append(np.append(found, np.full(total - len(found), -np.inf)))
+        pooled = np.sort(np.concatenate(logits))
+        if not len(pooled):
+            raise UserError(
+                "the held-out events have no true pairs, by which thresholds could be chosen; "
+                "name others."
+            )
+        thresholds.append(float(pooled[int((1 - share) * len(pooled))]))
+    return weights._replace(thresholds=jnp.array(thresholds, jnp.float32))
+
+
+@jax.jit
+def _stages_at(weights: FilterWeights, sector: SectorPairs, thresholds) -> list[HitPairs]:
+    return stage_logits(weights, sector, thresholds)[0]
+
+
+def _core_true(pairs: HitPairs, sector: SectorPairs) -> Bool[Array, " pair"]:
+    is_core = jnp.asarray(sector.is_core)
+    return _is_true(pairs, sector) & is_core[pairs.one] & is_core[pairs.other]
+
+
+def _is_true(pairs: HitPairs, sector: SectorPairs) -> Bool[Array, " pair"]:
+    particle = jnp.asarray(sector.particle)
+    one, other = particle[pairs.one], particle[pairs.other]
+    return _is_pair(pairs) & (one == other) & (one >= 0)
+
+
+def _is_pair(pairs: HitPairs) -> Bool[Array, " pair"]:
+    return jnp.arange(len(pairs.one)) < pairs.number
+
+
+def _threshold_for(share: float, pairs: HitPairs, sector: SectorPairs) -> Float[Array, ""]:
+    """The logit above which this share of the weight of the true pairs lies."""
+    weight = true_weights(pairs, sector)
+    logit = jax.lax.stop_gradient(jnp.where(weight > 0, pairs.logit, jnp.inf))
+    rising = jnp.argsort(logit)
+    below = jnp.cumsum(weight[rising])
+    return logit[rising][jnp.searchsorted(below, (1 - share) * below[-1])]
+
+
+def _optimizer(num_steps: int) -> optax.GradientTransformation:
+    rate = learning_rate_schedule(
+        OptimizerTune(
+            learning_rate=LEARNING_RATE, scheduler_type="cos", period=num_steps, floor=FINAL_RATE
+        )
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+
+@partial(jax.jit, static_argnums=0)
+def _update(optimizer, weights: FilterWeights, state: Any, sector: SectorPairs):
+    gradient, told = jax.grad(filter_loss, has_aux=True)(weights, sector)
+    updates, state = optimizer.update(gradient, state, weights)
+    return optax.apply_updates(weights, updates), state, told
+
+
+def _drawn(run: FilterRun, step: int) -> tuple[Event, Bool[np.ndarray, " hit"]]:
+    (event_id,) = step_event_ids(run.event_ids, run.seed, step, 1)
+    rng = stream("sector to train a filter", run.seed, step)
+    return draw_sector(load_event(run.directory, event_id), run.sector_hits, rng)
+
+
+def _held_out(run: FilterRun, number: int) -> tuple[Event, Bool[np.ndarray, " hit"]]:
+    rng = stream("sector to choose thresholds", run.seed, number)
+    event = load_event(run.directory, run.held_out[number])
+    return draw_sector(event, run.sector_hits, rng)
+
+
+def _told(metrics: FilterMetrics) -> dict[str, float]:
+    names = ("pairs", "first", "second")
+    losses = {f"loss_{name}": float(x) for name, x in zip(names, metrics.losses, strict=True)}
+    kept = {f"kept_before_{name}": float(x) for name, x in zip(names, metrics.kept, strict=True)}
+    rest = {"num_neighbors": float(metrics.num_neighbors), "is_cut": float(metrics.is_cut)}
+    return losses | kept | rest
+
+
+def _write_state(path: Path, step: int, state: Any) -> None:
+    arrays: dict[str, Any] = {
+        name: np.asarray(leaf, np.float32) for name, leaf in by_name(state).items()
+    }
+    write_npz(path, _STATE, arrays | {"step": step})
+
+
+def _read_state(path: Path, begin: Any) -> tuple[int, Any]:
+    """Steps done and state; those to begin with where there is no file."""
+    if not path.is_file():
+        return 0, begin
+    arrays = read_npz(path, _STATE)
+    step = int(arrays.pop("step"))
+    wanted = by_name(begin)
+    if {name: np.shape(leaf) for name, leaf in wanted.items()} != {
+        name: array.shape for name, array in arrays.items()
+    }:
+        raise UserError(f"{path}: the state of a filter of another width; remove it to train anew.")
+    _LOG.info("resuming the filter from step %d", step)
+    leaves = [jnp.asarray(arrays[name], leaf.dtype) for name, leaf in wanted.items()]
+    return step, jax.tree.unflatten(jax.tree.structure(begin), leaves)

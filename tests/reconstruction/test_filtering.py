@@ -1,0 +1,175 @@
+"""The filter as a stage: it keeps the pairs of the training, in every form of the product."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import helix_event
+from toy_graph import SMALL_NETWORK
+
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.evaluation.compiled_time import watched_compilation
+from hypertrack_jax.events.sectors import whole
+from hypertrack_jax.model.parameters import init_parameters
+from hypertrack_jax.networks.edge_filter import init_filter
+from hypertrack_jax.reconstruction import filtering
+from hypertrack_jax.reconstruction.candidates import predict_edges
+from hypertrack_jax.reconstruction.capacities import (
+    FilterCapacities,
+    filter_capacities,
+    require_room,
+)
+from hypertrack_jax.reconstruction.devices import SpreadReconstructor
+from hypertrack_jax.reconstruction.export import one_program
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+from hypertrack_jax.reconstruction.stages import filtered_edges, raw_pairs
+from hypertrack_jax.training.filter_training import sector_pairs, stage_logits
+from hypertrack_jax.tunes.tune import ClusterTune, FilterTune, Tune, VoxdynTune
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
+from hypertrack_jax.voxdyn.lookup import TOO_MANY
+
+EVENT = helix_event(0, num_particles=20)
+TUNE = Tune(
+    "small",
+    voxdyn=VoxdynTune(ncell=64),
+    edge_filter=FilterTune(filter="triplets", width=8),
+    network=replace(
+        SMALL_NETWORK,
+        node_features="cylindrical",
+        edge_features="helix+filter",
+        num_heads=1,
+        num_attention_blocks=1,
+    ),
+    cluster=ClusterTune(cluster="cut"),
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model whose filter takes about half of the edges out, and whose cuts leave components."""
+    events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
+    voxdyn = fit_voxdyn(events, 64, "hyper", num_iterations=2)
+    weights = init_filter(jax.random.key(0), 8)
+    made = sector_pairs(*whole(EVENT), voxdyn, TUNE)
+    thresholds = []
+    for number in range(3):
+        given = (thresholds + [-np.inf] * 2)[:2]
+        pairs = stage_logits(weights, made, given)[0][number]
+        rising = np.sort(np.asarray(pairs.logit)[: int(pairs.number)])
+        rising = rising[len(rising) // 6 : len(rising) // 4]
+        # In the widest gap: another program rounds in another way.
+        widest = int(np.argmax(np.diff(rising)))
+        thresholds.append(float(rising[widest : widest + 2].mean()))
+    weights = weights._replace(thresholds=jnp.array(thresholds, jnp.float32))
+    parameters = jax.jit(init_parameters, static_argnums=0)(TUNE, jax.random.key(0))
+    fresh = Reconstructor(TUNE, voxdyn, *parameters, weights)
+    rising = np.sort(fresh(EVENT.position, with_edges=True).probability)
+    best = rising[int(0.85 * len(rising)) : int(0.95 * len(rising))]
+    widest = int(np.argmax(np.diff(best)))
+    threshold = float(best[widest : widest + 2].mean())
+    return fresh.with_cluster(ClusterTune(cluster="cut", edge_threshold=threshold))
+
+
+@pytest.mark.parametrize("block", [64, 65536])
+def test_the_stage_keeps_what_the_training_would(model, block, monkeypatch):
+    monkeypatch.setattr(filtering, "BLOCK_PAIRS", block)
+    jax.clear_caches()
+    weights = model.edge_filter
+    made = sector_pairs(*whole(EVENT), model.voxdyn, TUNE)
+    thresholds = [float(value) for value in weights.thresholds]
+    stages, _, is_cut = stage_logits(weights, made, thresholds[:2])
+    assert not is_cut
+    last = stages[-1]
+    is_kept = np.arange(len(last.one)) < int(last.number)
+    is_kept &= np.asarray(last.logit) >= thresholds[2]
+    wanted = {
+        frozenset((int(one), int(other))): float(logit)
+        for one, other, logit in zip(
+            np.asarray(last.one)[is_kept],
+            np.asarray(last.other)[is_kept],
+            np.asarray(last.logit)[is_kept],
+            strict=True,
+        )
+    }
+    edges = predict_edges(model.voxdyn, EVENT.position, 1, weights)
+    found = by_ends(edges, edges.score)
+    assert {frozenset(ends) for ends in found} == set(wanted)
+    assert len(found) == 2 * len(wanted) == len(edges.senders) > 100
+    for ends, score in found.items():
+        assert score == pytest.approx(wanted[frozenset(ends)], abs=1e-4)
+        assert score == found[ends[::-1]]
+    assert (np.diff(edges.receivers) >= 0).all()
+    raw = predict_edges(model.voxdyn, EVENT.position, 1)
+    counts = by_ends(raw, raw.counts)
+    assert all(counts[ends] == n for ends, n in by_ends(edges, edges.counts).items())
+    assert len(found) < 0.7 * len(counts)
+
+
+def by_ends(edges, values):
+    ends = zip(edges.senders.tolist(), edges.receivers.tolist(), strict=True)
+    return dict(zip(ends, values.tolist(), strict=True))
+
+
+def test_every_capacity_that_is_too_small_is_told_and_enlarged(model):
+    begun = model.begin(EVENT.position)
+    constructor, hits = model.shared().constructor, begun.made[0]
+    first = model.capacities(len(EVENT.position))
+    raw, needed = raw_pairs(first.graph, constructor, hits)
+
+    def run(capacities):
+        return filtered_edges(capacities, model.edge_filter, hits, raw)
+
+    whole_graph, needed = run(first.edge_filter)
+    enough = FilterCapacities(*map(int, needed))
+    assert all(n <= c for n, c in zip(enough, first.edge_filter, strict=True))
+    for name in FilterCapacities._fields:
+        small = enough._replace(**{name: getattr(enough, name) - 2})
+        candidates, needed = run(small)
+        assert getattr(needed, name) == getattr(enough, name)
+        assert candidates.graph.n_edge[0] == 0
+    assert whole_graph.graph.n_edge[0] == 2 * enough.num_second
+    exact, _ = run(enough)
+    assert exact.graph.n_edge[0] == 2 * enough.num_second
+
+
+def test_tracks_depend_neither_on_the_order_of_hits_nor_on_how_the_stages_run(model):
+    tracks = model(EVENT.position)
+    assert tracks.hit_label.max() > 1
+    assert list(tracks.seconds) == ["VD", "filter", "GNN", "CC", "cluster", "total"]
+    order = np.random.default_rng(0).permutation(len(EVENT.position))
+    shuffled = model(EVENT.position[order])
+    same = tracks.hit_label[order][:, None] == tracks.hit_label[order]
+    np.testing.assert_array_equal(shuffled.hit_label[:, None] == shuffled.hit_label, same)
+    for spread in SpreadReconstructor.of(model)([EVENT.position, EVENT.position[:50]])[:1]:
+        np.testing.assert_array_equal(spread.hit_label, tracks.hit_label)
+    num_places = model.capacities(len(EVENT.position)).num_hits
+    padded = np.pad(EVENT.position, ((0, num_places - len(EVENT.position)), (0, 0)))
+    found = jax.jit(one_program(model, len(EVENT.position)))(padded, np.int32(len(EVENT.position)))
+    assert not found["is_overflow"]
+    np.testing.assert_array_equal(found["label"][: len(EVENT.position)], tracks.hit_label)
+
+
+def test_other_thresholds_need_no_other_program(model):
+    """Up to the filter: what it leaves decides the capacities of the rest."""
+    thresholds = model.edge_filter.thresholds + 0.1
+    higher = replace(model, edge_filter=model.edge_filter._replace(thresholds=thresholds))
+    before = model.run_to("filter", model.begin(EVENT.position)).made[1].graph.n_edge[0]
+    with watched_compilation() as compiled:
+        after = higher.run_to("filter", higher.begin(EVENT.position)).made[1].graph.n_edge
+    assert not compiled
+    assert 0 < after[0] < before
+
+
+def test_thresholds_that_keep_nothing_give_no_tracks(model):
+    nothing = replace(model, edge_filter=model.edge_filter._replace(thresholds=jnp.full(3, 1e9)))
+    tracks = nothing(EVENT.position)
+    assert (tracks.hit_label == -1).all()
+
+
+def test_a_filter_that_memory_cannot_hold_is_refused():
+    capacities = filter_capacities(1000, 5000)
+    require_room(capacities, 1000)
+    with pytest.raises(UserError, match="more pairs of this event than 32-bit indices reach"):
+        require_room(capacities._replace(num_pairs=TOO_MANY), 1000)

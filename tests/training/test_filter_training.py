@@ -1,0 +1,137 @@
+"""Training the filter: it learns, goes on where it stopped, and keeps what was asked."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from toy import helix_event
+
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.sectors import whole
+from hypertrack_jax.events.store import save_event
+from hypertrack_jax.model.counts import count_pairs
+from hypertrack_jax.model.filters import load_filter
+from hypertrack_jax.training import filter_training
+from hypertrack_jax.training.filter_training import (
+    FilterRun,
+    filter_loss,
+    sector_pairs,
+    stage_logits,
+    train_filter,
+    true_weights,
+    with_thresholds,
+)
+from hypertrack_jax.tunes.tune import FilterTune, Tune, VoxdynTune
+from hypertrack_jax.voxdyn.fit import fit_voxdyn
+
+TUNE = Tune(
+    "small",
+    VoxdynTune(ncell=64),
+    edge_filter=FilterTune("triplets", width=8, efficiency=0.9),
+)
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+
+
+@pytest.fixture(scope="module")
+def voxdyn():
+    events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
+    return fit_voxdyn(events, 64, "hyper", num_iterations=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    for number in range(4):
+        save_event(directory, helix_event(5, num_particles=20, event_id=number))
+    return directory
+
+
+@pytest.fixture
+def run(data, tmp_path):
+    # Sectors of a size have programs of a size.
+    return FilterRun(data, [0, 1, 2], [3], 4, 10**6, 0, tmp_path / "f.npz", tmp_path / "log")
+
+
+def test_a_stopped_training_goes_on_to_the_same_filter(run, voxdyn, tmp_path, monkeypatch):
+    monkeypatch.setattr(filter_training, "SAVE_STEPS", 2)
+    through = train_filter(run, TUNE, voxdyn, iter)
+
+    def stops(steps):
+        yield from steps[:3]
+        raise KeyboardInterrupt
+
+    other = replace(run, path=tmp_path / "g.npz", log_directory=tmp_path / "log_g")
+    with pytest.raises(KeyboardInterrupt):
+        train_filter(other, TUNE, voxdyn, stops)
+    assert not other.path.exists()
+    resumed = train_filter(other, TUNE, voxdyn, iter)
+    saved = load_filter(other.path, TUNE.edge_filter, count_pairs(voxdyn), 1)
+    for one, two, three in zip(*map(jax.tree.leaves, (through, resumed, saved)), strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(one, three)
+    lines = [(run.log_directory / "metrics.jsonl").read_text() for run in (run, other)]
+    assert lines[0] == lines[1]
+    assert lines[0].count("loss_second") == 4
+    assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["f.npz", "g.npz"]
+
+
+def test_every_particle_weighs_as_much_in_half_of_the_loss(voxdyn):
+    event = helix_event(5, num_particles=20)
+    sector = sector_pairs(*whole(event), voxdyn, TUNE)
+    pairs = sector.pairs
+    weight = np.asarray(true_weights(pairs, sector), np.float64)
+    particle = event.hit_particle
+    joined = {}
+    ends = np.stack([pairs.one, pairs.other], axis=1)[: int(pairs.number)]
+    for place, (one, other) in enumerate(ends.tolist()):
+        if particle[one] == particle[other] >= 0:
+            joined.setdefault(int(particle[one]), []).append(place)
+    total = sum(map(len, joined.values()))
+    for places in joined.values():
+        wanted = 0.5 / total + 0.5 / (len(joined) * len(places))
+        np.testing.assert_allclose(weight[places], wanted, rtol=1e-4)
+    assert weight.sum() == pytest.approx(1, rel=1e-4)
+
+
+def test_the_loss_falls_and_the_thresholds_keep_what_was_asked(run, voxdyn):
+    weights = train_filter(replace(run, num_steps=25), TUNE, voxdyn, iter)
+    sector = sector_pairs(*whole(helix_event(5, num_particles=20, event_id=3)), voxdyn, TUNE)
+    fresh = filter_training.init_filter(jax.random.key(0), 8)
+    before, after = (float(filter_loss(one, sector)[0]) for one in (fresh, weights))
+    assert after < 0.8 * before
+    chosen = with_thresholds(weights, [sector], 0.9)
+    np.testing.assert_allclose(chosen.thresholds, weights.thresholds, atol=1e-5)
+    stages, _, _ = stage_logits(chosen, sector, list(chosen.thresholds[:2]))
+    is_true = [
+        np.asarray(true_weights(pairs, sector)) > 0 for pairs in (stages[0], stages[1], stages[2])
+    ]
+    total = is_true[0].sum()
+    for found, pairs, threshold, share in zip(
+        is_true, stages, chosen.thresholds, (0.96, 0.93, 0.9), strict=True
+    ):
+        kept = (found & (np.asarray(pairs.logit) >= threshold)).sum() / total
+        assert share - 2 / total <= kept <= share + 2 / total
+
+
+def test_events_without_true_pairs_choose_no_thresholds(voxdyn):
+    event = helix_event(5, num_particles=20)
+    event = event._replace(hit_particle=np.full_like(event.hit_particle, -1))
+    sector = sector_pairs(*whole(event), voxdyn, TUNE)
+    with pytest.raises(UserError, match="no true pairs"):
+        with_thresholds(filter_training.init_filter(jax.random.key(0), 8), [sector], 0.9)
+
+
+def test_the_state_of_another_width_is_refused(run, voxdyn, monkeypatch):
+    monkeypatch.setattr(filter_training, "SAVE_STEPS", 1)
+
+    def stops(steps):
+        yield from steps[:1]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_filter(run, TUNE, voxdyn, stops)
+    wider = replace(TUNE, edge_filter=replace(TUNE.edge_filter, width=9))
+    with pytest.raises(UserError, match="another width; remove it to train anew"):
+        train_filter(run, wider, voxdyn, iter)
