@@ -13,9 +13,11 @@ from tqdm import tqdm
 
 from hypertrack_jax.command.start import end_with
 from hypertrack_jax.evaluation.evaluate import evaluate_graphs
+from hypertrack_jax.evaluation.filter_quality import filter_rows
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.report import Row, event_table, summary_table, write_report
-from hypertrack_jax.tunes.tune import VoxdynTune
+from hypertrack_jax.reconstruction.load import load_tuned_filter
+from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.connectivity import MAX_COUNT
 from hypertrack_jax.voxdyn.model import VoxelDynamics, count_threshold
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
@@ -39,18 +41,26 @@ def report_graphs(
     return rows
 
 
-def graphs_of(tune: VoxdynTune, events: ReadableEvents, node2node: str | None) -> None:
+def graphs_of(tune: Tune, events: ReadableEvents, node2node: str | None) -> None:
     """Loads the estimator that a tune names, describes it, and reports its graphs in full.
 
-    Without a `node2node` the graphs are judged by the topology of the fit.
+    Without a `node2node` the graphs are judged by the topology of the fit. If the tune has a
+    filter, another table tells what it leaves of them.
     """
-    path = voxdyn_path(command_line.workdir("models"), tune.node2node, tune.ncell)
-    vd = load_voxdyn(path, tune.node2node, tune.ncell, tune.min_count)
+    models, wanted = command_line.workdir("models"), tune.voxdyn
+    path = voxdyn_path(models, wanted.node2node, wanted.ncell)
+    vd = load_voxdyn(path, wanted.node2node, wanted.ncell, wanted.min_count)
+    edge_filter = load_tuned_filter(models, tune, vd)
     print(describe_voxdyn(vd))
-    rows = report_graphs(vd, events, node2node or tune.node2node, None)
+    rows = report_graphs(vd, events, node2node or wanted.node2node, None)
     print("", event_table(rows), "", sep="\n")
-    directory = command_line.workdir("figs", f"graphs_{tune.node2node}_{tune.ncell}")
+    directory = command_line.workdir("figs", f"graphs_{wanted.node2node}_{wanted.ncell}")
     print(write_rows(directory / "report.json", rows))
+    if edge_filter is not None:
+        bar = tqdm(events, unit="event", leave=False)
+        rows = list(filter_rows(vd, edge_filter, bar))
+        print("\nThe filter:", summary_table(rows), "", event_table(rows), "", sep="\n")
+        print(write_rows(directory / "filter.json", rows))
     end_with(events.problems)
 
 

@@ -59,9 +59,9 @@ def main() -> None:
     thinning = RFACTOR.value, RFACTOR.value, command_line.noise_ratio(NOISE_RATIO), SEED.value
     events = ReadableEvents(EventSource(command_line.workdir("data"), ids, *thinning))
     if PRE_ONLY.value:
-        tune = load_tune(PARAM.value or "tune-5").voxdyn
-        tune = command_line.changed(tune, NODE2NODE, NCELL, MIN_COUNT)
-        return graphs_of(tune, events, TRUTH_NODE2NODE.value)
+        tune = load_tune(PARAM.value or "tune-5")
+        voxdyn = command_line.changed(tune.voxdyn, NODE2NODE, NCELL, MIN_COUNT)
+        return graphs_of(replace(tune, voxdyn=voxdyn), events, TRUTH_NODE2NODE.value)
     if READ_TAG.value is None:
         raise UserError("--read_tag is missing: name a trained model, or give --pre_only.")
     reconstruct = model(READ_TAG.value)
