@@ -23,8 +23,8 @@ SAVE_TAG = flags.DEFINE_string("save_tag", None, "Name of the model.", required=
 TRANSFER_TAG = flags.DEFINE_string(
     "transfer_tag",
     None,
-    "Begin with the latest weights of this model, or of one that comes with the package, as far as "
-    "they fit; of no effect once --save_tag has checkpoints of its own.",
+    "Begin with the weights of this model, or of one that comes with the package, as far as they "
+    "fit; of no effect once --save_tag has checkpoints of its own.",
 )
 EPOCH = flags.DEFINE_integer(
     "epoch", -1, "-1: go on from the latest checkpoint if any; 0: anew; else from that step.", -1
@@ -44,9 +44,7 @@ RFACTOR_START = flags.DEFINE_float(
     "rfactor_start", 0.01, "Smallest fraction of particles kept; each event draws its own."
 )
 RFACTOR_END = flags.DEFINE_float("rfactor_end", 0.01, "Largest fraction of particles kept.")
-NOISE_RATIO = flags.DEFINE_string(
-    "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise."
-)
+NOISE_RATIO = flags.DEFINE_string("noise_ratio", "-1", "-1: as in the event; none: no noise hits.")
 EVENT_START = flags.DEFINE_list("event_start", ["2450", "5950"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["5899", "7499"], "Last events of the ranges.")
 VALIDATE = flags.DEFINE_integer("validate", 0, "1: look at validation events, too.", 0, 1)
@@ -56,12 +54,7 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Events per update.", lower_b
 FP_DTYPE = flags.DEFINE_enum("fp_dtype", "float32", DTYPES, "Type of arrays, not of weights.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 10_000, "Updates in all.", lower_bound=1)
 SAVE_PERIOD = flags.DEFINE_float("save_period", 15.0, "Minutes between checkpoints.", lower_bound=0)
-SECTOR_HITS = flags.DEFINE_integer(
-    "sector_hits",
-    None,
-    "Train on azimuth sectors of so many hits, drawn anew in each step; default: whole events.",
-    lower_bound=1,
-)
+SECTOR_HITS = flags.DEFINE_integer("sector_hits", None, "Hits of sectors; default: no sectors.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, data order and thinning.", lower_bound=0)
 
 

@@ -82,7 +82,7 @@ def predict_edges(
     if edge_filter is None:
         graph, num_outside = _enough(candidate_edges, constructor, padded, first)
     else:
-        of_lists = list_capacities(num_hits, voxdyn, first)
+        of_lists = list_capacities(num_hits, voxdyn, first, is_sector=True)
         raw = _enough(raw_pairs, constructor, padded, of_lists)
         of_filter = filter_capacities(num_hits, int(raw.lists.num_raw))
         graph, num_outside = _enough(filtered_edges, edge_filter, padded, of_filter, raw)
@@ -104,7 +104,7 @@ def raw_pairs_of(
     padded = padded_hits(voxdyn, position)
     constructor = graph_constructor(voxdyn, min_count)
     graph = graph_capacities(len(position), voxdyn, int(constructor.min_count))
-    first = list_capacities(len(position), voxdyn, graph)
+    first = list_capacities(len(position), voxdyn, graph, is_sector=True)
     return _enough(raw_pairs, constructor, padded, first).lists, padded
 
 

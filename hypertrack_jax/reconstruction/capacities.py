@@ -42,6 +42,8 @@ NUM_ROUNDS = 200
 TRUE_PAIRS, KEPT_SHARES = 3, (0.55, 0.25, 0.12)
 """Pairs of a hit that the filter keeps because they are true, and shares of all others that pairs,
 first and second round keep, about."""
+PLACES_OF_SECTOR = 24
+"""Places of the lists for each hit of a sector of a full event."""
 CROWDED = 2.5
 """Edges of the hit that has most, over the mean."""
 BYTES_PER_PAIR_KEPT = 700
@@ -150,12 +152,22 @@ def graph_capacities(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> Gr
     )
 
 
-def list_capacities(num_hits: int, voxdyn: VoxelDynamics, graph: GraphCapacities) -> ListCapacities:
-    """Room for what a filter makes pairs from, by that of the whole graph."""
+def list_capacities(
+    num_hits: int, voxdyn: VoxelDynamics, graph: GraphCapacities, is_sector: bool = False
+) -> ListCapacities:
+    """Room for what a filter makes pairs from, by that of the whole graph.
+
+    Args:
+      num_hits: hits of the event.
+      voxdyn: the estimator.
+      graph: room for the whole graph.
+      is_sector: whether the hits may be those of a sector, as dense as a whole event.
+    """
     num_hits = max(num_hits, LEAST_HITS)
     num_occupied = voxdyn.num_cells * (1 - math.exp(-num_hits / voxdyn.num_cells))
-    num_places = graph.num_edges // 2 * num_occupied / num_hits
-    return ListCapacities(graph.num_blocks, capacity_for(int(num_places)))
+    num_places = int(graph.num_edges // 2 * num_occupied / num_hits)
+    least = PLACES_OF_SECTOR * num_hits if is_sector else 0
+    return ListCapacities(graph.num_blocks, capacity_for(max(num_places, least)))
 
 
 def filter_capacities(num_hits: int, num_raw: int) -> FilterCapacities:
