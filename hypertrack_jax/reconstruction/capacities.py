@@ -105,9 +105,9 @@ class FirstCapacities(NamedTuple):
     """Places for hits, one of which stays empty."""
     graph: GraphCapacities | ListCapacities
     """Of the candidate graph, or of what a filter makes one from."""
-    edge_filter: FilterCapacities | None
     kept: KeptCapacities
     search: SearchSizes
+    edge_filter: FilterCapacities | None = None
 
 
 def first_capacities(
@@ -130,7 +130,7 @@ def first_capacities(
         num_rounds=NUM_ROUNDS,
         num_seeds=num_places // HITS_PER_SEED,
     )
-    return FirstCapacities(num_places, graph, edge_filter, kept, search)
+    return FirstCapacities(num_places, graph, kept, search, edge_filter)
 
 
 def graph_capacities(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> GraphCapacities:

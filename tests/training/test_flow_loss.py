@@ -10,6 +10,7 @@ from one_device import make_train_step
 from toy import helix_event
 
 from hypertrack_jax.events.event import NOISE
+from hypertrack_jax.events.sectors import whole
 from hypertrack_jax.model.parameters import FLOW
 from hypertrack_jax.networks.flow import NUM_CONDITIONS, flow_log_density, init_flow
 from hypertrack_jax.training.batches import graph_batch
@@ -77,8 +78,8 @@ def test_training_lowers_the_loss_of_the_flow_where_it_has_a_weight(small_tune, 
     event = helix_event(0, num_particles=4)
     train_step = make_train_step(weighed, 1)
     with pytest.raises(ValueError, match=r"weight 0\.1, .* set their globals"):
-        train_step(state, graph_batch([event], voxdyn, plain).graphs, jax.random.key(SEED))
-    graphs = graph_batch([event], voxdyn, weighed).graphs
+        train_step(state, graph_batch([whole(event)], voxdyn, plain).graphs, jax.random.key(SEED))
+    graphs = graph_batch([whole(event)], voxdyn, weighed).graphs
     conditions = hit_conditions(event, graphs.nodes.mask.shape[1])
     np.testing.assert_array_equal(graphs.globals, conditions[None])
     flow, losses = [], None

@@ -16,6 +16,7 @@ import pytest
 from one_device import devices_for, make_train_step
 from toy import helix_event
 
+from hypertrack_jax.events.sectors import whole
 from hypertrack_jax.model.parameters import CLUSTER, EDGE, FULL_PHASE, GNN_PHASE
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.training import step
@@ -70,7 +71,7 @@ class Setting(NamedTuple):
 @pytest.fixture(scope="module")
 def setting(small_tune, voxdyn):
     events = [helix_event(0, num_particles=4, event_id=number) for number in (1, 2)]
-    graphs = graph_batch(events, voxdyn, small_tune).graphs
+    graphs = graph_batch([*map(whole, events)], voxdyn, small_tune).graphs
     return Setting(small_tune, graphs, make_train_step(small_tune, 2))
 
 

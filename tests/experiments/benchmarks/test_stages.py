@@ -13,6 +13,7 @@ from benchmarks.stages import fresh_model, gnn_cost, measure_stages, step_cost
 from benchmarks.timing import Timing, markdown, write_timings
 from toy import helix_event
 
+from hypertrack_jax.events.sectors import whole
 from hypertrack_jax.graph.edge_pairs import edge_pairs
 from hypertrack_jax.model.parameters import EDGE, GNN_PHASE
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
@@ -93,7 +94,7 @@ def test_cost_of_the_network_grows_with_its_layers(model, event):
 
 
 def test_a_step_has_three_times_the_products_of_the_network_in_training(model, event):
-    graph = graph_batch([event], model.voxdyn, model.tune).graphs
+    graph = graph_batch([whole(event)], model.voxdyn, model.tune).graphs
     variables = {"params": model.params[EDGE], "batch_stats": model.batch_stats}
 
     @jax.jit
