@@ -38,8 +38,8 @@ BLOCK_HITS, UNROLLED = 512, 4
 and writing what was found costs more than a look."""
 DIP, BEND, Z0, LOGIT = (20.0, 20.0), (10.0, 10.0), (2.0, 0.1), (0.3, 0.3)
 """What a mismatch weighs: the difference in dip angle (rad), that in curvature (2/m) or the sine of
-the turn, that in z0 (200 mm), and the logit of the continuation; fitted by gradient descent through
-the soft count."""
+the turn, that in z0 (200 mm), and the logit of the continuation. They are such that hits of one
+particle have mismatches of order 1."""
 
 Layers = list[dict[str, Array]]
 """Kernel and bias of each layer of an MLP."""

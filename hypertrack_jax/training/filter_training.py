@@ -242,7 +242,7 @@ def filter_loss(weights: FilterWeights, sector: SectorPairs) -> tuple[Array, Fil
 def with_thresholds(
     weights: FilterWeights, sectors: Sequence[SectorPairs], efficiency: float
 ) -> FilterWeights:
-    """The filter with thresholds that keep a share of the true pairs in the cores of sectors.
+    """The filter with thresholds that keep a share of the true pairs at the cores of sectors.
 
     Pairs and first round lose `LOST_BEFORE` of what may be lost, so that they stay fast.
     """
@@ -273,8 +273,9 @@ def _stages_at(weights: FilterWeights, sector: SectorPairs, thresholds) -> list[
 
 
 def _core_true(pairs: HitPairs, sector: SectorPairs) -> Bool[Array, " pair"]:
+    """True pairs with a hit in the core: with both, those that span much azimuth would be few."""
     is_core = jnp.asarray(sector.is_core)
-    return _is_true(pairs, sector) & is_core[pairs.one] & is_core[pairs.other]
+    return _is_true(pairs, sector) & (is_core[pairs.one] | is_core[pairs.other])
 
 
 def _is_true(pairs: HitPairs, sector: SectorPairs) -> Bool[Array, " pair"]:
