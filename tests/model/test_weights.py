@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from toy import helix_event
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.model.counts import count_pairs, require_same_counts
 from hypertrack_jax.model.weights import (
     Weights,
@@ -16,7 +17,8 @@ from hypertrack_jax.model.weights import (
     shipped_names,
     shipped_path,
 )
-from hypertrack_jax.tunes.tune import Tune, VoxdynTune
+from hypertrack_jax.networks.edge_filter import init_filter
+from hypertrack_jax.tunes.tune import FilterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.compact import compact_voxdyn
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
@@ -52,6 +54,19 @@ def test_a_graph_constructor_travels_with_the_weights(tmp_path):
     np.savez(path, **arrays)
     with pytest.raises(ValueError, match=r"damaged or not a file of weights \(lacks voxdyn/codes"):
         load_weights(path)
+
+
+def test_a_filter_travels_with_the_weights(tmp_path):
+    edge_filter = init_filter(jax.random.key(2), 8)
+    tune = replace(WEIGHTS.tune, edge_filter=FilterTune("triplets", width=8))
+    whole = WEIGHTS._replace(tune=tune, edge_filter=edge_filter)
+    found = load_weights(save_weights(tmp_path / "w.npz", whole))
+    assert jax.tree.structure(found[1:3]) == jax.tree.structure(WEIGHTS[1:3])
+    assert jax.tree.structure(found.edge_filter) == jax.tree.structure(edge_filter)
+    jax.tree.map(np.testing.assert_array_equal, found.edge_filter, edge_filter)
+    wider = whole._replace(tune=replace(tune, edge_filter=FilterTune("triplets", width=9)))
+    with pytest.raises(UserError, match="has not the width 9 of the tune"):
+        load_weights(save_weights(tmp_path / "w.npz", wider))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.95])
