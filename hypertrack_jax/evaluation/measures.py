@@ -1,7 +1,8 @@
 """Host side: tracks by the measures that others use, for any labels of hits.
 
 An efficiency depends on what counts as found, on which particles should be, and on which hits there
-are. `MEASURES` has one line for each choice, with the publication that it follows.
+are. `MEASURES` has one line for each choice, with a publication that measures so. What that leaves
+open, such as the fewest hits, is our choice: compare the conditions before you compare numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -65,7 +66,7 @@ MEASURES = (
         max_eta=4.0,
         volumes=PIXEL_VOLUMES,
     ),
-    Measure("ATLAS-like: half of the hits", 3, "half", "ATLAS ITk, arXiv:2412.15090"),
+    Measure("ATLAS-like: half of the hits", 3, "half", "ATLAS GNN4ITk, hal-04803308"),
 )
 Measures: TypeAlias = dict[str, Measured | float | None]
 """What was measured of one event, by the name of the measure; of `TRACKML` it is one number."""

@@ -7,7 +7,7 @@ which particle made each hit.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from hypertrack_jax.errors import UserError
 
@@ -62,6 +62,29 @@ def no_particles() -> Particles:
         momentum=np.zeros((0, 3), np.float32),
         charge=np.zeros(0, np.int32),
         num_hits=np.zeros(0, np.int32),
+    )
+
+
+def with_hits(event: Event, is_kept: Bool[np.ndarray, " hit"]) -> Event:
+    """The event with some of its hits, in their order.
+
+    Particles have the hits that are left, and none without any is listed. Weights stay.
+    """
+    kept_particle = event.hit_particle[is_kept]
+    num_particles = len(event.particles.particle_id)
+    num_hits = np.bincount(kept_particle[kept_particle != NOISE], minlength=num_particles)
+    is_left = num_hits > 0
+    # One entry more than there are particles: noise hits, at index -1, find NOISE there.
+    new_index = np.full(num_particles + 1, NOISE, np.int32)
+    new_index[:-1][is_left] = np.arange(is_left.sum())
+    particles = event.particles._replace(num_hits=num_hits.astype(np.int32))
+    return event._replace(
+        position=event.position[is_kept],
+        hit_id=event.hit_id[is_kept],
+        hit_particle=new_index[kept_particle],
+        hit_weight=event.hit_weight[is_kept],
+        module=event.module[is_kept],
+        particles=Particles(*(field[is_left] for field in particles)),
     )
 
 

@@ -5,10 +5,10 @@ pile-up of 2, 20, 60 and 200.
 """
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Int64
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.events.event import NOISE, Event, Particles
+from hypertrack_jax.events.event import NOISE, Event, Particles, with_hits
 
 OWN_NOISE_RATIO = -1
 """The value of `noise_ratio` that stands for the event's own ratio."""
@@ -64,9 +64,11 @@ def thin(
     ratio = is_noise.mean() if noise_ratio == OWN_NOISE_RATIO else noise_ratio or 0.0
     noise_hits = np.flatnonzero(is_noise)
     num_noise = min(rng.poisson(num_hits * ratio / (1 - ratio)), len(noise_hits))
-    keep_noise = np.zeros(len(is_noise), np.bool_)
-    keep_noise[rng.choice(noise_hits, num_noise, replace=False)] = True
-    return _select(event, particles, keep_noise)
+    is_kept = np.isin(event.hit_particle, particles)
+    is_kept[rng.choice(noise_hits, num_noise, replace=False)] = True
+    thinned = with_hits(event, is_kept)
+    # An event may weigh nothing at all.
+    return thinned._replace(hit_weight=thinned.hit_weight / (thinned.hit_weight.sum() or 1.0))
 
 
 def _draw_particles(
@@ -78,24 +80,3 @@ def _draw_particles(
         return candidates
     num_kept = np.clip(rng.poisson(int(rfactor * len(candidates))), 1, len(candidates))
     return np.sort(rng.choice(candidates, num_kept, replace=False))
-
-
-def _select(
-    event: Event, particles: Int64[np.ndarray, " kept"], keep_noise: Bool[np.ndarray, " hit"]
-) -> Event:
-    """The event with only these particles, their hits and these noise hits."""
-    # One entry more than there are particles: noise hits, at index -1, find NOISE there.
-    new_index = np.full(len(event.particles.particle_id) + 1, NOISE, np.int32)
-    new_index[particles] = np.arange(len(particles))
-    hit_particle = new_index[event.hit_particle]
-    keep = keep_noise | (hit_particle != NOISE)
-    weight = event.hit_weight[keep]
-    return event._replace(
-        position=event.position[keep],
-        hit_id=event.hit_id[keep],
-        hit_particle=hit_particle[keep],
-        # An event may weigh nothing at all.
-        hit_weight=weight / (weight.sum() or 1.0),
-        module=event.module[keep],
-        particles=Particles(*(field[particles] for field in event.particles)),
-    )

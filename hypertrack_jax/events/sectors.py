@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.events.event import NOISE, Event, Particles
+from hypertrack_jax.events.event import Event, with_hits
 
 HALO = 0.1
 """Width of the halo on either side of the core, in radians: 90 % of the edges within particles
@@ -70,24 +70,4 @@ def draw_sector(
         if is_core.any():
             break
     is_inside = (behind < core + halo) | (behind >= 2 * np.pi - halo)
-    return Sector(_only(event, is_inside), is_core[is_inside])
-
-
-def _only(event: Event, is_kept: Bool[np.ndarray, " hit"]) -> Event:
-    """The event with some of its hits."""
-    kept_particle = event.hit_particle[is_kept]
-    num_particles = len(event.particles.particle_id)
-    num_hits = np.bincount(kept_particle[kept_particle != NOISE], minlength=num_particles)
-    is_left = num_hits > 0
-    # One entry more than there are particles: noise hits, at index -1, find NOISE there.
-    new_index = np.full(num_particles + 1, NOISE, np.int32)
-    new_index[:-1][is_left] = np.arange(is_left.sum())
-    particles = event.particles._replace(num_hits=num_hits.astype(np.int32))
-    return event._replace(
-        position=event.position[is_kept],
-        hit_id=event.hit_id[is_kept],
-        hit_particle=new_index[kept_particle],
-        hit_weight=event.hit_weight[is_kept],
-        module=event.module[is_kept],
-        particles=Particles(*(field[is_left] for field in particles)),
-    )
+    return Sector(with_hits(event, is_inside), is_core[is_inside])

@@ -18,10 +18,10 @@ from hypertrack_jax.graph.pair_graph import PairGraph
 from hypertrack_jax.graph.segment import put_rows
 from hypertrack_jax.networks.features import (
     LENGTH_SCALE,
+    count_feature,
     features_of_coordinates,
 )
-from hypertrack_jax.networks.kernels import silu
-from hypertrack_jax.networks.mlp import linear
+from hypertrack_jax.networks.mlp import apply_frozen
 
 NUM_PAIR = 16
 """Inputs of the pair filter."""
@@ -56,9 +56,7 @@ def init_layers(key: PRNGKeyArray, widths: Sequence[int]) -> Layers:
 
 def apply_layers(layers: Layers, x: Float[Array, "row feat"]) -> Float[Array, " row"]:
     """One number for each row: Linear layers with SiLU between them."""
-    for layer in layers[:-1]:
-        x = silu(linear(x, layer["kernel"], layer["bias"]))
-    return linear(x, layers[-1]["kernel"], layers[-1]["bias"])[:, 0]
+    return apply_frozen([(layer["kernel"], layer["bias"]) for layer in layers], x)[:, 0]
 
 
 def pair_inputs(
@@ -103,7 +101,7 @@ def pair_inputs(
             outer[:, 3] / LENGTH_SCALE,
             inner[:, 2] * side / LENGTH_SCALE,
             outer[:, 2] * side / LENGTH_SCALE,
-            jnp.log(jnp.maximum(count, 1).astype(jnp.float32)) / 3 - 1,
+            count_feature(count)[:, 0],
             degrees[0],
             degrees[1],
             jnp.log(distance) / 3 - 1,

@@ -161,9 +161,16 @@ class Reconstructor:
         """The same model on graphs without the rarer pairs: fewer edges, faster.
 
         Raises:
-          UserError: the model was loaded without counts that small.
+          UserError: the model was loaded without counts that small, or its filter was trained with
+            others.
         """
-        required_count(self.voxdyn, min_count)
+        required = required_count(self.voxdyn, min_count)
+        trained = required_count(self.voxdyn, self.tune.voxdyn.min_count)
+        if self.edge_filter is not None and required != trained:
+            raise UserError(
+                f"min_count is {required}, but the filter of this model was trained on graphs of "
+                f"min_count {trained}; keep that, or train a filter with the other."
+            )
         voxdyn = replace(self.tune.voxdyn, min_count=min_count)
         return replace(self, tune=replace(self.tune, voxdyn=voxdyn))
 

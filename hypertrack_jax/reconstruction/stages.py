@@ -114,7 +114,7 @@ class Stage(NamedTuple):
     """Static: networks and settings."""
     capacities: Any
     """Static: those to begin with."""
-    is_last_use: bool = False
+    replaces_last: bool = False
     """Whether its result takes the place of that of the stage before, which no other needs."""
 
     def __call__(self, capacities: Any, shared: Shared, *made: Any) -> tuple[Any, Any]:
@@ -123,7 +123,7 @@ class Stage(NamedTuple):
 
     def after(self, made: tuple[Any, ...], result: Any) -> tuple[Any, ...]:
         """What has been made, for the next stage."""
-        return (*(made[:-1] if self.is_last_use else made), result)
+        return (*(made[:-1] if self.replaces_last else made), result)
 
 
 def stages_of(tune: Tune, first: FirstCapacities) -> list[Stage]:
@@ -138,7 +138,7 @@ def stages_of(tune: Tune, first: FirstCapacities) -> list[Stage]:
     if first.edge_filter is not None:
         graph = [
             Stage("VD", pairs_to_filter, None, first.graph),
-            Stage("filter", filtered_graph, None, first.edge_filter, is_last_use=True),
+            Stage("filter", filtered_graph, None, first.edge_filter, replaces_last=True),
         ]
     return [
         *graph,

@@ -27,7 +27,6 @@ from hypertrack_jax.events.sectors import draw_sector
 from hypertrack_jax.events.store import load_event, step_event_ids
 from hypertrack_jax.files import locked
 from hypertrack_jax.graph.pair_graph import HitPairs, pair_graph, pairs_kept
-from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.filters import save_filter
 from hypertrack_jax.model.parameters import by_name
@@ -43,11 +42,12 @@ from hypertrack_jax.networks.features import helix_coordinates
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.reconstruction.candidates import raw_pairs_of
 from hypertrack_jax.streams import stream
+from hypertrack_jax.training.losses import particle_shares
 from hypertrack_jax.training.metrics_file import MetricsFile
 from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.tunes.tune import OptimizerTune, Tune
 from hypertrack_jax.voxdyn.lookup import pair_block
-from hypertrack_jax.voxdyn.model import VoxelDynamics
+from hypertrack_jax.voxdyn.model import VoxelDynamics, required_count
 
 _LOG = logging.getLogger(__name__)
 LEARNING_RATE, FINAL_RATE = 4e-3, 0.02
@@ -57,10 +57,6 @@ KEPT_IN_TRAINING = 0.988, 0.985
 LOST_BEFORE = 0.4, 0.7
 """Of the true edges that the filter may lose, the share that is lost by pairs, and by pairs and
 first round together."""
-NUM_NEIGHBORS = 384
-"""Neighbours of a hit in training, which `FilterMetrics.num_neighbors` is to stay below."""
-MAX_SHARE = 0.75
-"""Room for the pairs of a round, as a share of the raw ones."""
 SAVE_STEPS = 50
 """Steps between two savings of the state."""
 _STATE = NpzFormat(
@@ -89,10 +85,6 @@ class FilterMetrics(NamedTuple):
     losses: Float[Array, "stage"]
     kept: Float[Array, "stage"]
     """Share of the raw pairs that come before pairs and rounds."""
-    num_neighbors: Int32[Array, ""]
-    """The most neighbours of a hit; those beyond `NUM_NEIGHBORS` were not looked at."""
-    is_cut: Bool[Array, ""]
-    """Whether a round had no room for all its pairs."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +135,7 @@ def train_filter(
         with closing(MetricsFile(run.log_directory, first)) as metrics:
             for step in progress(range(first, run.num_steps)):
                 sector = sector_pairs(*_drawn(run, step), voxdyn, tune)
-                *state, told = _update(optimizer, *state, sector)
+                *state, told = _update(optimizer, most_neighbors(sector), *state, sector)
                 metrics.write(step, _told(told))
                 if (step + 1) % SAVE_STEPS == 0 or step + 1 == run.num_steps:
                     _write_state(unfinished, step + 1, state)
@@ -152,7 +144,8 @@ def train_filter(
             for number in range(len(run.held_out))
         )
         weights = with_thresholds(state[0], list(held_out), tune.edge_filter.efficiency)
-        save_filter(run.path, weights, count_pairs(voxdyn), voxdyn.min_count)
+        min_count = required_count(voxdyn, tune.voxdyn.min_count)
+        save_filter(run.path, weights, count_pairs(voxdyn), min_count)
         unfinished.unlink(missing_ok=True)
     return weights
 
@@ -181,12 +174,21 @@ def _all_pairs(raw, size: int) -> HitPairs:
     return pairs_kept(every, block.mask, size)
 
 
+def most_neighbors(sector: SectorPairs) -> int:
+    """Room for the neighbours of a hit, which rounds have no more of than the raw pairs."""
+    return capacity_for(int(sector.degree.max()))
+
+
 def stage_logits(
-    weights: FilterWeights, sector: SectorPairs, thresholds: Sequence[Any | None]
-) -> tuple[list[HitPairs], Int32[Array, ""], Bool[Array, ""]]:
+    num_neighbors: int,
+    weights: FilterWeights,
+    sector: SectorPairs,
+    thresholds: Sequence[Any | None],
+) -> list[HitPairs]:
     """The pairs that come to the pair filter and to each round, with the logits that they get.
 
     Args:
+      num_neighbors: `most_neighbors` of the sector.
       weights: the filter.
       sector: the sector.
       thresholds: smallest logits that come to each round; None: the one that keeps
@@ -196,47 +198,43 @@ def stage_logits(
     pairs = sector.pairs
     inputs = pair_inputs(coordinates, sector.degree, pairs.one, pairs.other, pairs.count)
     pairs = pairs._replace(logit=apply_layers(weights.pairs, inputs))
-    stages, num_neighbors, is_cut = [pairs], jnp.int32(0), jnp.array(False)
-    room = capacity_for(int(MAX_SHARE * len(pairs.one)))
+    stages = [pairs]
     rounds = zip(weights.triplets, thresholds, KEPT_IN_TRAINING, strict=True)
     for layers, threshold, share in rounds:
         if threshold is None:
             threshold = _threshold_for(share, pairs, sector)
-        pairs = pairs_kept(pairs, pairs.logit >= threshold, room)
-        is_cut |= pairs.number > room
+        pairs = pairs_kept(pairs, pairs.logit >= threshold, len(pairs.one))
         graph = pair_graph(pairs, num_hits)
-        num_neighbors = jnp.maximum(num_neighbors, graph.degree.max())
-        logit = triplet_logits(layers, coordinates, sector.degree, graph, NUM_NEIGHBORS)
+        logit = triplet_logits(layers, coordinates, sector.degree, graph, num_neighbors)
         pairs = pairs._replace(logit=logit)
         stages.append(pairs)
-    return stages, num_neighbors, is_cut
+    return stages
 
 
 def true_weights(pairs: HitPairs, sector: SectorPairs) -> Float[Array, " pair"]:
     """What each true pair weighs, all together 1; 0 for false ones and where there is none."""
-    is_true = _is_true(pairs, sector).astype(jnp.float32)
-    particle = jnp.asarray(sector.particle)[pairs.one]
-    num_hits = len(sector.particle)
-    of = jnp.where(particle >= 0, particle, num_hits)
-    number = segment_sum(is_true, of, num_hits, sorted_ids=False)
-    equal = is_true / jnp.maximum(number, 1)[jnp.minimum(of, num_hits - 1)]
-    return 0.5 * (is_true / jnp.maximum(is_true.sum(), 1) + equal / jnp.maximum(equal.sum(), 1))
+    is_true = _is_true(pairs, sector)
+    share = particle_shares(is_true, is_true, pairs.one, jnp.asarray(sector.particle))
+    number = jnp.maximum(is_true.sum(), 1).astype(jnp.float32)
+    return jnp.where(is_true, 0.5 * (1 + share) / number, 0)
 
 
-def filter_loss(weights: FilterWeights, sector: SectorPairs) -> tuple[Array, FilterMetrics]:
+def filter_loss(
+    weights: FilterWeights, sector: SectorPairs, num_neighbors: int
+) -> tuple[Array, FilterMetrics]:
     """The balanced cross entropies of pairs and rounds."""
-    stages, num_neighbors, is_cut = stage_logits(weights, sector, [None] * NUM_ROUNDS)
+    stages = stage_logits(num_neighbors, weights, sector, [None] * NUM_ROUNDS)
     losses = []
     for pairs in stages:
         right = true_weights(pairs, sector)
         is_false = (_is_pair(pairs) & (right == 0)).astype(jnp.float32)
         wrong = is_false / jnp.maximum(is_false.sum(), 1)
-        to_right = (right * jax.nn.softplus(-pairs.logit)).sum() / jnp.maximum(right.sum(), 1e-6)
-        losses.append(to_right + (wrong * jax.nn.softplus(pairs.logit)).sum())
+        losses.append(
+            (right * jax.nn.softplus(-pairs.logit) + wrong * jax.nn.softplus(pairs.logit)).sum()
+        )
     number = jnp.stack([pairs.number for pairs in stages]).astype(jnp.float32)
     kept = number / jnp.maximum(number[:1], 1)
-    told = FilterMetrics(jnp.stack(losses), kept, num_neighbors, is_cut)
-    return sum(losses, jnp.float32(0)), told
+    return sum(losses, jnp.float32(0)), FilterMetrics(jnp.stack(losses), kept)
 
 
 def with_thresholds(
@@ -252,7 +250,7 @@ def with_thresholds(
         logits = []
         for sector in sectors:
             given = (thresholds + [np.inf] * NUM_ROUNDS)[:NUM_ROUNDS]
-            stages = _stages_at(weights, sector, given)
+            stages = _stages_at(most_neighbors(sector), weights, sector, given)
             pairs = stages[number]
             total = int(_core_true(stages[0], sector).sum())
             found = np.asarray(pairs.logit)[np.asarray(_core_true(pairs, sector))]
@@ -267,9 +265,7 @@ def with_thresholds(
     return weights._replace(thresholds=jnp.array(thresholds, jnp.float32))
 
 
-@jax.jit
-def _stages_at(weights: FilterWeights, sector: SectorPairs, thresholds) -> list[HitPairs]:
-    return stage_logits(weights, sector, thresholds)[0]
+_stages_at = jax.jit(stage_logits, static_argnums=0)
 
 
 def _core_true(pairs: HitPairs, sector: SectorPairs) -> Bool[Array, " pair"]:
@@ -306,9 +302,9 @@ def _optimizer(num_steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
 
 
-@partial(jax.jit, static_argnums=0)
-def _update(optimizer, weights: FilterWeights, state: Any, sector: SectorPairs):
-    gradient, told = jax.grad(filter_loss, has_aux=True)(weights, sector)
+@partial(jax.jit, static_argnums=(0, 1))
+def _update(optimizer, num_neighbors: int, weights: FilterWeights, state: Any, sector: SectorPairs):
+    gradient, told = jax.grad(filter_loss, has_aux=True)(weights, sector, num_neighbors)
     updates, state = optimizer.update(gradient, state, weights)
     return optax.apply_updates(weights, updates), state, told
 
@@ -329,8 +325,7 @@ def _told(metrics: FilterMetrics) -> dict[str, float]:
     names = ("pairs", "first", "second")
     losses = {f"loss_{name}": float(x) for name, x in zip(names, metrics.losses, strict=True)}
     kept = {f"kept_before_{name}": float(x) for name, x in zip(names, metrics.kept, strict=True)}
-    rest = {"num_neighbors": float(metrics.num_neighbors), "is_cut": float(metrics.is_cut)}
-    return losses | kept | rest
+    return losses | kept
 
 
 def _write_state(path: Path, step: int, state: Any) -> None:

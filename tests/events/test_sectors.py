@@ -41,6 +41,11 @@ def test_a_sector_is_a_range_of_azimuth_that_wraps_around():
         assert ((other - begin) % (2 * np.pi) > span).all()
         core = (azimuth[sector.is_core] - begin) % (2 * np.pi)
         assert core.max() - core.min() <= 2 * np.pi / 3 - 0.6 + 1e-6
+        # Both sides of the core have their halo.
+        all_azimuths = np.arctan2(*EVENT.position[:, 1::-1].T)
+        apart = np.abs(all_azimuths[:, None] - azimuth[sector.is_core])
+        is_near = np.minimum(apart, 2 * np.pi - apart).min(axis=1) < 0.29
+        assert inside[is_near].all()
         wrapped += azimuth.max() > 3 and azimuth.min() < -3
     assert wrapped > 3
 

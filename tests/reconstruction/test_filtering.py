@@ -25,7 +25,7 @@ from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.export import one_program
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.reconstruction.stages import filtered_edges, raw_pairs
-from hypertrack_jax.training.filter_training import sector_pairs, stage_logits
+from hypertrack_jax.training.filter_training import most_neighbors, sector_pairs, stage_logits
 from hypertrack_jax.tunes.tune import ClusterTune, FilterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.lookup import TOO_MANY
@@ -64,7 +64,7 @@ def model():
     thresholds = []
     for number in range(3):
         given = (thresholds + [-np.inf] * 2)[:2]
-        pairs = stage_logits(weights, made, given)[0][number]
+        pairs = stage_logits(most_neighbors(made), weights, made, given)[number]
         rising = np.sort(np.asarray(pairs.logit)[: int(pairs.number)])
         rising = rising[len(rising) // 6 : len(rising) // 4]
         # In the widest gap: another program rounds in another way.
@@ -84,8 +84,7 @@ def test_the_stage_keeps_what_the_training_would(model):
     weights = model.edge_filter
     made = sector_pairs(*whole(EVENT), model.voxdyn, TUNE)
     thresholds = [float(value) for value in weights.thresholds]
-    stages, _, is_cut = stage_logits(weights, made, thresholds[:2])
-    assert not is_cut
+    stages = stage_logits(most_neighbors(made), weights, made, thresholds[:2])
     last = stages[-1]
     is_kept = np.arange(len(last.one)) < int(last.number)
     is_kept &= np.asarray(last.logit) >= thresholds[2]
@@ -165,6 +164,12 @@ def test_other_thresholds_need_no_other_program(model):
         after = higher.run_to("filter", higher.begin(EVENT.position)).made[1].graph.n_edge
     assert not compiled
     assert 0 < after[0] < before
+
+
+def test_other_counts_than_those_of_the_filter_are_refused(model):
+    assert model.with_min_count(1).tune == model.tune
+    with pytest.raises(UserError, match="the filter of this model was trained on graphs of min_c"):
+        model.with_min_count(2)
 
 
 def test_thresholds_that_keep_nothing_give_no_tracks(model):

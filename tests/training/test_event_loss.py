@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from toy import helix_event
+from toy_graph import toy_graph
 
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.graph.event_graph import Bucket, event_graph
@@ -185,3 +186,46 @@ def test_random_micrographs_stand_for_all(monkeypatch, total):
         # Each is as likely as any other: within five standard deviations.
         mean = 200 * 10 / min(total, 40)
         assert np.abs(seen[:total] - mean).max() < 5 * np.sqrt(mean)
+
+
+def in_sector(graph, is_core):
+    return graph._replace(nodes=graph.nodes._replace(is_core=np.asarray(is_core)))
+
+
+def test_edges_into_the_halo_have_no_loss(small_tune):
+    graph = toy_graph(0, num_particles=4)
+    is_core = graph.nodes.mask & (graph.nodes.position[:, 0] > 0)
+    within = is_core[graph.senders] & is_core[graph.receivers] & graph.edges.mask
+    assert 20 < within.sum() < graph.edges.mask.sum() - 20
+    sector = jax.device_put(in_sector(graph, is_core))
+    rng = np.random.default_rng(0)
+    logit = rng.normal(size=len(within)).astype(np.float32)
+    losses_of = jax.jit(event_loss.edge_losses, static_argnums=0)
+
+    def losses(is_changed):
+        changed = jnp.asarray(np.where(is_changed, -logit, logit))
+        return losses_of(small_tune.loss, sector, changed, jax.random.key(0))
+
+    before = losses(np.zeros_like(within))
+    for name in ("edge_bce", "edge_contrastive", "auc"):
+        assert getattr(losses(~within), name) == getattr(before, name)
+        assert getattr(losses(within), name) != getattr(before, name)
+
+
+def test_tracks_that_begin_in_the_halo_have_no_loss(small_tune, voxdyn):
+    event = helix_event(0, num_particles=4, event_id=1)
+    edges = predict_edges(voxdyn, event.position)
+    graph = event_graph(event, *edges, node2node="hyper", bucket=SMALLEST)
+    state = jax.jit(init_state, static_argnums=0)(small_tune, jax.random.key(0))
+    method = loss_method(small_tune, jnp.float32, FULL_PHASE)
+
+    def losses(is_core):
+        sector = jax.device_put(in_sector(graph, is_core))
+        found = compiled(method, state.params, state.batch_stats, sector, jax.random.key(7))
+        return found[1][1]
+
+    compiled = jax.jit(event_loss.event_loss, static_argnums=0)
+    of_core, of_halo = losses(graph.nodes.mask), losses(np.zeros_like(graph.nodes.mask))
+    assert of_core.num_micrographs == of_halo.num_micrographs > 0
+    assert of_core.cluster_bce > 0
+    assert of_halo.cluster_bce == 0

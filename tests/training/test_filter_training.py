@@ -16,6 +16,7 @@ from hypertrack_jax.training import filter_training
 from hypertrack_jax.training.filter_training import (
     FilterRun,
     filter_loss,
+    most_neighbors,
     sector_pairs,
     stage_logits,
     train_filter,
@@ -99,11 +100,14 @@ def test_the_loss_falls_and_the_thresholds_keep_what_was_asked(run, voxdyn):
     weights = train_filter(replace(run, num_steps=15), TUNE, voxdyn, iter)
     sector = sector_pairs(*whole(helix_event(5, num_particles=20, event_id=3)), voxdyn, TUNE)
     fresh = filter_training.init_filter(jax.random.key(0), 8)
-    before, after = (float(filter_loss(one, sector)[0]) for one in (fresh, weights))
+    before, after = (
+        float(filter_loss(one, sector, most_neighbors(sector))[0]) for one in (fresh, weights)
+    )
     assert after < 0.9 * before
     chosen = with_thresholds(weights, [sector], 0.9)
     np.testing.assert_allclose(chosen.thresholds, weights.thresholds, atol=1e-5)
-    stages, _, _ = stage_logits(chosen, sector, list(chosen.thresholds[:2]))
+    thresholds = list(chosen.thresholds[:2])
+    stages = stage_logits(most_neighbors(sector), chosen, sector, thresholds)
     is_true = [
         np.asarray(true_weights(pairs, sector)) > 0 for pairs in (stages[0], stages[1], stages[2])
     ]
