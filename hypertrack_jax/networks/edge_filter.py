@@ -36,6 +36,8 @@ BLOCK_PAIRS = 65536
 BLOCK_HITS, UNROLLED = 512, 4
 """Hits whose edges are compared at once, and neighbours that a step of the loop looks at: reading
 and writing what was found costs more than a look."""
+LEAST_WIDTH = 32
+"""Neighbours that every block of hits has room for; each width is compiled by itself."""
 DIP, BEND, Z0, LOGIT = (20.0, 20.0), (10.0, 10.0), (2.0, 0.1), (0.3, 0.3)
 """What a mismatch weighs: the difference in dip angle (rad), that in curvature (2/m) or the sine of
 the turn, that in z0 (200 mm), and the logit of the continuation. They are such that hits of one
@@ -196,11 +198,12 @@ def continuations(
     rising = jnp.argsort(degree)
     starts = jnp.pad(start[rising], (missing, 0)).reshape(-1, block)
     degrees = jnp.pad(degree[rising], (missing, 0)).reshape(-1, block)
-    widths = [max(num_neighbors >> k, 1) for k in (3, 2, 1, 0)]
+    narrower = (num_neighbors >> k for k in (3, 2, 1))
+    widths = [*(width for width in narrower if width >= LEAST_WIDTH), num_neighbors]
 
     def put(index, found: Continuations) -> Continuations:
         row = starts[index], degrees[index]
-        class_of = (row[1][-1] > jnp.array(widths[:-1])).sum()
+        class_of = (row[1][-1] > jnp.array(widths[:-1], jnp.int32)).sum()
         branches = [partial(_of_hits, chords, width, num_neighbors) for width in widths]
         # The long arrays stay out of the switch, which would copy them.
         best = jax.lax.switch(class_of, branches, *row)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -293,7 +293,9 @@ def _threshold_for(share: float, pairs: HitPairs, sector: SectorPairs) -> Float[
     return logit[rising][jnp.searchsorted(below, (1 - share) * below[-1])]
 
 
+@cache
 def _optimizer(num_steps: int) -> optax.GradientTransformation:
+    """The same object for the same number: another one would have the step compiled again."""
     rate = learning_rate_schedule(
         OptimizerTune(
             learning_rate=LEARNING_RATE, scheduler_type="cos", period=num_steps, floor=FINAL_RATE

@@ -72,9 +72,10 @@ def test_equal_distances_are_ordered_too():
     np.testing.assert_array_equal(one_way, ~edge_filter.is_outer(second, first))
 
 
-@pytest.mark.parametrize("block", [7, 512])
-def test_continuations_are_those_of_a_loop_over_triplets(pairs, block, monkeypatch):
+@pytest.mark.parametrize(("block", "width"), [(7, 2), (512, 512)])
+def test_continuations_are_those_of_a_loop_over_triplets(pairs, block, width, monkeypatch):
     monkeypatch.setattr(edge_filter, "BLOCK_HITS", block)
+    monkeypatch.setattr(edge_filter, "LEAST_WIDTH", width)
     graph = pair_graph(pairs, NUM_HITS + 1)
     coordinates = coordinates_of(np.pad(EVENT.position, ((0, 1), (0, 0))))
     logit = pairs.logit[graph.pair]
