@@ -219,7 +219,9 @@ for name, *arguments in json.load(sys.stdin):
     os.close(writer)
     told = open(reader).read()
     _, status = os.waitpid(child, 0)
-    print(json.dumps([os.waitstatus_to_exitcode(status), told, sorted(os.listdir(models))]))
+    done = [os.waitstatus_to_exitcode(status), told, sorted(os.listdir(models))]
+    # Flushed: what waits here would be written by the next child, too.
+    print(json.dumps(done), flush=True)
 """
 """Runs scripts in processes that have imported already what takes a second or two each."""
 
