@@ -4,7 +4,7 @@ python experiments/process_data.py --input=train_sample.zip --event_start=1000 -
 python experiments/process_data.py --input=csv --format=acts
 python experiments/process_data.py --input=ttbar_pu0 --format=colliderml
 
-TrackML files are taken as Kaggle hands them out.
+TrackML files are taken as Kaggle hands them out. Cells are taken where detectors.csv is.
 """
 
 import functools
@@ -44,6 +44,12 @@ EVENT_START = flags.DEFINE_list(
 )
 EVENT_END = flags.DEFINE_list("event_end", [], "Last events of the ranges, included.")
 
+DETECTOR = flags.DEFINE_string(
+    "detector",
+    None,
+    "TrackML's detectors.csv, without which cells are left out; default: the one in --input, or "
+    "beside it if it is a zip.",
+)
 LENIENT = flags.DEFINE_boolean(
     "lenient",
     False,
@@ -74,7 +80,8 @@ def converted_events(source: Path, directory: Path, ids: list[int]) -> Iterator[
             yield None
         return
     lenient = LENIENT.value and FORMAT.value == "trackml"
-    convert_one = functools.partial(convert, FORMAT.value, source, directory, lenient)
+    detector = Path(DETECTOR.value).expanduser() if DETECTOR.value else None
+    convert_one = functools.partial(convert, FORMAT.value, source, directory, lenient, detector)
     with map_in_processes(convert_one, ids) as outcomes:
         yield from outcomes
 
@@ -99,13 +106,15 @@ def choose_events(source: Path, starts: Sequence[int], ends: Sequence[int]) -> l
     return ids
 
 
-def convert(form: str, source: Path, directory: Path, lenient: bool, event_id: int) -> str | None:
+def convert(
+    form: str, source: Path, directory: Path, lenient: bool, detector: Path | None, event_id: int
+) -> str | None:
     """Reads one event and writes its .npz; returns what is wrong with one that cannot be read."""
     try:
         if form == "acts":
             event = read_acts_event(source, event_id)
         else:
-            event = read_event(source, event_id, lenient=lenient)
+            event = read_event(source, event_id, lenient=lenient, detector=detector)
     except (UserError, OSError) as error:
         return str(error)
     save_event(directory, event)

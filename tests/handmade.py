@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hypertrack_jax.events.cells import Cells
 from hypertrack_jax.events.event import NOISE, Event, Particles
 
 
@@ -38,11 +39,31 @@ def random_event(
     )
 
 
+def with_cells(event: Event, seed: int = 0) -> Event:
+    """The event with a random cluster for each hit; every fifth hit has none."""
+    rng, num_hits = np.random.default_rng(seed), len(event.position)
+    is_empty = np.arange(num_hits) % 5 == 4
+    extent = rng.integers(1, 9, (num_hits, 2)) * ~is_empty[:, None]
+    return event._replace(
+        cells=Cells(
+            extent=extent.astype(np.int32),
+            num_cells=extent.sum(axis=1).astype(np.int32),
+            charge=rng.uniform(0, 1, num_hits).astype(np.float32) * ~is_empty,
+            slant=rng.uniform(-1, 1, num_hits).astype(np.float32) * ~is_empty,
+            frame=rng.normal(0, 1, (num_hits, 3, 3)).astype(np.float32),
+        )
+    )
+
+
 def assert_same_event(got: Event, expected: Event) -> None:
     """Fails unless both events have the same values and types, bit for bit."""
     for name in Event._fields:
-        if name != "particles":
+        if name not in ("particles", "cells"):
             _assert_identical(name, getattr(got, name), getattr(expected, name))
+    assert (got.cells is None) == (expected.cells is None)
+    if got.cells is not None and expected.cells is not None:
+        for name in Cells._fields:
+            _assert_identical(name, getattr(got.cells, name), getattr(expected.cells, name))
     for name in Particles._fields:
         _assert_identical(name, getattr(got.particles, name), getattr(expected.particles, name))
 

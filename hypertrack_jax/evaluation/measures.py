@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from hypertrack_jax.evaluation.metrics import SharedHits, shared_hits, track_scores
 from hypertrack_jax.evaluation.tables import markdown_table, mean_and_spread
-from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.event import Event, choose_hits
 from hypertrack_jax.events.kinematics import pseudorapidity
 
 PIXEL_VOLUMES = (7, 8, 9)
@@ -119,7 +119,7 @@ def measures_table(events: Sequence[Measures]) -> str:
 def _measured(measure: Measure, event: Event, label: np.ndarray) -> Measured:
     if measure.volumes is not None:
         is_kept = np.isin(event.module[:, 0], measure.volumes)
-        event, label = _with_hits(event, is_kept), label[is_kept]
+        event, label = choose_hits(event, is_kept), label[is_kept]
     shared = shared_hits(event, label)
     is_selected = _selected(measure, event)
     is_track = shared.cluster_size >= measure.min_hits
@@ -157,11 +157,6 @@ def _selected(measure: Measure, event: Event) -> Bool[np.ndarray, " particle"]:
     if measure.max_eta is not None:
         is_selected &= np.abs(pseudorapidity(momentum)) < measure.max_eta
     return is_selected
-
-
-def _with_hits(event: Event, is_kept: np.ndarray) -> Event:
-    names = ("position", "hit_id", "hit_particle", "hit_weight", "module")
-    return event._replace(**{name: getattr(event, name)[is_kept] for name in names})
 
 
 def _share(is_found: np.ndarray, is_wanted: np.ndarray) -> float | None:

@@ -73,6 +73,12 @@ def require_finite(table: np.ndarray, where: str) -> None:
             )
 
 
+def to_csv(columns: Mapping[str, np.ndarray]) -> bytes:
+    """Columns as csv; NumPy prints a float with as many digits as tell it from its neighbours."""
+    rows = zip(*(column.astype(str).tolist() for column in columns.values()), strict=True)
+    return "\n".join([",".join(columns), *map(",".join, rows), ""]).encode()
+
+
 def _require_lengths(
     where: str, rows: Sequence[str], numbers: Sequence[int], num_columns: int
 ) -> None:

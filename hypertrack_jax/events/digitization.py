@@ -7,10 +7,11 @@ Pure NumPy: the position resolution, the noise and the hit weights of the real T
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from hypertrack_jax.events.event import NOISE, Event, Particles
 from hypertrack_jax.events.kinematics import GeneratedParticles, charge_of
+from hypertrack_jax.events.modules import Modules
 
 # Standard deviation of measured minus true position along the axes u and v of a module, in mm, by
 # volume: the 5527 hits of the real event in `kinematics`, turned into their modules' frames. Mirror
@@ -23,6 +24,16 @@ RESOLUTION = {
     13: (0.0169, 0.259),
     **dict.fromkeys((16, 18), (0.0246, 2.85)),
     17: (0.0243, 3.05),
+}
+
+# Pitch along u and v, and depth, in mm: TrackML's detectors.csv, by volume.
+CELL_SIZE = {
+    **dict.fromkeys((7, 9), (0.05, 0.05625, 0.3)),
+    8: (0.05, 0.05625, 0.15),
+    **dict.fromkeys((12, 14), (0.08, 1.2, 0.5)),
+    13: (0.08, 1.2, 0.25),
+    **dict.fromkeys((16, 18), (0.12, 10.4, 0.7)),
+    17: (0.12, 10.8, 0.35),
 }
 
 # The real event has 15.0 % noise, on pixels and strips alike 0.04 hits per module within the
@@ -47,21 +58,6 @@ class SimulatedEvent(NamedTuple):
     """Where the module was crossed, in mm; for noise, the measured position."""
     true_momentum: Float32[np.ndarray, "hit 3"]
     """Momentum of the particle there, in GeV; 0 for noise."""
-
-
-class Modules(NamedTuple):
-    """The detector's modules, in the order of their geometry id."""
-
-    geometry_id: Int64[np.ndarray, " module"]
-    """Identifier in ACTS, without its lowest 8 bits, which are not used."""
-    number: Int32[np.ndarray, "module 3"]
-    """Volume, layer and module number."""
-    center: Float64[np.ndarray, "module 3"]
-    """Global position of the centre, in mm."""
-    axes: Float64[np.ndarray, "module 2 3"]
-    """Unit vectors u and v in the module's plane."""
-    half_size: Float64[np.ndarray, "module 3"]
-    """Half widths along u at the lower and at the upper end of v, and half length along v, mm."""
 
 
 class Crossings(NamedTuple):

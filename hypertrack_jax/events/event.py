@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int32, Int64
 
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.cells import Cells, take_cells
 
 NOISE = -1
 """The value of `Event.hit_particle` for a hit that no particle made."""
@@ -52,6 +53,8 @@ class Event(NamedTuple):
     """The particles; empty when there is no truth."""
     has_truth: bool
     """False for a file without truth: every hit is then `NOISE` and every weight 0."""
+    cells: Cells | None = None
+    """The clusters of cells of the hits; None where they are not known."""
 
 
 def no_particles() -> Particles:
@@ -78,14 +81,17 @@ def with_hits(event: Event, is_kept: Bool[np.ndarray, " hit"]) -> Event:
     new_index = np.full(num_particles + 1, NOISE, np.int32)
     new_index[:-1][is_left] = np.arange(is_left.sum())
     particles = event.particles._replace(num_hits=num_hits.astype(np.int32))
-    return event._replace(
-        position=event.position[is_kept],
-        hit_id=event.hit_id[is_kept],
+    return choose_hits(event, is_kept)._replace(
         hit_particle=new_index[kept_particle],
-        hit_weight=event.hit_weight[is_kept],
-        module=event.module[is_kept],
         particles=Particles(*(field[is_left] for field in particles)),
     )
+
+
+def choose_hits(event: Event, chosen: np.ndarray) -> Event:
+    """The event with the hits of a mask or of indices, its particles as they are."""
+    names = ("position", "hit_id", "hit_particle", "hit_weight", "module")
+    arrays = {name: getattr(event, name)[chosen] for name in names}
+    return event._replace(**arrays, cells=take_cells(event.cells, chosen))
 
 
 def validate_event(event: Event, source: str) -> Event:
@@ -107,8 +113,9 @@ def validate_event(event: Event, source: str) -> Event:
         raise UserError(
             f"{source}: event_id is {event.event_id}; expected a whole number from 0 to 2^63 - 1."
         )
-    for name, array in (event._asdict() | event.particles._asdict()).items():
-        if name in ("event_id", "particles", "has_truth"):
+    cells = {} if event.cells is None else event.cells._asdict()
+    for name, array in (event._asdict() | event.particles._asdict() | cells).items():
+        if name in ("event_id", "particles", "has_truth", "cells"):
             continue
         # A file cannot hold a mask.
         if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
@@ -119,10 +126,11 @@ def validate_event(event: Event, source: str) -> Event:
     num_hits = len(event.position)
     if num_hits == 0:
         raise UserError(f"{source}: the event has no hits; leave it out of the event range.")
-    for name in ("hit_id", "hit_particle", "hit_weight", "module"):
-        if len(getattr(event, name)) != num_hits:
+    names = ("hit_id", "hit_particle", "hit_weight", "module")
+    for name, array in ({name: getattr(event, name) for name in names} | cells).items():
+        if len(array) != num_hits:
             raise UserError(
-                f"{source}: {name} has {len(getattr(event, name))} entries for {num_hits} hits; "
+                f"{source}: {name} has {len(array)} entries for {num_hits} hits; "
                 "make the event file anew."
             )
     finite = np.isfinite(event.position).all(axis=1)
@@ -132,6 +140,8 @@ def validate_event(event: Event, source: str) -> Event:
             f"{source}: hit {event.hit_id[bad]} has the position {event.position[bad].tolist()}, "
             "which is not finite; correct or remove the hit."
         )
+    if event.cells is not None:
+        _require_clusters(event.cells, event.hit_id, source)
     hit_ids, occurrences = np.unique(event.hit_id, return_counts=True)
     if (occurrences > 1).any():
         raise UserError(
@@ -145,3 +155,16 @@ def validate_event(event: Event, source: str) -> Event:
             "make the event file anew."
         )
     return event
+
+
+def _require_clusters(cells: Cells, hit_id: np.ndarray, source: str) -> None:
+    """Refuses clusters that no cells can have."""
+    is_empty = cells.num_cells == 0
+    is_bad = (cells.num_cells < 0) | ((cells.extent < 1) != is_empty[:, None]).any(axis=1)
+    is_bad |= ~np.isfinite(cells.charge) | ~np.isfinite(cells.slant)
+    is_bad |= ~np.isfinite(cells.frame).all(axis=(1, 2))
+    if is_bad.any():
+        raise UserError(
+            f"{source}: the cluster of hit {hit_id[np.argmax(is_bad)]} has an extent that does not "
+            "fit its number of cells, or a value that is not finite; make the event file anew."
+        )

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hypertrack_jax.errors import MissingPackageError, UserError
-from hypertrack_jax.events.digitization import Crossings, Modules, SimulatedEvent, measure
+from hypertrack_jax.events.digitization import CELL_SIZE, Crossings, SimulatedEvent, measure
 from hypertrack_jax.events.event import validate_event
 from hypertrack_jax.events.kinematics import GeneratedParticles, generate_particles
+from hypertrack_jax.events.modules import Modules, drift_of
 
 FIELD = 2.0  # Tesla, along the beam
 MIN_MOMENTUM = 0.05  # GeV; particles are followed down to here
@@ -236,12 +237,17 @@ def _modules(acts, surfaces) -> Modules:
         for local in (acts.Vector2(0, 0), acts.Vector2(1, 0), acts.Vector2(0, 1))
     )
     ids = [surface.geometryId for surface in surfaces]
+    number = np.array([(i.volume, i.layer, i.sensitive) for i in ids], np.int32)
+    cell_size = np.array([CELL_SIZE[volume] for volume in number[:, 0].tolist()])
     return Modules(
         geometry_id=np.array([i.value >> 8 for i in ids], np.int64),
-        number=np.array([(i.volume, i.layer, i.sensitive) for i in ids], np.int32),
+        number=number,
         center=center,
         axes=np.stack([along_u - center, along_v - center], axis=1),
         half_size=np.array([_half_size(acts, surface.bounds) for surface in surfaces]),
+        pitch=cell_size[:, :2],
+        thickness=cell_size[:, 2],
+        drift=drift_of(number),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.cells import Cells
 from hypertrack_jax.events.event import Event, Particles, validate_event
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.streams import stream
@@ -17,6 +18,14 @@ _PARTICLE_ARRAYS = {
     "momentum": ArrayType(np.float32, ("particle", 3)),
     "charge": ArrayType(np.int32, ("particle",)),
     "num_hits": ArrayType(np.int32, ("particle",)),
+}
+_CELL_PREFIX = "cells/"
+_CELL_ARRAYS = {
+    "extent": ArrayType(np.int32, ("hit", 2)),
+    "num_cells": ArrayType(np.int32, ("hit",)),
+    "charge": ArrayType(np.float32, ("hit",)),
+    "slant": ArrayType(np.float32, ("hit",)),
+    "frame": ArrayType(np.float32, ("hit", 3, 3)),
 }
 FORMAT = NpzFormat(
     kind="an event file",
@@ -32,6 +41,7 @@ FORMAT = NpzFormat(
         **{_PARTICLE_PREFIX + name: kind for name, kind in _PARTICLE_ARRAYS.items()},
     },
     version=1,
+    optional={_CELL_PREFIX + name: kind for name, kind in _CELL_ARRAYS.items()},
 )
 """What an event file holds; the version rises when older files can no longer be read."""
 
@@ -60,8 +70,10 @@ def save_event(directory: str | Path, event: Event) -> Path:
     path = event_path(directory, event.event_id)
     validate_event(event, str(path))
     arrays = event._asdict()
-    particles: Particles = arrays.pop("particles")
+    particles, cells = arrays.pop("particles"), arrays.pop("cells")
     arrays |= {_PARTICLE_PREFIX + name: array for name, array in particles._asdict().items()}
+    if cells is not None:
+        arrays |= {_CELL_PREFIX + name: array for name, array in cells._asdict().items()}
     return write_npz(path, FORMAT, arrays)
 
 
@@ -86,7 +98,10 @@ def read_event_file(path: Path) -> Event:
     arrays = read_npz(path, FORMAT)
     particles = Particles(*(arrays.pop(_PARTICLE_PREFIX + name) for name in Particles._fields))
     event_id, has_truth = int(arrays.pop("event_id")), bool(arrays.pop("has_truth"))
-    return Event(event_id=event_id, particles=particles, has_truth=has_truth, **arrays)
+    cells = None
+    if _CELL_PREFIX + "extent" in arrays:
+        cells = Cells(*(arrays.pop(_CELL_PREFIX + name) for name in Cells._fields))
+    return Event(event_id=event_id, particles=particles, has_truth=has_truth, cells=cells, **arrays)
 
 
 def event_ids(starts: Sequence[int], ends: Sequence[int]) -> list[int]:

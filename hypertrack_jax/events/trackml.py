@@ -1,7 +1,8 @@
 """Host side: events in the files of the TrackML challenge.
 
-An event is `event000001000-hits.csv`, `-truth.csv` and `-particles.csv`, each plain or gzipped, at
-any depth of a directory or zip. Columns are found by name, so more columns than we need do no harm.
+An event is `event000001000-hits.csv`, `-cells.csv`, `-truth.csv` and `-particles.csv`, each plain
+or gzipped, at any depth of a directory or zip; `detectors.csv` beside them lists the modules.
+Columns are found by name, so more columns than we need do no harm.
 The format: https://www.kaggle.com/c/trackml-particle-identification/data.
 """
 
@@ -15,8 +16,17 @@ from jaxtyping import Float32, Float64, Int, Int64
 
 from hypertrack_jax.errors import UserError, warn_user
 from hypertrack_jax.events.archives import Files, base_name, opened
-from hypertrack_jax.events.csv_table import read_table, require_finite
-from hypertrack_jax.events.event import NOISE, Event, Particles, no_particles, validate_event
+from hypertrack_jax.events.cells import FiredCells, cell_columns, cluster_cells, read_cells
+from hypertrack_jax.events.csv_table import read_table, require_finite, to_csv
+from hypertrack_jax.events.event import (
+    NOISE,
+    Event,
+    Particles,
+    choose_hits,
+    no_particles,
+    validate_event,
+)
+from hypertrack_jax.events.modules import Modules, find_detector, hit_frames
 from hypertrack_jax.files import replace_file
 
 # Integers never pass through a float: particle ids use up to 64 bits.
@@ -40,7 +50,7 @@ _PARTICLE_COLUMNS = {
     "pz": np.float32,
     "q": np.float64,
 }
-_FILE_NAME = re.compile(r"event(\d{1,18})-(hits|truth|particles)\.csv(\.gz)?", re.IGNORECASE)
+_FILE_NAME = re.compile(r"event(\d{1,18})-(hits|cells|truth|particles)\.csv(\.gz)?", re.IGNORECASE)
 # The files print six digits, so that the weights of a whole event miss 1 by about 1e-6.
 _WEIGHT_SUM_TOLERANCE = 1e-5
 
@@ -57,7 +67,13 @@ def list_event_ids(source: str | Path) -> list[int]:
         return sorted({int(name[1]) for name in names if name and name[2].lower() == "hits"})
 
 
-def read_event(source: str | Path, event_id: int, *, lenient: bool = False) -> Event:
+def read_event(
+    source: str | Path,
+    event_id: int,
+    *,
+    lenient: bool = False,
+    detector: str | Path | None = None,
+) -> Event:
     """Reads one event.
 
     Hits per particle are counted from the truth, and particles without hits are kept. Weights that
@@ -69,18 +85,26 @@ def read_event(source: str | Path, event_id: int, *, lenient: bool = False) -> E
       event_id: number of the event.
       lenient: leave out hits whose position is not finite and a particle that is named 0, and give
         the particle hits equal weights where there is no such column; a warning counts each.
+      detector: the file that lists the modules; None looks for `detectors.csv` or `.csv.gz` in the
+        source, and beside a zip.
 
     Returns:
-      The event; `has_truth` is False where there is no truth file.
+      The event. `has_truth` is False where there is no truth file, `cells` is None where there is
+      no file of cells, or none that lists the modules.
 
     Raises:
-      FileNotFoundError: there are no hits, or truth without particles.
+      FileNotFoundError: there are no hits, truth without particles, or no such `detector`.
       UserError: a file is damaged, has a missing column, a row of another length, a number that
-        cannot be read or is not finite, an id that occurs twice, or belongs to another event.
+        cannot be read or is not finite, an id that occurs twice, or belongs to another event; a
+        hit with cells is on a module that is not listed.
     """
     source, notes = Path(source), []
     with opened(source) as files:
-        event = _read_event(source, event_id, files, lenient, notes)
+        names = _event_files(source, event_id, files)
+        modules = None
+        if "cells" in names:
+            modules = find_detector(source, files, None if detector is None else Path(detector))
+        event = _read_event(source, event_id, files, names, modules, lenient, notes)
     for note in notes:
         warn_user(note)
     return event
@@ -91,11 +115,13 @@ def write_event_csv(
     event: Event,
     true_position: Float32[np.ndarray, "hit 3"] | None = None,
     true_momentum: Float32[np.ndarray, "hit 3"] | None = None,
+    fired: FiredCells | None = None,
     compress: bool = False,
 ) -> None:
     """Writes an event as TrackML files, which `read_event` takes back bit for bit.
 
-    Without truth only the hits are written. The hits come last, so that an interrupted run leaves
+    An event has clusters and not their cells, which are written where `fired` gives them. Without
+    truth only these and the hits are written. The hits come last, so that an interrupted run leaves
     no event that `list_event_ids` would name and `read_event` could not read.
 
     Args:
@@ -103,6 +129,7 @@ def write_event_csv(
       event: the event.
       true_position: where the particle crossed the module, in mm; columns tx, ty, tz of the truth.
       true_momentum: its momentum there, in GeV; columns tpx, tpy, tpz.
+      fired: the cells of the hits; `modules.write_detector_csv` writes the modules they are on.
       compress: write .csv.gz.
 
     Raises:
@@ -125,6 +152,8 @@ def write_event_csv(
             "q": event.particles.charge,
             "nhits": event.particles.num_hits,
         }
+    if fired is not None:
+        tables["cells"] = cell_columns(fired, event.hit_id)
     tables["hits"] = {
         "hit_id": event.hit_id,
         **_split(("x", "y", "z"), event.position),
@@ -133,7 +162,7 @@ def write_event_csv(
     for kind, columns in tables.items():
         name = f"event{event.event_id:09d}-{kind}.csv"
         # No time of day in the gzip header: equal events give equal files.
-        data = gzip.compress(_to_csv(columns), mtime=0) if compress else _to_csv(columns)
+        data = gzip.compress(to_csv(columns), mtime=0) if compress else to_csv(columns)
         with replace_file(Path(directory) / (name + ".gz" if compress else name)) as file:
             file.write(data)
 
@@ -167,14 +196,19 @@ def write_submission(path: str | Path, event: Event, hit_label: Int[np.ndarray, 
         "track_id": label.astype(np.int64) + 1,
     }
     with replace_file(path) as file:
-        file.write(_to_csv(columns))
+        file.write(to_csv(columns))
     return path
 
 
 def _read_event(
-    source: Path, event_id: int, files: Files, lenient: bool, notes: list[str]
+    source: Path,
+    event_id: int,
+    files: Files,
+    names: dict[str, str],
+    modules: Modules | None,
+    lenient: bool,
+    notes: list[str],
 ) -> Event:
-    names = _event_files(source, event_id, files)
     where = {kind: f"{source}{os.sep}{name}" for kind, name in names.items()}
     hits = read_table(where["hits"], files[names["hits"]](), _HIT_COLUMNS)
     if not lenient:
@@ -197,22 +231,31 @@ def _read_event(
         has_truth=False,
     )
     # First the hits by themselves: what is wrong with them is not for the truth's file to answer.
-    validate_event(_with_hits(event, is_kept), where["hits"])
+    validate_event(choose_hits(event, is_kept), where["hits"])
     if "truth" in names:
         event = _add_truth(event, where, names, files, lenient, notes)
-    event = _with_hits(event, is_kept)
+    if modules is not None:
+        fired = read_cells(where["cells"], files[names["cells"]](), event.hit_id)
+        frame = hit_frames(modules, event.module)
+        _require_modules(event, frame, fired.hit, where["hits"])
+        event = event._replace(cells=cluster_cells(fired, frame))
+    event = choose_hits(event, is_kept)
     if not event.has_truth:
         return event
     weight = _unit_weights(event.hit_weight, where["truth"], notes)
     return event._replace(hit_weight=weight, particles=_counted(event))
 
 
-def _with_hits(event: Event, is_kept: np.ndarray) -> Event:
-    """The event without the other hits; its particles are counted no more."""
-    if is_kept.all():
-        return event
-    names = ("position", "hit_id", "hit_particle", "hit_weight", "module")
-    return event._replace(**{name: getattr(event, name)[is_kept] for name in names})
+def _require_modules(event: Event, frame: np.ndarray, with_cells: np.ndarray, where: str) -> None:
+    """Refuses hits with cells on modules that are not listed."""
+    is_unknown = ~frame[with_cells].any(axis=(1, 2))
+    if is_unknown.any():
+        hit = with_cells[np.argmax(is_unknown)]
+        name = "-".join(map(str, event.module[hit].tolist()))
+        raise UserError(
+            f"{where}: hit_id {event.hit_id[hit]} is on module {name}, which detectors.csv does "
+            "not list; take the detectors.csv of these events."
+        )
 
 
 def _counted(event: Event) -> Particles:
@@ -365,9 +408,3 @@ def _inner_zips(files: Files) -> str:
 
 def _split(names: tuple[str, ...], array: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, array.T, strict=True))
-
-
-def _to_csv(columns: dict[str, np.ndarray]) -> bytes:
-    """Columns as csv; NumPy prints a float with as many digits as tell it from its neighbours."""
-    rows = zip(*(column.astype(str).tolist() for column in columns.values()), strict=True)
-    return "\n".join([",".join(columns), *map(",".join, rows), ""]).encode()

@@ -10,12 +10,12 @@ from hypertrack_jax.events.digitization import (
     NOISE_RATIO,
     RESOLUTION,
     Crossings,
-    Modules,
     hit_weights,
     measure,
 )
 from hypertrack_jax.events.event import NOISE, validate_event
 from hypertrack_jax.events.kinematics import GeneratedParticles
+from hypertrack_jax.events.modules import Modules
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "trackml"
 needs_real_event = pytest.mark.skipif(not REAL.is_dir(), reason="the real event is not here")
@@ -114,6 +114,9 @@ def toy_modules():
         center=np.array([[100.0, 0, 0], [0, 500, 50]]),
         axes=np.array([[[0.8, 0, 0.6], [0, 1, 0]], [[1, 0, 0], [0, 0, 1]]]),
         half_size=np.array([[8.4, 8.4, 36], [24.2, 40, 78]]),
+        pitch=np.array([[0.05, 0.05625], [0.08, 1.2]]),
+        thickness=np.array([0.15, 0.5]),
+        drift=np.array([0.12, 0]),
     )
 
 

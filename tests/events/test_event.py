@@ -2,9 +2,15 @@
 
 import numpy as np
 import pytest
-from handmade import random_event
+from handmade import random_event, with_cells
 
-from hypertrack_jax.events.event import no_particles, validate_event
+from hypertrack_jax.events.event import (
+    NOISE,
+    choose_hits,
+    no_particles,
+    validate_event,
+    with_hits,
+)
 
 
 def test_valid_events_pass():
@@ -55,3 +61,52 @@ def _repeat_hit_id(event):
 def test_what_is_wrong_is_said_with_its_file(change, message):
     with pytest.raises(ValueError, match=f"^some.npz: .*{message}"):
         validate_event(change(random_event(0, [3, 1], num_noise=2)), "some.npz")
+
+
+def _with_cell(name, index, value):
+    def change(event):
+        return event._replace(cells=_with(name, index, value)(event.cells))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_with_cell("extent", (1, 0), 0), "the cluster of hit .* an extent that does not fit"),
+        (_with_cell("extent", (4, 1), 1), "the cluster of hit .* an extent that does not fit"),
+        (_with_cell("num_cells", 0, -1), "does not fit its number of cells"),
+        (_with_cell("charge", 0, np.nan), "not finite"),
+        (_with_cell("slant", 0, np.inf), "not finite"),
+        (_with_cell("frame", (3, 1, 1), np.nan), "not finite"),
+        (
+            lambda event: event._replace(
+                cells=event.cells._replace(charge=np.ma.array(event.cells.charge))
+            ),
+            "charge is a MaskedArray",
+        ),
+        (
+            lambda event: event._replace(cells=event.cells._replace(slant=np.zeros(5, np.float32))),
+            "slant has 5 entries for 6 hits",
+        ),
+    ],
+)
+def test_clusters_that_no_cells_have_are_refused(change, message):
+    event = with_cells(random_event(0, [3, 1], num_noise=2))
+    assert validate_event(event, "here") is event
+    with pytest.raises(ValueError, match=f"^some.npz: .*{message}"):
+        validate_event(change(event), "some.npz")
+
+
+def test_cells_go_with_their_hits():
+    event = with_cells(random_event(1, [5, 4, 3], num_noise=3))
+    # The charge names the hit, wherever it is.
+    event.cells.charge[:] = event.hit_id
+    kept = with_hits(event, event.hit_particle != NOISE)
+    assert len(kept.position) == 12
+    np.testing.assert_array_equal(kept.cells.charge, kept.hit_id)
+    order = np.random.default_rng(0).permutation(15)
+    turned = validate_event(choose_hits(event, order), "turned")
+    np.testing.assert_array_equal(turned.cells.charge, turned.hit_id)
+    np.testing.assert_array_equal(turned.cells.frame, event.cells.frame[order])
+    assert with_hits(event._replace(cells=None), np.arange(15) > 3).cells is None

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from handmade import assert_same_event, random_event
 
+from hypertrack_jax.events.cells import FiredCells
+from hypertrack_jax.events.modules import Modules, geometry_ids, write_detector_csv
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.events.trackml import write_event_csv
 
@@ -150,3 +153,28 @@ def test_other_formats_arrive_whole(tmp_path):
     for found in read_colliderml_events(source, range(90001, 90004)):
         event = load_event(tmp_path / "data", found.event.event_id)
         assert_same_event(event, found.event)
+
+
+def test_cells_arrive_where_the_modules_are_listed(tmp_path):
+    event = random_event(0, [2], event_id=1)._replace(module=np.array([[8, 2, 1], [9, 4, 12]]))
+    fired = FiredCells(np.array([1, 0]), np.array([[5, 6], [7, 8]]), np.ones(2, np.float32))
+    write_event_csv(tmp_path / "csv", event, fired=fired)
+    modules = Modules(
+        geometry_id=geometry_ids(event.module),
+        number=event.module.astype(np.int32),
+        center=np.zeros((2, 3)),
+        axes=np.broadcast_to(np.eye(3)[:2], (2, 2, 3)),
+        half_size=np.ones((2, 3)),
+        pitch=np.ones((2, 2)),
+        thickness=np.ones(2),
+        drift=np.zeros(2),
+    )
+    path = write_detector_csv(tmp_path / "elsewhere", modules)
+    assert _process(tmp_path, f"--input={tmp_path / 'csv'}").returncode == 0
+    assert load_event(tmp_path / "data", 1).cells is None
+    done = _process(tmp_path, f"--input={tmp_path / 'csv'}", f"--detector={path}")
+    assert done.returncode == 0, done.stderr
+    cells = load_event(tmp_path / "data", 1).cells
+    assert cells.extent.tolist() == [[1, 1], [1, 1]] and cells.charge.tolist() == [1, 1]
+    lost = _process(tmp_path, f"--input={tmp_path / 'csv'}", "--detector=nowhere.csv")
+    assert lost.returncode == 1 and "nowhere.csv: no such file" in lost.stderr

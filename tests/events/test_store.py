@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from handmade import assert_same_event, random_event
+from handmade import assert_same_event, random_event, with_cells
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events import store
@@ -31,6 +31,19 @@ def test_an_event_survives_its_file(tmp_path, event):
     )
     store.save_event(path.parent, without_truth)
     assert_same_event(store.load_event(path.parent, 1000), without_truth)
+
+
+def test_cells_survive_too_and_events_without_them_are_files_of_the_former_kind(tmp_path, event):
+    with np.load(store.save_event(tmp_path, event)) as former:
+        assert not [name for name in former if "cells" in name]
+    store.save_event(tmp_path, with_cells(event))
+    assert_same_event(store.load_event(tmp_path, 1000), with_cells(event))
+    # One array too few is no event without cells.
+    with np.load(store.event_path(tmp_path, 1000)) as file:
+        arrays = {name: file[name] for name in file if name != "cells/slant"}
+    np.savez(store.event_path(tmp_path, 1000), **arrays)
+    with pytest.raises(UserError, match="lacks cells/slant"):
+        store.load_event(tmp_path, 1000)
 
 
 def test_threads_read_beside_each_other(tmp_path, event):

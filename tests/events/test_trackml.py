@@ -598,4 +598,4 @@ def test_a_real_event(tmp_path):
     assert event.particles.particle_id.tolist() == [int(row[0]) for row in rows]
     assert event.particles.num_hits.tolist() == [int(row[-1]) for row in rows]
     write_event_csv(tmp_path, event)
-    assert_same_event(read_event(tmp_path, 1), event)
+    assert_same_event(read_event(tmp_path, 1), event._replace(cells=None))

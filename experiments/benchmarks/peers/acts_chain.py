@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.events.digitization import RESOLUTION, Modules
+from hypertrack_jax.events.digitization import RESOLUTION
 from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.modules import Modules
 from hypertrack_jax.events.simulation import FIELD, Detector, generic_detector
 
 PIXEL_VOLUMES = (7, 8, 9)

@@ -1,0 +1,127 @@
+"""Host side: the cells of the modules that fired, and what the cluster of each hit looks like."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.csv_table import read_table, require_finite
+
+_COLUMNS = {"hit_id": np.int64, "ch0": np.int64, "ch1": np.int64, "value": np.float32}
+
+
+class FiredCells(NamedTuple):
+    """The cells of an event that fired, one entry per cell."""
+
+    hit: Int64[np.ndarray, " cell"]
+    """Index of the hit whose cluster it belongs to."""
+    channel: Int64[np.ndarray, "cell 2"]
+    """Channels along u and v of the module, from 0."""
+    value: Float32[np.ndarray, " cell"]
+    """Charge, in units of the readout; strips of TrackML say 1."""
+
+
+class Cells(NamedTuple):
+    """The cluster of cells of each hit, and its module; one entry per hit."""
+
+    extent: Int32[np.ndarray, "hit 2"]
+    """Channels from the first to the last cell along u and v; 0 for a hit without cells."""
+    num_cells: Int32[np.ndarray, " hit"]
+    """Number of cells."""
+    charge: Float32[np.ndarray, " hit"]
+    """Sum of their values."""
+    slant: Float32[np.ndarray, " hit"]
+    """Correlation of the cells' channels along u and v, from -1 to 1; 0 where either is constant.
+    Its sign is the sign of the product of the slopes along u and v."""
+    frame: Float32[np.ndarray, "hit 3 3"]
+    """A particle of direction d crosses frame[0] @ d / frame[2] @ d channels along u of the module,
+    and frame[1] @ d / frame[2] @ d along v. frame[2] is the unit normal."""
+
+
+def take_cells(cells: Cells | None, chosen: np.ndarray) -> Cells | None:
+    """The clusters of some hits, by a mask or by indices."""
+    return None if cells is None else Cells(*(field[chosen] for field in cells))
+
+
+def cluster_cells(fired: FiredCells, frame: Float32[np.ndarray, "hit 3 3"]) -> Cells:
+    """What the cluster of each hit looks like.
+
+    Args:
+      fired: the cells, in any order; hits need not have any.
+      frame: of each hit, see `Cells.frame`.
+    """
+    num_hits = len(frame)
+    num_cells = np.bincount(fired.hit, minlength=num_hits)
+    order = np.argsort(fired.hit, kind="stable")
+    hit, channel = fired.hit[order], fired.channel[order]
+    has_cells = num_cells > 0
+    extent = np.zeros((num_hits, 2), np.int64)
+    first = np.flatnonzero(np.diff(hit, prepend=-1))
+    if len(first):
+        lowest = np.minimum.reduceat(channel, first)
+        extent[has_cells] = np.maximum.reduceat(channel, first) - lowest + 1
+        # Exact in integers' range: channels from the lowest one on.
+        channel = channel - lowest[np.cumsum(np.diff(hit, prepend=hit[0]) != 0)]
+    return Cells(
+        extent=extent.astype(np.int32),
+        num_cells=num_cells.astype(np.int32),
+        charge=np.bincount(fired.hit, fired.value, num_hits).astype(np.float32),
+        slant=_correlation(hit, channel.astype(np.float64), num_cells).astype(np.float32),
+        frame=frame,
+    )
+
+
+def read_cells(where: str, data: bytes, hit_id: Int64[np.ndarray, " hit"]) -> FiredCells:
+    """Reads TrackML's cells of an event.
+
+    Args:
+      where: name of the file, for messages.
+      data: its content.
+      hit_id: the hits of the event, each once; any of them may have no cells.
+
+    Raises:
+      UserError: the file has a missing column, a row of another length, a number that cannot be
+        read or is not finite, a negative channel, or a cell of another hit.
+    """
+    table = read_table(where, data, _COLUMNS)
+    require_finite(table, where)
+    channel = np.stack([table["ch0"], table["ch1"]], axis=1)
+    is_bad = ((channel < 0) | (channel >= 2**31)).any(axis=1)
+    if is_bad.any():
+        row = table[np.argmax(is_bad)]
+        raise UserError(
+            f"{where}: a cell of hit_id {row['hit_id']} has the channels {row['ch0']}, "
+            f"{row['ch1']}; expected numbers from 0 to 2^31 - 1: fetch the file again."
+        )
+    order = np.argsort(hit_id)
+    place = np.minimum(np.searchsorted(hit_id, table["hit_id"], sorter=order), len(hit_id) - 1)
+    hit = order[place]
+    is_unknown = hit_id[hit] != table["hit_id"]
+    if is_unknown.any():
+        raise UserError(
+            f"{where}: hit_id {table['hit_id'][np.argmax(is_unknown)]} is not among the hits; it "
+            "holds the cells of another event: fetch both files again."
+        )
+    return FiredCells(hit, channel, table["value"].copy())
+
+
+def cell_columns(fired: FiredCells, hit_id: Int64[np.ndarray, " hit"]) -> dict[str, np.ndarray]:
+    """The columns of TrackML's cells, which `read_cells` takes back."""
+    return {
+        "hit_id": hit_id[fired.hit],
+        "ch0": fired.channel[:, 0],
+        "ch1": fired.channel[:, 1],
+        "value": fired.value,
+    }
+
+
+def _correlation(hit: np.ndarray, channel: np.ndarray, num_cells: np.ndarray) -> np.ndarray:
+    """Of the two columns of `channel`, within each hit."""
+
+    def mean(values):
+        return np.bincount(hit, values, len(num_cells)) / np.maximum(num_cells, 1)
+
+    u, v = (column - mean(column)[hit] for column in channel.T)
+    spread = mean(u * u) * mean(v * v)
+    return np.divide(mean(u * v), np.sqrt(spread), out=np.zeros(len(spread)), where=spread > 1e-12)
