@@ -1,6 +1,7 @@
 """Host side: refuses work that memory cannot hold, and keeps memory that work has freed."""
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 from hypertrack_jax.errors import UserError
@@ -31,7 +32,9 @@ def available_memory() -> int | None:
     return min(limits) if limits else None
 
 
-def require_memory(needed: int, what: str, remedy: str) -> None:
+def require_memory(
+    needed: int, what: str, remedy: str, free: Callable[[], int | None] | None = None
+) -> None:
     """Raises a `UserError` where `needed` bytes are not to be had.
 
     Linux promises more memory than it has, and kills a process that uses it; so this asks first.
@@ -40,8 +43,9 @@ def require_memory(needed: int, what: str, remedy: str) -> None:
       needed: bytes.
       what: the work, for the message.
       remedy: what the user can choose instead of more memory.
+      free: tells the bytes that are free; None for those of this process.
     """
-    available = available_memory()
+    available = (free or available_memory)()
     if available is not None and needed > available:
         raise UserError(
             f"{what} needs about {needed / 1e9:.1f} GB of memory, but {available / 1e9:.1f} GB are "

@@ -2,16 +2,14 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Int32
 
+from hypertrack_jax import device
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits, in_groups
 from hypertrack_jax.graph.segment import ordered_rows, put_columns
 
-CHUNK = 64
-"""Micrographs that are spanned together on a CPU; elsewhere all are."""
 STEP = 4
 """Hits of each whose neighbours are looked at together: about what a step along a track adds."""
 
@@ -51,7 +49,7 @@ def spanned_micrographs(
     """
     num_rows, num_pivots = pivot.shape
     width = num_pivots if hops == 1 else STEP
-    chunk = min(CHUNK, num_rows) if jax.default_backend() == "cpu" else num_rows
+    chunk = min(device.blocks().spanned_micrographs, num_rows)
     padded = jnp.pad(pivot, ((0, -num_rows % chunk), (0, 0)), constant_values=len(active))
 
     def of_chunk(pivot: Int32[Array, "row pivot"]) -> tuple[Array, Array]:

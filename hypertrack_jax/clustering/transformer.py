@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
+from hypertrack_jax import device
 from hypertrack_jax.clustering.components import connected_components
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits, kept_neighbors
@@ -32,13 +33,6 @@ THRESHOLD = "threshold"
 """Name of the learnable threshold, a logit, among the parameters of the clusterer."""
 TRANSFORMER = "transformer"
 """Name of the set transformer among them."""
-CHUNK = 16
-"""Micrographs that go through the transformer together on a CPU: what is computed of them stays in
-the cache, and few are filled up to the width of a larger one."""
-LARGE_CHUNK = 128
-"""The same where there are so many that those of one chunk differ little; both cores have work."""
-ACCELERATOR_CHUNK = 2048
-"""The same on other devices, whose programs are as long for one as for many. Not measured."""
 WIDTHS = (16, 24)
 """Slots that a chunk may be cut to: enough for most tracks. Each width is compiled."""
 
@@ -89,9 +83,9 @@ def logits_of(
 
 def chunk_size(num_seeds: int) -> int:
     """Micrographs of a round that go through the transformer together, by how many there are."""
-    if jax.default_backend() != "cpu":
-        return min(num_seeds, ACCELERATOR_CHUNK)
-    return min(max(CHUNK, num_seeds // 64), LARGE_CHUNK)
+    sizes = device.blocks()
+    size = min(max(sizes.few_micrographs, num_seeds // 64), sizes.many_micrographs)
+    return size if device.is_cpu() else min(size, num_seeds)
 
 
 def members_of(

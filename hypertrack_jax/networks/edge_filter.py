@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
+from hypertrack_jax import device
 from hypertrack_jax.graph.pair_graph import PairGraph
 from hypertrack_jax.graph.segment import put_rows
 from hypertrack_jax.networks.features import (
@@ -31,11 +32,9 @@ NUM_ROUNDS = 2
 """Rounds of the triplet filter, each on the pairs that the one before it left."""
 FAR = 1e6
 """Mismatch of two edges that do not continue each other."""
-BLOCK_PAIRS = 65536
-"""Pairs that are scored at once."""
-BLOCK_HITS, UNROLLED = 512, 4
-"""Hits whose edges are compared at once, and neighbours that a step of the loop looks at: reading
-and writing what was found costs more than a look."""
+UNROLLED = 4
+"""Neighbours that a step of the loop looks at: reading and writing what was found costs more than a
+look."""
 LEAST_WIDTH = 32
 """Neighbours that every block of hits has room for; each width is compiled by itself."""
 DIP, BEND, Z0, LOGIT = (20.0, 20.0), (10.0, 10.0), (2.0, 0.1), (0.3, 0.3)
@@ -193,7 +192,7 @@ def continuations(
     """
     chords = jax.lax.stop_gradient(chords)
     num_hits, num_edges = len(start), len(chords.logit)
-    block = min(BLOCK_HITS, num_hits)
+    block = min(device.blocks().filter_hits, num_hits)
     missing = -num_hits % block
     rising = jnp.argsort(degree)
     starts = jnp.pad(start[rising], (missing, 0)).reshape(-1, block)
@@ -370,7 +369,7 @@ def triplet_logits(
         return apply_layers(layers, jnp.concatenate(inputs, axis=1))
 
     # In blocks, so that the inputs of all pairs are never in memory together.
-    size = min(BLOCK_PAIRS, capacity)
+    size = min(device.blocks().filter_pairs, capacity)
     every = jnp.arange(capacity + -capacity % size, dtype=jnp.int32)
     blocks = jnp.minimum(every, capacity - 1).reshape(-1, size)
     return jax.lax.map(of_block, blocks).reshape(-1)[:capacity]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from hypertrack_jax.networks import kernels
+from hypertrack_jax import device
 from hypertrack_jax.networks.features import NUM_ODD_HELIX
 from hypertrack_jax.networks.kernels import block_size, masked_moments, wide_dtype
 
@@ -34,7 +34,7 @@ class PairInputs(EdgeInputs):
 
 def are_many(edges: EdgeInputs) -> bool:
     """Whether training goes by blocks; this is decided when it is compiled."""
-    return len(edges.mask) > kernels.WHOLE_EDGES
+    return len(edges.mask) > device.blocks().whole_edges
 
 
 def in_blocks(edges: EdgeInputs, padding_hit: int, train: bool = False) -> EdgeInputs:

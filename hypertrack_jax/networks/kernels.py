@@ -17,36 +17,17 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from hypertrack_jax import device
 from hypertrack_jax.graph.segment import segment_sum
 
 ROW_BLOCK = 256
 """Rows per partial sum of a kernel's gradient; edge capacities are multiples of it."""
-EDGE_BLOCK = 8192
-"""Edges handled together in inference on a CPU, so that what is computed of them stays in cache."""
-ACCELERATOR_BLOCK = 131072
-"""The same on other devices, in training, too. Estimate: an array of 64 values for each edge has
-34 MB, which fits in the L2 cache of an H100 (50 MB), and thirty edges for each of its threads."""
-WHOLE_EDGES = 131072
-"""Largest edge capacity at which training keeps what it computes of all edges: 8 kB an edge. Above
-it, blocks are computed again for the gradient: a fifth to a twentieth of the memory, about as fast
-on two CPU cores, but twice as long to compile. Below it they were up to a quarter slower."""
-TRAINING_BLOCK = 16384
-"""Edges handled together in training above `WHOLE_EDGES`. Twice as many took 30 % longer at 2e5
-edges, and 5 % less at 2.4e6, where every block adds to a larger gradient."""
 
 
 def block_size(are_pairs: bool, train: bool = False) -> int:
     """Edges in a block; of pairs half as many, because each is two edges."""
-    if not is_cpu():
-        size = ACCELERATOR_BLOCK
-    else:
-        size = TRAINING_BLOCK if train else EDGE_BLOCK
+    size = device.blocks().training_edges if train else device.blocks().edges
     return size // 2 if are_pairs else size
-
-
-def is_cpu() -> bool:
-    """Whether programs are compiled for a CPU, and so take the fast forms."""
-    return jax.default_backend() == "cpu"
 
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:
@@ -234,7 +215,7 @@ def _of_backend(fast: Callable[..., Any], plain: Callable[..., Any]) -> Callable
     """The form for the backend that a program is traced for."""
 
     def chosen(*arguments: Any) -> Any:
-        return (fast if is_cpu() else plain)(*arguments)
+        return (fast if device.is_cpu() else plain)(*arguments)
 
     return chosen
 

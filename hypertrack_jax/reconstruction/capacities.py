@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from hypertrack_jax.capacities import capacity_for
 from hypertrack_jax.clustering.search import SearchSizes
 from hypertrack_jax.clustering.transformer import chunk_size
+from hypertrack_jax.device import free_memory
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.graph.event_graph import LEAST_EDGES
 from hypertrack_jax.memory import require_memory
@@ -232,6 +233,7 @@ def require_room(
         num_events * num_bytes,
         f"{several} of {num_hits} hits with {room}",
         "a larger min_count or edge_threshold, more cells or fewer hits",
+        free_memory,
     )
 
 

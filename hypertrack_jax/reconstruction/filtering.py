@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from hypertrack_jax import device
 from hypertrack_jax.graph.pair_graph import (
     HitPairs,
     PairGraph,
@@ -15,7 +16,6 @@ from hypertrack_jax.graph.pair_graph import (
     pairs_kept,
 )
 from hypertrack_jax.networks.edge_filter import (
-    BLOCK_PAIRS,
     FilterWeights,
     apply_layers,
     pair_inputs,
@@ -88,15 +88,16 @@ def scored_pairs(
 
     def add_block(state):
         first, pairs = state
-        raw = pair_block(lists, first, size=BLOCK_PAIRS)
+        raw = pair_block(lists, first, size=size)
         inputs = pair_inputs(coordinates, lists.degree, raw.one, raw.other, raw.count)
         logit = apply_layers(weights.pairs, inputs)
         scored = HitPairs(raw.one, raw.other, raw.count, logit, jnp.int32(0))
         is_kept = raw.mask & (logit >= weights.thresholds[0])
-        return first + BLOCK_PAIRS, pairs_appended(pairs, scored, is_kept)
+        return first + size, pairs_appended(pairs, scored, is_kept)
 
     def is_unfinished(state):
         return state[0] < num_raw
 
+    size = device.blocks().filter_pairs
     num_raw = jnp.where(lists.num_raw == TOO_MANY, 0, lists.num_raw)
     return jax.lax.while_loop(is_unfinished, add_block, (jnp.int32(0), no_pairs(capacity)))[1]

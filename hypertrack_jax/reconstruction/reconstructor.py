@@ -14,6 +14,7 @@ from jaxtyping import Int
 from hypertrack_jax.capacities import until_enough
 from hypertrack_jax.clustering.density import DENSITY, density_clusters
 from hypertrack_jax.clustering.tracks import HitClusters, Tracks
+from hypertrack_jax.device import memory_told
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.networks.edge_filter import FilterWeights
@@ -274,15 +275,9 @@ def _run(
     capacities: Any,
 ) -> tuple[Any, Any]:
     require_room(capacities, num_hits, num_events)
-    try:
+    what = f"{stage.name} of an event of {num_hits} hits"
+    with memory_told(what, "a larger min_count or edge_threshold, fewer hits"):
         return jax.block_until_ready(launch(stage, capacities, shared, *made))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"the memory ran out in {stage.name} of an event of {num_hits} hits; choose a larger "
-            "min_count or edge_threshold, fewer hits, or a device with more memory."
-        ) from error
 
 
 def padded_hits(hits: OrderedHits, num_places: int) -> PaddedHits:

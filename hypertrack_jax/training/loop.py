@@ -10,6 +10,7 @@ from itertools import islice
 import jax
 from jax.typing import DTypeLike
 
+from hypertrack_jax.device import memory_told
 from hypertrack_jax.graph.event_graph import EventGraph, core_edges
 from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.model.counts import count_pairs
@@ -134,7 +135,9 @@ class _Trainer:
                     state = self.in_due_phase(state)
                 batch = next(batches)
                 self.progress.announce_bucket(batch)
-                state, metrics = self.train_steps[self.phase](state, batch.graphs, key)
+                what = f"a training step of {batch.num_hits} hits and {batch.num_edges} edges"
+                with memory_told(what, "a smaller sector_hits or rfactor, a larger min_count"):
+                    state, metrics = self.train_steps[self.phase](state, batch.graphs, key)
                 self.progress.record(step, metrics, batch)
                 is_stopped, is_save_due = self.wishes(step + 1, bool(signals))
                 is_last = is_stopped or step + 1 == run.num_steps

@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Int32
 
+from hypertrack_jax import device
 from hypertrack_jax.voxdyn.voronoi_index import (
     FAN,
     FAN_BITS,
@@ -51,8 +52,6 @@ __all__ = [
     "spatial_order",
 ]
 
-CHUNK = 4096
-"""Hits that descend and scan together: the lists stay in the cache from one scan to the next."""
 OPEN_SHARE = 1 / 32
 """Nodes opened side by side, as a share of the hits."""
 MARGIN = 4e-6
@@ -78,7 +77,7 @@ def assign_cells(index: VoronoiIndex, position: Float32[Array, "hit 3"]) -> Int3
       Index of the nearest centroid per hit.
     """
     num_hits = len(position)
-    chunk = min(num_hits, CHUNK)
+    chunk = min(num_hits, device.blocks().located_hits)
     num_chunks = -(-num_hits // chunk)
     copies = jnp.broadcast_to(position[-1:], (num_chunks * chunk - num_hits, 3))
     chunks = jnp.concatenate([position, copies]).reshape(num_chunks, chunk, 3)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from toy_graph import SMALL_NETWORK, toy_graph
 
+from hypertrack_jax import device
 from hypertrack_jax.clustering.baselines import large_components
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.clustering.search import SearchSizes, open_hits
 from hypertrack_jax.clustering.transformer import (
-    CHUNK,
-    LARGE_CHUNK,
     TRANSFORMER,
     WIDTHS,
     chunk_size,
@@ -32,6 +31,7 @@ from hypertrack_jax.tunes.tune import Tune
 # Tokens of 8: embeddings of 5, and positions.
 NETWORK = replace(SMALL_NETWORK, embedding_dim=5, num_heads=2, num_attention_blocks=1)
 TUNE = Tune("small", network=NETWORK)
+CHUNK = device.CPU.few_micrographs
 
 
 @cache
@@ -55,7 +55,7 @@ def some_micrographs(seed, num_seeds=2 * CHUNK + 5, num_slots=WIDTHS[0] + 10, nu
 
 def test_chunks_grow_with_the_number_of_micrographs():
     numbers = [chunk_size(number) for number in (1, 64 * CHUNK, 64 * CHUNK + 640, 10**5)]
-    assert numbers == [CHUNK, CHUNK, CHUNK + 10, LARGE_CHUNK]
+    assert numbers == [CHUNK, CHUNK, CHUNK + 10, device.CPU.many_micrographs]
 
 
 def test_chunks_give_what_one_whole_array_gives():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from formulas import normed_linear, softmax
 
-from hypertrack_jax.networks import edge_conv, kernels
+from hypertrack_jax import device
+from hypertrack_jax.networks import edge_conv
 from hypertrack_jax.networks.edge_conv import SuperEdgeConv
 from hypertrack_jax.networks.edge_inputs import EdgeInputs
 
@@ -101,7 +102,7 @@ def looped(layer: Layer, train, aggregation="mean"):
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Several blocks in inference, of which some share a receiver, and the last one incomplete."""
-    monkeypatch.setattr(kernels, "EDGE_BLOCK", 8)
+    monkeypatch.setattr(device, "CPU", device.CPU._replace(edges=8))
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -147,7 +148,7 @@ def test_hand_written_gradients_are_those_of_plain_differentiation(monkeypatch):
         return jax.jit(jax.grad(value, argnums=(0, 1)))(layer.variables["params"], layer.x)
 
     by_hand = gradient()
-    monkeypatch.setattr(kernels, "is_cpu", lambda: False)
+    monkeypatch.setattr(device, "is_cpu", lambda: False)
     plain = gradient()
     assert any(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (by_hand, plain)), strict=True))
     jax.tree.map(

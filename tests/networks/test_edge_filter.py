@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from toy import helix_event
 
+from hypertrack_jax import device
 from hypertrack_jax.graph.pair_graph import HitPairs, pair_graph
 from hypertrack_jax.networks import edge_filter
 from hypertrack_jax.networks.edge_filter import (
@@ -74,7 +75,7 @@ def test_equal_distances_are_ordered_too():
 
 @pytest.mark.parametrize(("block", "width"), [(7, 2), (512, 512)])
 def test_continuations_are_those_of_a_loop_over_triplets(pairs, block, width, monkeypatch):
-    monkeypatch.setattr(edge_filter, "BLOCK_HITS", block)
+    monkeypatch.setattr(device, "CPU", device.CPU._replace(filter_hits=block))
     monkeypatch.setattr(edge_filter, "LEAST_WIDTH", width)
     graph = pair_graph(pairs, NUM_HITS + 1)
     coordinates = coordinates_of(np.pad(EVENT.position, ((0, 1), (0, 0))))

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from toy_graph import SMALL_NETWORK, permute_hits, toy_graph
 
+from hypertrack_jax import device
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.graph.edge_pairs import edge_pairs
 from hypertrack_jax.graph.event_graph import Bucket, EventGraph, hit_graph
-from hypertrack_jax.networks import edge_inputs, kernels
+from hypertrack_jax.networks import edge_inputs
 from hypertrack_jax.networks.edge_predictor import EdgePrediction, EdgePredictor, predict
 from hypertrack_jax.networks.kernels import ROW_BLOCK
 
@@ -24,7 +25,7 @@ HELIX = replace(SMALL_NETWORK, node_features="cylindrical", edge_features="helix
 def small_blocks():
     """Several blocks of edges in inference, the last one incomplete."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "EDGE_BLOCK", 300)
+        patch.setattr(device, "CPU", device.CPU._replace(edges=300))
         yield
 
 
@@ -192,8 +193,8 @@ def test_training_by_blocks_equals_training_at_once(tune, monkeypatch):
         return compiled(graph), compiled.memory_analysis().temp_size_in_bytes
 
     at_once, memory_at_once = outcome()
-    monkeypatch.setattr(kernels, "WHOLE_EDGES", 0)
-    monkeypatch.setattr(kernels, "TRAINING_BLOCK", block)
+    sizes = device.CPU._replace(whole_edges=0, training_edges=block)
+    monkeypatch.setattr(device, "CPU", sizes)
     by_blocks, memory_by_blocks = outcome()
     assert_trees_close(at_once.trained.embedding, by_blocks.trained.embedding)
     # The logits of padding have no meaning.
@@ -205,7 +206,7 @@ def test_training_by_blocks_equals_training_at_once(tune, monkeypatch):
 
 
 def test_a_block_of_an_accelerator_holds_more_edges(monkeypatch):
-    number = 2 * kernels.TRAINING_BLOCK + 1
+    number = 2 * device.CPU.training_edges + 1
     index = np.zeros(number, np.int32)
     arrays = index, index, np.ones(number, bool), np.zeros((number, 1), np.float32)
 
@@ -214,8 +215,8 @@ def test_a_block_of_an_accelerator_holds_more_edges(monkeypatch):
 
     edges, pairs = edge_inputs.EdgeInputs, edge_inputs.PairInputs
     assert num_blocks(edges, train=True) == 3
-    assert num_blocks(pairs, train=False) == -(-number // (kernels.EDGE_BLOCK // 2))
-    monkeypatch.setattr(kernels, "is_cpu", lambda: False)
+    assert num_blocks(pairs, train=False) == -(-number // (device.CPU.edges // 2))
+    monkeypatch.setattr(device, "is_cpu", lambda: False)
     assert num_blocks(edges, train=True) == num_blocks(pairs, train=False) == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from formulas import linear, normed_linear, random_weights
 from toy_graph import SMALL_NETWORK, toy_graph
 
-from hypertrack_jax.networks import kernels
+from hypertrack_jax import device
 from hypertrack_jax.networks.edge_inputs import EdgeInputs
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.networks.gauge_conv import GaugeEdgeConv
@@ -29,7 +29,7 @@ def float64():
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks in inference, and the last one incomplete."""
-    monkeypatch.setattr(kernels, "EDGE_BLOCK", 8)
+    monkeypatch.setattr(device, "CPU", device.CPU._replace(edges=8))
 
 
 class Layer(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from toy_graph import SMALL_NETWORK, toy_graph
 
+from hypertrack_jax import device
 from hypertrack_jax.graph.event_graph import Bucket
-from hypertrack_jax.networks import kernels
 from hypertrack_jax.networks.edge_inputs import EdgeInputs, in_blocks, scan_blocks
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 
@@ -73,13 +73,13 @@ def test_no_sum_over_hits_or_edges_is_in_half_precision(name):
 
 
 def test_no_sum_over_a_block_of_edges_is_in_half_precision(monkeypatch):
-    monkeypatch.setattr(kernels, "WHOLE_EDGES", 0)
-    monkeypatch.setattr(kernels, "TRAINING_BLOCK", 2 * WIDEST)
+    sizes = device.CPU._replace(whole_edges=0, training_edges=2 * WIDEST)
+    monkeypatch.setattr(device, "CPU", sizes)
     assert sums_in_half_precision(HELIX) == []
 
 
 def test_gradients_add_up_over_blocks_in_float32(monkeypatch):
-    monkeypatch.setattr(kernels, "TRAINING_BLOCK", 1)
+    monkeypatch.setattr(device, "CPU", device.CPU._replace(training_edges=1))
     number = 1000
     index = jnp.zeros(number, jnp.int32)
     edges = EdgeInputs(index, index, jnp.ones(number, bool), jnp.zeros((number, 1)))

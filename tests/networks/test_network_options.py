@@ -11,8 +11,8 @@ import pytest
 from formulas import random_weights
 from toy_graph import permute_hits, toy_graph
 
+from hypertrack_jax import device
 from hypertrack_jax.graph.event_graph import Bucket, EventGraph
-from hypertrack_jax.networks import kernels
 from hypertrack_jax.networks.edge_predictor import EdgePrediction, EdgePredictor
 from hypertrack_jax.tunes.tune import NetworkTune
 
@@ -43,7 +43,7 @@ OPTIONS = {
 def small_blocks():
     """Several blocks of edges in inference, the last one incomplete."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "EDGE_BLOCK", 100)
+        patch.setattr(device, "CPU", device.CPU._replace(edges=100))
         yield
 
 

@@ -9,12 +9,12 @@ import pytest
 from toy import helix_event
 from toy_graph import SMALL_NETWORK
 
+from hypertrack_jax import device
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.compiled_time import watched_compilation
 from hypertrack_jax.events.sectors import whole
 from hypertrack_jax.model.parameters import init_parameters
 from hypertrack_jax.networks.edge_filter import init_filter
-from hypertrack_jax.reconstruction import filtering
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.capacities import (
     FilterCapacities,
@@ -50,7 +50,7 @@ TUNE = Tune(
 def small_blocks():
     """Toy events, too, pass in many blocks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filtering, "BLOCK_PAIRS", 64)
+        patch.setattr(device, "CPU", device.CPU._replace(filter_pairs=64))
         yield
 
 
