@@ -11,7 +11,8 @@ from absl import flags
 from hardware import map_in_processes
 from tqdm import tqdm
 
-from hypertrack_jax.events.simulation import simulate_event
+from hypertrack_jax.events.modules import write_detector_csv
+from hypertrack_jax.events.simulation import generic_detector, simulate_event
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.events.trackml import write_event_csv
 
@@ -44,6 +45,7 @@ def simulate_to_file(
     """Simulates one event and writes it."""
     simulated = simulate_event(event_id, pileup, seed)
     if file_format == "csv":
+        write_detector_csv(directory, generic_detector().modules)
         write_event_csv(directory, *simulated)
     else:
         save_event(directory, simulated.event)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from hypertrack_jax.events.cells import FiredCells, cluster_cells
 from hypertrack_jax.events.event import NOISE, Event, Particles
 from hypertrack_jax.events.kinematics import GeneratedParticles, charge_of
-from hypertrack_jax.events.modules import Modules
+from hypertrack_jax.events.modules import Modules, module_frames
 
 # Standard deviation of measured minus true position along the axes u and v of a module, in mm, by
 # volume: the 5527 hits of the real event in `kinematics`, turned into their modules' frames. Mirror
@@ -36,9 +37,21 @@ CELL_SIZE = {
     17: (0.12, 10.8, 0.35),
 }
 
+# In the real event the charge of a pixel is the length of the path in it, in mm, within 10 %, and
+# strips say 1. A cell fires however short the path is: none of the shortest is missing.
+PIXEL_VOLUMES = (7, 8, 9)
+CHARGE_NOISE = 0.1
+EDGE = 1e-6  # channels; paths end so far within the module, beyond all rounding
+
 # The real event has 15.0 % noise, on pixels and strips alike 0.04 hits per module within the
 # statistical error: noise picks a module, then a place on it.
 NOISE_RATIO = 0.15
+# Its clusters of noise are those of particles whose polar angle and azimuth differ from those of
+# the hit by up to this, in radians, evenly.
+NOISE_ANGLE = np.pi / 4
+# No cluster there, of noise or of a particle, has a path with a smaller cosine to the normal. The
+# simulation keeps such hits of particles, 1 % of all, with the long clusters that they would have.
+MIN_COSINE = 0.1
 
 # TrackML weights (github.com/LAL/trackml-library, weights.py; Amrouche et al.): along a track the
 # first and the last hits count most, and hard particles up to five times as much as soft ones. They
@@ -58,6 +71,8 @@ class SimulatedEvent(NamedTuple):
     """Where the module was crossed, in mm; for noise, the measured position."""
     true_momentum: Float32[np.ndarray, "hit 3"]
     """Momentum of the particle there, in GeV; 0 for noise."""
+    fired: FiredCells
+    """The cells of the hits, from the place of the true crossing."""
 
 
 class Crossings(NamedTuple):
@@ -79,8 +94,9 @@ def measure(
     crossings: Crossings,
     modules: Modules,
     rng: np.random.Generator,
+    cell_rng: np.random.Generator,
 ) -> SimulatedEvent:
-    """Smears the crossings, adds noise, and puts the hits into TrackML's order.
+    """Smears the crossings, adds noise and cells, and puts the hits into TrackML's order.
 
     Args:
       event_id: number of the event.
@@ -88,7 +104,8 @@ def measure(
         `num_hits` 0, as in TrackML's files.
       crossings: what the particles did.
       modules: where it happened.
-      rng: source of all randomness.
+      rng: source of all randomness but that of the cells.
+      cell_rng: source of theirs, so that they change nothing else.
 
     Returns:
       The event with full truth, its hits ordered by volume, layer and module.
@@ -104,16 +121,22 @@ def measure(
     position = np.concatenate([_smear(modules, crossings, rng), noise_position])
     true_position = np.concatenate([crossings.position, noise_position])
     true_momentum = np.concatenate([crossings.momentum, np.zeros((num_noise, 3))])
+    direction = [
+        crossings.momentum,
+        _noise_direction(modules, noise_module, noise_position, cell_rng),
+    ]
     # Modules are in the order of their geometry id, that is of volume, layer and number. Within a
     # module the order must say nothing about which hits are noise.
     order = np.lexsort((rng.random(len(module)), module))
+    module, true_position = module[order], true_position[order]
+    fired = fire_cells(modules, module, true_position, np.concatenate(direction)[order], cell_rng)
     event = Event(
         event_id=event_id,
         position=position[order].astype(np.float32),
         hit_id=np.arange(1, len(order) + 1),
         hit_particle=hit_particle[order].astype(np.int32),
         hit_weight=np.concatenate([weight, np.zeros(num_noise)])[order],
-        module=modules.number[module[order]].astype(np.int64),
+        module=modules.number[module].astype(np.int64),
         particles=Particles(
             particle_id=_particle_id(particles),
             vertex=particles.vertex.astype(np.float32),
@@ -122,10 +145,50 @@ def measure(
             num_hits=np.bincount(crossings.particle, minlength=len(pt)).astype(np.int32),
         ),
         has_truth=True,
+        cells=cluster_cells(fired, module_frames(modules)[module]),
     )
     return SimulatedEvent(
-        event, true_position[order].astype(np.float32), true_momentum[order].astype(np.float32)
+        event, true_position.astype(np.float32), true_momentum[order].astype(np.float32), fired
     )
+
+
+def fire_cells(
+    modules: Modules,
+    module: Int64[np.ndarray, " hit"],
+    position: Float64[np.ndarray, "hit 3"],
+    direction: Float64[np.ndarray, "hit 3"],
+    rng: np.random.Generator,
+) -> FiredCells:
+    """The cells that straight paths through modules fire, with the charge of each.
+
+    All charge drifts along u in proportion to the depth it comes from, so that a path covers
+    `Cells.frame` @ direction channels. The middle of the path keeps its place, as hits do in
+    `measure`. What leaves the module is lost.
+
+    Args:
+      modules: the detector.
+      module: index of the module of each hit.
+      position: where it was crossed, in mm.
+      direction: of the particle there, of any length but 0.
+      rng: source of the noise of the charge.
+    """
+    crossed = np.einsum("hij,hj->hi", module_frames(modules)[module].astype(np.float64), direction)
+    # Parallel to the plane, a path ends at the edges of the module.
+    normal = np.where(np.abs(crossed[:, 2]) > 1e-6, crossed[:, 2], 1e-6)
+    span = crossed[:, :2] / normal[:, None]
+    half_size = np.stack([modules.half_size[:, :2].max(axis=1), modules.half_size[:, 2]], axis=1)
+    num_channels = np.round(2 * half_size / modules.pitch)[module]
+    offset = position - modules.center[module]
+    local = np.einsum("hax,hx->ha", modules.axes[module], offset) + half_size[module]
+    middle = np.clip(local / modules.pitch[module], EDGE, num_channels - EDGE)
+    at, hit = _borders(middle, span, *_inside(middle, span, num_channels))
+    is_cell = hit[1:] == hit[:-1]
+    share, center, hit = np.diff(at)[is_cell], (at[1:] + at[:-1])[is_cell] / 2, hit[1:][is_cell]
+    channel = np.floor(middle[hit] + span[hit] * center[:, None]).astype(np.int64)
+    length = np.linalg.norm(direction, axis=1) / np.abs(normal) * modules.thickness[module]
+    charge = share * length[hit] * np.maximum(rng.normal(1, CHARGE_NOISE, len(hit)), 0)
+    is_pixel = np.isin(modules.number[module[hit], 0], PIXEL_VOLUMES)
+    return FiredCells(hit, channel, np.where(is_pixel, charge, 1).astype(np.float32))
 
 
 def hit_weights(
@@ -191,3 +254,42 @@ def _draw_noise(modules, num_particle_hits, rng):
     local = np.stack([u * half_width, v * half_length], axis=1)
     position = modules.center[module] + np.einsum("na,nax->nx", local, modules.axes[module])
     return module, position
+
+
+def _inside(middle, span, num_channels):
+    """Part of each path, from -1/2 to 1/2, that is on the module."""
+    span = np.where(span == 0, 1e-12, span)
+    ends = np.sort([(EDGE - middle) / span, (num_channels - EDGE - middle) / span], axis=0)
+    return np.maximum(ends[0].max(axis=1), -0.5), np.minimum(ends[1].min(axis=1), 0.5)
+
+
+def _borders(middle, span, begin, end):
+    """Where each path begins, goes from channel to channel, and ends; and whose path it is."""
+    at, path = [begin, end], [np.arange(len(span))] * 2
+    for axis in (0, 1):
+        place = [middle[:, axis] + span[:, axis] * part for part in (begin, end)]
+        low, high = np.floor(np.minimum(*place)), np.floor(np.maximum(*place))
+        number = (high - low).astype(np.int64)
+        of_path = np.repeat(np.arange(len(span)), number)
+        nth = np.arange(len(of_path)) - np.repeat(np.cumsum(number) - number, number)
+        at.append((low[of_path] + 1 + nth - middle[of_path, axis]) / span[of_path, axis])
+        path.append(of_path)
+    at, path = np.concatenate(at), np.concatenate(path)
+    # By path, then along it: a part of a path is at most 1/2 from its middle.
+    order = np.argsort(2 * path + at)
+    return at[order], path[order]
+
+
+def _noise_direction(modules, module, position, rng):
+    """Directions that the clusters of noise have; those too near to the plane are drawn anew."""
+    normal = np.cross(modules.axes[module, 0], modules.axes[module, 1])
+    theta = np.arctan2(np.hypot(position[:, 0], position[:, 1]), position[:, 2])
+    phi = np.arctan2(position[:, 1], position[:, 0])
+    direction = np.zeros(position.shape)
+    while (is_open := np.abs((direction * normal).sum(axis=1)) < MIN_COSINE).any():
+        turn = rng.uniform(-NOISE_ANGLE, NOISE_ANGLE, (2, is_open.sum()))
+        polar, azimuth = theta[is_open] + turn[0], phi[is_open] + turn[1]
+        transverse = np.sin(polar)
+        parts = transverse * np.cos(azimuth), transverse * np.sin(azimuth), np.cos(polar)
+        direction[is_open] = np.stack(parts, axis=1)
+    return direction

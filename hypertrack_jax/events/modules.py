@@ -15,7 +15,7 @@ from hypertrack_jax.files import replace_file
 
 # This and `thickness_unit` follow from the real event that `kinematics` describes: with them the
 # true crossings give both ends of 99 % of its clusters to the channel, along u and v.
-BARREL_DRIFT = {8: 0.12, 13: 0.12, 17: 0.07}
+BARREL_DRIFT = {8: 0.12, 13: 0.12, 17: 0.08}
 """In the barrels of TrackML charge drifts along u: the tangent of its angle to the normal."""
 
 _COLUMNS = {

@@ -21,6 +21,7 @@ from hypertrack_jax.events.digitization import CELL_SIZE, Crossings, SimulatedEv
 from hypertrack_jax.events.event import validate_event
 from hypertrack_jax.events.kinematics import GeneratedParticles, generate_particles
 from hypertrack_jax.events.modules import Modules, drift_of
+from hypertrack_jax.streams import stream
 
 FIELD = 2.0  # Tesla, along the beam
 MIN_MOMENTUM = 0.05  # GeV; particles are followed down to here
@@ -63,10 +64,13 @@ def simulate_event(event_id: int, pileup: int | float, seed: int) -> SimulatedEv
             raise UserError(f"{name}={value}: expected a whole number from 0 to 2^63 - 1.")
     # Not `stream`: the shipped weights were trained on these very events.
     rng = np.random.default_rng([seed, event_id])
+    cell_rng = stream("cells", seed, event_id)
     while True:
         particles = generate_particles(pileup, rng)
         crossings = _simulate_crossings(particles, int(rng.integers(2**31)))
-        simulated = measure(event_id, particles, crossings, generic_detector().modules, rng)
+        simulated = measure(
+            event_id, particles, crossings, generic_detector().modules, rng, cell_rng
+        )
         if simulated.event.hit_weight.sum() > 0:
             validate_event(simulated.event, f"simulated event {event_id}")
             return simulated

@@ -10,12 +10,14 @@ from hypertrack_jax.events.digitization import (
     NOISE_RATIO,
     RESOLUTION,
     Crossings,
+    fire_cells,
     hit_weights,
     measure,
 )
 from hypertrack_jax.events.event import NOISE, validate_event
 from hypertrack_jax.events.kinematics import GeneratedParticles
-from hypertrack_jax.events.modules import Modules
+from hypertrack_jax.events.modules import Modules, read_modules
+from hypertrack_jax.events.trackml import read_event
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "trackml"
 needs_real_event = pytest.mark.skipif(not REAL.is_dir(), reason="the real event is not here")
@@ -142,11 +144,11 @@ def measured(toy_modules):
         position=toy_modules.center[module] + (local * toy_modules.axes[module]).sum(axis=1),
         momentum=particles.momentum[particle] * 0.9,
     )
-    return particles, measure(7, particles, crossings, toy_modules, rng)
+    return particles, measure(7, particles, crossings, toy_modules, rng, np.random.default_rng(1))
 
 
 def test_measured_event_is_valid_and_in_order(measured):
-    particles, (event, _, true_momentum) = measured
+    particles, (event, _, true_momentum, _) = measured
     validate_event(event, "measured")
     assert event.event_id == 7 and event.has_truth
     np.testing.assert_array_equal(event.hit_id, np.arange(1, len(event.hit_id) + 1))
@@ -164,7 +166,7 @@ def test_measured_event_is_valid_and_in_order(measured):
 
 
 def test_weights_reach_their_hits(measured):
-    particles, (event, true_position, _) = measured
+    particles, (event, true_position, *_) = measured
     is_particle = event.hit_particle != NOISE
     particle = event.hit_particle[is_particle].astype(np.int64)
     expected = hit_weights(
@@ -179,7 +181,7 @@ def test_weights_reach_their_hits(measured):
 
 
 def test_particle_ids_tell_kind_and_collision(measured):
-    particles, (event, _, _) = measured
+    particles, (event, *_) = measured
     ids = event.particles.particle_id
     assert len(np.unique(ids)) == len(ids) and ids.min() > 0
     np.testing.assert_array_equal(ids >> 52, particles.collision + 1)
@@ -187,7 +189,7 @@ def test_particle_ids_tell_kind_and_collision(measured):
 
 
 def test_hits_are_smeared_in_the_plane_of_their_module(measured, toy_modules):
-    event, true_position, _ = measured[1]
+    event, true_position, *_ = measured[1]
     for module in (0, 1):
         volume = int(toy_modules.number[module, 0])
         here = (event.module[:, 0] == volume) & (event.hit_particle != NOISE)
@@ -202,7 +204,7 @@ def test_hits_are_smeared_in_the_plane_of_their_module(measured, toy_modules):
 
 
 def test_noise_is_on_the_modules(measured, toy_modules):
-    event, true_position, _ = measured[1]
+    event, true_position, *_ = measured[1]
     noise = event.hit_particle == NOISE
     num_hits = (~noise).sum()
     expected = num_hits * NOISE_RATIO / (1 - NOISE_RATIO)
@@ -228,3 +230,135 @@ def test_the_place_in_a_module_does_not_tell_noise(measured):
         noise = (event.hit_particle == NOISE)[event.module[:, 0] == volume]
         place = np.flatnonzero(noise) / len(noise)
         assert abs(place.mean() - 0.5) < 4 * np.sqrt(1 / 12 / len(place))
+
+
+def test_cells_change_nothing_else(toy_modules):
+    rng = np.random.default_rng(2)
+    particles = GeneratedParticles(
+        vertex=np.zeros((1, 3)),
+        momentum=np.ones((1, 3)),
+        pdg=np.array([211], np.int32),
+        collision=np.zeros(1, int),
+        is_material=np.zeros(1, bool),
+        flight_limit=np.full(1, np.inf),
+    )
+    crossings = Crossings(
+        particle=np.zeros(100, int),
+        module=rng.integers(2, size=100),
+        position=rng.normal(size=(100, 3)),
+        momentum=rng.normal(size=(100, 3)),
+    )
+    events = [
+        measure(
+            7,
+            particles,
+            crossings,
+            toy_modules,
+            np.random.default_rng(0),
+            np.random.default_rng(seed),
+        ).event
+        for seed in (0, 1)
+    ]
+    for name in ("position", "hit_id", "hit_particle", "hit_weight", "module"):
+        one, other = (getattr(event, name) for event in events)
+        np.testing.assert_array_equal(one, other)
+    one, other = (event.cells.charge for event in events)
+    assert (one != other).any()
+
+
+def paths(toy_modules, local, direction):
+    """Hits at places of the two modules, given along u and v, with directions along u, v and w."""
+    module = np.arange(len(local)) % 2
+    axes = toy_modules.axes[module]
+    frame = np.concatenate([axes, np.cross(axes[:, 0], axes[:, 1])[:, None]], axis=1)
+    position = toy_modules.center[module] + np.einsum("ha,hax->hx", local, axes)
+    return module, position, np.einsum("ha,hax->hx", direction, frame)
+
+
+def test_cells_by_hand(toy_modules):
+    # On the pixel module 0.15 mm of depth: u moves by 3 channels times slope - drift. 8.4 mm are
+    # channel 168, 36 mm channel 640.
+    local = np.array([[0.0125, 0.01], [0.0, 0.6]])
+    direction = np.array([[0.12 + 1 / 3, 0.75, 1], [0, 0, -2]])
+    hit, channel, value = fire_cells(
+        toy_modules, *paths(toy_modules, local, direction), np.random.default_rng(0)
+    )
+    # One channel along u from 167.75 to 168.75; two along v from 639.18 to 641.18.
+    assert hit.tolist() == [0, 0, 0, 0, 1]
+    assert channel.tolist() == [[167, 639], [168, 639], [168, 640], [168, 641], [500, 65]]
+    along = np.array([0.25, 0.4111, 0.9111, 1])
+    length = 0.15 * np.sqrt(1 + direction[0, 0] ** 2 + direction[0, 1] ** 2)
+    np.testing.assert_allclose(value[:4], np.diff(along, prepend=0) * length, rtol=0.4)
+    assert value[4] == 1
+
+
+def test_cells_are_those_that_the_path_goes_through(toy_modules):
+    rng = np.random.default_rng(0)
+    num = 200
+    local = rng.uniform(-1, 1, (num, 2)) * np.where(np.arange(num) % 2, 50, 10)[:, None]
+    direction = rng.normal(size=(num, 3)) * [1, 1, 0.5]
+    module, position, global_direction = paths(toy_modules, local, direction)
+    hit, channel, value = fire_cells(toy_modules, module, position, global_direction, rng)
+    assert hit.tolist() == sorted(hit.tolist()) and set(hit.tolist()) == set(range(num))
+    depth = np.linspace(-0.5, 0.5, 40001)[:, None]
+    for index in range(num):
+        own = channel[hit == index]
+        of = module[index]
+        half = np.array([toy_modules.half_size[of, 1], toy_modules.half_size[of, 2]])
+        slope = direction[index, :2] / direction[index, 2] - [toy_modules.drift[of], 0]
+        at = np.clip(local[index], -half, half) + slope * toy_modules.thickness[of] * depth
+        steps = (at + half) / toy_modules.pitch[of]
+        is_on = ((steps >= 0) & (steps < np.round(2 * half / toy_modules.pitch[of]))).all(axis=1)
+        expected = {tuple(cell) for cell in np.floor(steps[is_on]).astype(int).tolist()}
+        found = {tuple(cell) for cell in own.tolist()}
+        assert len(found) == len(own)
+        # The steps may miss a cell in whose corner the path is shorter than they are.
+        assert expected <= found and len(found - expected) <= 0.02 * len(found) + 1
+        if of == 0 and is_on.all():
+            length = 0.15 * np.linalg.norm(direction[index]) / abs(direction[index, 2])
+            np.testing.assert_allclose(value[hit == index].sum(), length, rtol=0.4)
+        if of == 1:
+            assert set(value[hit == index].tolist()) == {1}
+
+
+def test_charge_is_the_length_of_the_path_within_ten_percent(toy_modules):
+    num = 4000
+    local = np.full((num, 2), 0.025)
+    module, position, direction = paths(toy_modules, local, np.tile([0.12, 0, 1], (num, 1)))
+    hit, _, value = fire_cells(toy_modules, module, position, direction, np.random.default_rng(0))
+    charge = value[hit % 2 == 0] / (0.15 * np.sqrt(1 + 0.12**2))
+    assert len(charge) == num / 2
+    np.testing.assert_allclose([charge.mean(), charge.std()], [1, 0.1], rtol=0.05)
+
+
+@needs_real_event
+def test_cells_are_those_of_the_real_event():
+    with pytest.warns(UserWarning, match="the weights sum"):
+        event = read_event(REAL, 1)
+    truth = read_table("event000000001-truth")
+    modules = read_modules("detectors", gzip.open(REAL / "detectors.csv.gz").read())
+    key = np.array([2**48, 2**28, 1])
+    module = np.searchsorted(modules.geometry_id, event.module @ key)
+    position, direction = (
+        np.stack([truth[name] for name in names], axis=1)
+        for names in (("tx", "ty", "tz"), ("tpx", "tpy", "tpz"))
+    )
+    hit, channel, value = fire_cells(modules, module, position, direction, np.random.default_rng(0))
+    cells = event.cells
+    num_cells = np.bincount(hit, minlength=len(module))
+    extent = np.stack(
+        [[np.ptp(part, axis=0) + 1] for part in np.split(channel, np.cumsum(num_cells)[:-1])]
+    )[:, 0]
+    # Cell by cell where the hit says where its clusters lies: no drift moves it in the disks.
+    is_disk = modules.drift[module] == 0
+    assert (extent == cells.extent)[is_disk].all(axis=1).mean() > 0.985
+    assert (num_cells == cells.num_cells)[is_disk].mean() > 0.98
+    # In barrels the clusters begin at another place within their channel.
+    for volume in (8, 13, 17):
+        here = event.module[:, 0] == volume
+        difference = extent[here].mean(axis=0) - cells.extent[here].mean(axis=0)
+        assert (np.abs(difference) < 0.03 * cells.extent[here].mean(axis=0)).all()
+    charge = np.bincount(hit, value, len(module))
+    is_pixel = event.module[:, 0] < 10
+    ratio = charge[is_pixel] / cells.charge[is_pixel]
+    np.testing.assert_allclose(np.median(ratio), 1, atol=0.01)

@@ -13,6 +13,7 @@ from hypertrack_jax.events import simulation
 from hypertrack_jax.events.digitization import RESOLUTION
 from hypertrack_jax.events.event import NOISE, validate_event
 from hypertrack_jax.events.kinematics import generate_particles, pseudorapidity
+from hypertrack_jax.events.modules import write_detector_csv
 from hypertrack_jax.events.simulation import generic_detector, simulate_event
 from hypertrack_jax.events.trackml import read_event, write_event_csv
 
@@ -84,7 +85,7 @@ def test_detector_is_that_of_trackml():
 
 @needs_acts
 def test_hits_lie_on_their_modules(simulated):
-    event, true_position, _ = simulated
+    event, true_position, *_ = simulated
     modules = generic_detector().modules
     module = module_of_hits(event)
     offset = true_position - modules.center[module]
@@ -132,7 +133,7 @@ def test_soft_particles_leave_no_hits(simulated, generated):
 
 @needs_acts
 def test_tracks_bend_as_in_a_field_of_two_tesla(simulated, generated):
-    event, position, momentum = simulated
+    event, position, momentum, _ = simulated
     pt = np.hypot(*generated.momentum[:, :2].T)
     chosen = (pt > 1) & (event.particles.num_hits >= 6) & (np.abs(generated.pdg) == 211)
     ratios = []
@@ -159,7 +160,7 @@ def test_tracks_bend_as_in_a_field_of_two_tesla(simulated, generated):
 
 @needs_acts
 def test_soft_particles_scatter_more(simulated, generated):
-    event, position, momentum = simulated
+    event, position, momentum, _ = simulated
     pt = np.hypot(*generated.momentum[:, :2].T)
     central = np.abs(pseudorapidity(generated.momentum)) < 1
     kinks = []
@@ -197,6 +198,7 @@ def test_fatras_has_another_seed_in_every_event(monkeypatch):
 
 @needs_acts
 def test_csv_round_trip(tmp_path, simulated):
+    write_detector_csv(tmp_path, generic_detector().modules)
     write_event_csv(tmp_path, *simulated)
     assert_same_event(read_event(tmp_path, 1000), simulated.event)
 

@@ -104,11 +104,12 @@ def test_script(tmp_path):
 
     done = run("--event_end=1001")
     assert done.returncode == 0, done.stderr
-    lines = [line.strip("|").split("|") for line in done.stdout.splitlines()[2:-1]]
+    lines = [line.strip("|").split("|") for line in done.stdout.splitlines()[2:-2]]
     real = {name.strip(): float(value) for name, _, value in lines}
     expected = summarize(sample_of([helix_event(0, num_particles=30, event_id=1)]))
     assert real["hits per particle"] == pytest.approx(expected["hits per particle"], abs=1e-3)
     assert (tmp_path / "figs" / "simulation.png").is_file()
+    assert done.stdout.endswith("Clusters are not compared, since one side has no cells.\n")
 
     missing = run("--event_end=1002")
     assert missing.returncode == 2
