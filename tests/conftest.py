@@ -7,15 +7,14 @@ import tempfile
 from importlib.metadata import version
 
 # Before jax starts: two CPU devices, so that code for several devices is tested on one machine; and
-# programs compiled quickly rather than well, in about a quarter of the time.
-flags = [
-    "--xla_force_host_platform_device_count=2",
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-]
-# XLA ends a process that gives it a flag it does not know; jaxlib 0.11 took this one away.
-if platform.machine() == "x86_64" and version("jaxlib").startswith("0.10."):
-    flags += ["--xla_cpu_use_fusion_emitters=false"]
+# programs compiled quickly rather than well, in about a quarter of the time, unless
+# HYPERTRACK_TEST_PROGRAMS is set: then a card computes what it computes for users.
+flags = ["--xla_force_host_platform_device_count=2"]
+if "HYPERTRACK_TEST_PROGRAMS" not in os.environ:
+    flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    # XLA ends a process that gives it a flag it does not know; jaxlib 0.11 took this one away.
+    if platform.machine() == "x86_64" and version("jaxlib").startswith("0.10."):
+        flags += ["--xla_cpu_use_fusion_emitters=false"]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
 
 # As the scripts have it, see `quiet_xla` of hypertrack_jax/command/start.py.

@@ -1,0 +1,59 @@
+"""All that is to be known of a machine with an accelerator, in one command of eight minutes.
+
+Runs stages one after another, each as a process with a time limit; what a stage finds is written at
+once to accelerator.json and accelerator.md in --output. A stage that fails or hangs is told of, and
+the next one begins. --workdir/data has some full events, as carry_accelerator.py leaves them.
+
+python experiments/accelerator.py --workdir=carried --output=accelerator
+python experiments/accelerator.py --workdir=quickstart --output=dry --dry_run --device=cpu
+"""
+
+import sys
+from pathlib import Path
+
+import command_line
+from absl import flags
+from benchmarks.accelerator_report import Report
+from benchmarks.accelerator_run import run_in_time
+from benchmarks.accelerator_stages import STAGES, Setting
+
+from hypertrack_jax.errors import UserError
+
+flags.adopt_module_key_flags(command_line)
+
+OUTPUT = flags.DEFINE_string("output", None, "Directory of the results.", required=True)
+MINUTES = flags.DEFINE_float("minutes", 8.0, "Time for all stages.", lower_bound=0.1)
+ASKED = flags.DEFINE_list("stages", list(STAGES), f"Some of {', '.join(STAGES)}.")
+DRY_RUN = flags.DEFINE_boolean(
+    "dry_run", False, "All stages in small, with a small network: whether they run, not how fast."
+)
+ALONE = flags.DEFINE_enum("stage", None, list(STAGES), "Run this stage in this process.")
+SECONDS = flags.DEFINE_float("seconds", 60.0, "Time for the stage of --stage.", lower_bound=0)
+
+
+def main() -> None:
+    """Runs one stage here, or each in a process of its own."""
+    report = Report(Path(OUTPUT.value).absolute())
+    if ALONE.value:
+        data = command_line.workdir("data")
+        setting = Setting(data, report, SECONDS.value, DRY_RUN.value)
+        STAGES[ALONE.value].run(setting)
+        return
+    unknown = [name for name in ASKED.value if name not in STAGES]
+    if unknown:
+        raise UserError(f"--stages={unknown[0]}: expected some of {', '.join(STAGES)}.")
+    limits = {name: STAGES[name].limit for name in ASKED.value}
+    is_whole = run_in_time(command(), limits, 60 * MINUTES.value, report)
+    print(report.markdown_path.read_text())
+    sys.exit(0 if is_whole else 1)
+
+
+def command() -> list[str]:
+    """This script with the same flags, for one stage."""
+    shared = [command_line.WORKDIR, command_line.DEVICE, command_line.CACHE, OUTPUT, DRY_RUN]
+    given = [f"--{flag.name}={flag.value}" for flag in shared if flag.value is not None]
+    return [sys.executable, str(Path(__file__).absolute()), *given]
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,401 @@
+"""Host side: the stages of the check of an accelerator, most valuable first."""
+
+import math
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.accelerator_report import Report
+from benchmarks.timing import machine, peak_memory
+from hypertrack_jax import device
+from hypertrack_jax.evaluation.compiled_time import watched_compilation
+from hypertrack_jax.evaluation.metrics import track_scores
+from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.pileup import OWN_NOISE_RATIO, thin
+from hypertrack_jax.events.sectors import Sector, draw_sector, whole
+from hypertrack_jax.events.store import load_event
+from hypertrack_jax.graph.segment import segment_sum
+from hypertrack_jax.model.counts import count_pairs
+from hypertrack_jax.model.parameters import FULL_PHASE, GNN_PHASE, init_parameters
+from hypertrack_jax.model.weights import Weights, save_weights
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+from hypertrack_jax.streams import stream
+from hypertrack_jax.training.batches import Batch, EventSource, graph_batch
+from hypertrack_jax.training.devices import make_spread_step, spread_over
+from hypertrack_jax.training.loop import train
+from hypertrack_jax.training.run import DTYPES, TrainingRun
+from hypertrack_jax.training.step import begin_phase, init_state
+from hypertrack_jax.voxdyn.compact import compact_voxdyn
+
+ROOT = Path(__file__).parents[2]
+ROAD = "pu200"
+"""The model of full events."""
+SECTOR_HITS = 24_000
+"""Hits of a sector with about 2e5 edges."""
+SMALL_HITS = 500
+"""Hits of an event of a dry run."""
+DTYPES_TRIED = ("float32", "bfloat16")
+SMALL_STEPS = ((GNN_PHASE, "float32"), (FULL_PHASE, "bfloat16"))
+"""Phases and types of the training steps of a dry run."""
+RUNS = 10
+"""Counted runs."""
+SAVING_SECONDS = 20.0
+"""What the end of a training takes: a step, the checkpoint and its copies."""
+CLEARLY_FASTER = 0.95
+"""Another size is recommended where it takes less than this share of the time."""
+SIZES = {
+    "located_hits": ("VD", (16384, 131072)),
+    "filter_pairs": ("filter", (65536, 262144, 1048576)),
+    "filter_hits": ("filter", (512, 2048, 8192)),
+    "edges": ("GNN", (32768, 131072, 524288)),
+    "few_micrographs and many_micrographs": ("cluster", (512, 2048, 8192)),
+    "spanned_micrographs": ("cluster", (1024, 2**20)),
+}
+"""Sizes that are tried, and the stage of the reconstruction that they change."""
+
+
+class Setting(NamedTuple):
+    """What a stage works on."""
+
+    data: Path
+    """Directory of full events."""
+    report: Report
+    seconds: float
+    """Its time."""
+    is_small: bool
+    """Whether this is a dry run."""
+
+
+class StageOfCheck(NamedTuple):
+    """A stage."""
+
+    run: Callable[[Setting], None]
+    limit: float
+    """Seconds that it may take."""
+
+
+def device_rates(setting: Setting) -> None:
+    """Versions, device, and the rates that bound all else."""
+    add = partial(setting.report.add, "device")
+    setting.report.note("device", machine())
+    setting.report.note("device", f"backend {jax.default_backend()}")
+    told = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in told:
+        line = f"{told['bytes_limit'] / 1e9:.1f} GB of the device are for jax"
+        setting.report.note("device", line)
+    number, width = (2**16, 256) if setting.is_small else (2**28, 8192)
+    column = jnp.ones(number, jnp.float32)
+    seconds = best_seconds(jax.jit(lambda x: x + 1), column)
+    add(what="copy, float32", rate=8e-9 * number / seconds, unit="GB/s read and written")
+    del column
+    for dtype, precision in (("bfloat16", None), ("float32", None), ("float32", "highest")):
+        matrix = jax.random.normal(jax.random.key(0), (width, width), dtype)
+        product = jax.jit(partial(jnp.matmul, precision=precision))
+        rate = 2e-12 * width**3 / best_seconds(product, matrix, matrix)
+        what = f"matrix product {width}, {dtype}, precision {precision or 'default'}"
+        add(what=what, rate=rate, unit="Tflop/s")
+    edges, hits = number // 128, number // 2048
+    rows = jnp.ones((hits, 64), jnp.float32)
+    rng = np.random.default_rng(0)
+    senders = jnp.asarray(rng.integers(0, hits, edges), jnp.int32)
+    moved = 4e-9 * 64 * edges
+    seconds = best_seconds(jax.jit(lambda x, at: x[at]), rows, senders)
+    add(
+        what=f"64 values of {hits} hits gathered for {edges} edges",
+        rate=moved / seconds,
+        unit="GB/s",
+    )
+    of_edges, receivers = jnp.ones((edges, 64), jnp.float32), jnp.sort(senders)
+    summed = jax.jit(partial(segment_sum, num_segments=hits, sorted_ids=True))
+    seconds = best_seconds(summed, of_edges, receivers)
+    add(what="64 values of each edge summed by receiver", rate=moved / seconds, unit="GB/s")
+
+
+def best_seconds(work: Callable[..., Any], *arguments: Any) -> float:
+    """The shortest time of a program in several runs, after one that compiles it."""
+    jax.block_until_ready(work(*arguments))
+    return min(seconds_of(partial(work, *arguments)) for _ in range(RUNS))
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """The time of one run."""
+    started = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - started
+
+
+def device_tests(setting: Setting) -> None:
+    """The tests marked `accelerator`, as they end; programs are compiled as users have them."""
+    marked = [
+        str(path)
+        for path in sorted((ROOT / "tests").rglob("test_*.py"))
+        if "pytest.mark.accelerator" in path.read_text()
+    ]
+    command = [sys.executable, "-m", "pytest", *marked, "-m", "accelerator", "-v", "-rf"]
+    command += ["-o", "addopts=", "-W", "default", "-p", "no:cacheprovider"]
+    environment = dict(os.environ)
+    if setting.is_small:
+        command += ["-k", "look_up"]
+    else:
+        environment["HYPERTRACK_TEST_PROGRAMS"] = "as users have them"
+    if platforms := jax.config.values["jax_platforms"]:
+        environment["JAX_PLATFORMS"] = platforms
+    # This process has not asked jax for its devices, whose memory one process takes.
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
+    ) as tests:
+        assert tests.stdout is not None
+        for line in tests.stdout:
+            print(line, end="", flush=True)
+            if found := re.search(r"::(test_\S+) (PASSED|FAILED|ERROR|SKIPPED)", line):
+                setting.report.add("tests", test=found[1], outcome=found[2].lower())
+    setting.report.note("tests", f"pytest ended with status {tests.returncode}")
+    if tests.returncode:
+        sys.exit(f"error: tests ended with status {tests.returncode}.")
+
+
+def reconstructions(setting: Setting) -> None:
+    """Hits to tracks at each pile-up by the model for it: times, compilation, memory, scores."""
+    rfactors = {"pu200": 1.0} if setting.is_small else {"pu2": 0.01, "pu20": 0.1, "pu200": 1.0}
+    for name, rfactor in rfactors.items():
+        model, event = load_model(setting, name), next(events(setting, rfactor))
+        progress, stages, compiling = model.begin(event.position), {}, 0.0
+        for stage in model.stages(len(event.position)):
+            with watched_compilation() as compiled:
+                progress = model.run_to(stage.name, progress)
+            compiling += sum(compiled)
+        runs = [model(event.position) for _ in range(2 if setting.is_small else RUNS)]
+        for stage in runs[0].seconds:
+            times = [run.seconds[stage] for run in runs]
+            stages[f"{stage}, ms"] = 1e3 * statistics.median(times)
+        scores = track_scores(event, runs[0].hit_label, model.tune.cluster.min_hits)
+        setting.report.add(
+            "reconstruct",
+            model=name,
+            pileup=200 * rfactor,
+            hits=len(event.position),
+            edges=int(progress.made[1].graph.n_edge[0]),
+            **stages,
+            **{"compiling, s": compiling, "peak, GB": peak_gigabytes()},
+            efficiency=scores.efficiency,
+            purity=scores.purity,
+        )
+
+
+def training_steps(setting: Setting) -> None:
+    """Training steps of both phases, in float32 and then in bfloat16."""
+    road = load_model(setting, ROAD)
+    works = {"sector of a full event": (road, batch_of(road, sector_of_full_event(setting)))}
+    if not setting.is_small:
+        model = load_model(setting, "pu20")
+        works["pile-up 20"] = model, batch_of(model, whole(next(events(setting, 0.1))))
+    settings = [(phase, dtype) for dtype in DTYPES_TRIED for phase in (GNN_PHASE, FULL_PHASE)]
+    for phase, dtype in SMALL_STEPS if setting.is_small else settings:
+        for what, (model, batch) in works.items():
+            step = step_work(model, batch.graphs, phase, dtype)
+            with watched_compilation() as compiled:
+                step()
+            seconds = [seconds_of(step) for _ in range(2 if setting.is_small else RUNS)]
+            setting.report.add(
+                "train_step",
+                what=what,
+                hits=batch.num_hits,
+                edges=batch.num_edges,
+                phase=phase,
+                dtype=dtype,
+                **{
+                    "median, ms": 1e3 * statistics.median(seconds),
+                    "least, ms": 1e3 * min(seconds),
+                    "compiling, s": sum(compiled),
+                    "peak so far, GB": peak_gigabytes(),
+                },
+            )
+
+
+def batch_of(model: Reconstructor, sector: Sector) -> Batch:
+    """The graph of a training step."""
+    return graph_batch([sector], model.voxdyn, model.tune, model.edge_filter)
+
+
+def step_work(model: Reconstructor, graphs: Any, phase: int, dtype: str) -> Callable[[], Any]:
+    """Training steps on one batch, one after another from the model's weights."""
+    tune, devices, key = model.tune, spread_over(1), jax.random.key(0)
+    train_step = make_spread_step(tune, DTYPES[dtype], phase, devices)
+    trained = {"params": model.params, "batch_stats": model.batch_stats}
+    fresh = jax.jit(init_state, static_argnums=0)(tune, key)._replace(**trained)
+    state = devices.replicate(begin_phase(tune, fresh, phase))
+
+    def work() -> Any:
+        nonlocal state
+        state, metrics = train_step(state, graphs, key)
+        return state, metrics
+
+    return work
+
+
+def size_scan(setting: Setting) -> None:
+    """Other sizes for the device, each on the stage that it changes, and which to take."""
+    model, event = load_model(setting, ROAD), next(events(setting, 1.0))
+    begun = model.begin(event.position)
+    names = [stage.name for stage in model.stages(len(event.position))]
+    before = {name: names[names.index(name) - 1] for name in names[1:]}
+    sizes = {"located_hits": ("VD", (64,))} if setting.is_small else SIZES
+    for size, (stage, values) in sizes.items():
+        start = model.run_to(before[stage], begun) if stage in before else begun
+        scan(setting, size, values, partial(model.run_to, stage, start))
+    graphs = batch_of(model, sector_of_full_event(setting)).graphs
+    steps = {} if setting.is_small else {"training_edges": (32768, 2**20), "whole_edges": (2**20,)}
+    for size, values in steps.items():
+        # A step of its own each time: it is traced for the sizes that are then in use.
+        scan(setting, size, values, lambda: step_work(model, graphs, GNN_PHASE, "float32"), True)
+
+
+def scan(setting: Setting, size: str, values: Any, work: Any, makes_work: bool = False) -> None:
+    """Times some work with other values of one size of the device."""
+    name = "CPU" if device.is_cpu() else "ACCELERATOR"
+    in_use, seconds = getattr(device, name), {}
+    names = size.split(" and ")
+    now = getattr(in_use, names[0])
+    try:
+        for value in dict.fromkeys((now, *values)):
+            setattr(device, name, in_use._replace(**dict.fromkeys(names, value)))
+            jax.clear_caches()
+            seconds[value] = best_seconds(work() if makes_work else work)
+            row = {"size": size, "value": value, "least, ms": 1e3 * seconds[value]}
+            setting.report.add("sizes", **row, note="in use" if value == now else None)
+    finally:
+        setattr(device, name, in_use)
+        jax.clear_caches()
+    setting.report.note("sizes", recommendation(name, size, now, seconds))
+
+
+def recommendation(name: str, size: str, now: int, seconds: dict[int, float]) -> str:
+    """A line that says what to change, or to leave it."""
+    best = min(seconds, key=lambda value: seconds[value])
+    if seconds[best] < CLEARLY_FASTER * seconds[now]:
+        gain = f"{1e3 * seconds[best]:.3g} ms instead of {1e3 * seconds[now]:.3g}"
+        return f"- Set {size} to {best} in `{name}` of hypertrack_jax/device.py: {gain}."
+    return f"- Leave {size} at {now} in `{name}` of hypertrack_jax/device.py."
+
+
+def road_training(setting: Setting) -> None:
+    """Trains the model of full events on, on sectors of them, and gives back what it has become."""
+    model, directory = load_model(setting, ROAD), setting.report.directory
+    runs = directory / "training"
+    optimizer = replace(model.tune.optimizer, learning_rate=5e-4, scheduler_type="constant")
+    tune = replace(model.tune, name="accelerator", optimizer=optimizer)
+    held_out, *ids = stored_ids(setting.data)
+    run = TrainingRun(
+        source=EventSource(
+            setting.data, ids or [held_out], 1.0, 1.0, OWN_NOISE_RATIO, 0, sector_hits(setting)
+        ),
+        checkpoint_directory=runs / "models",
+        log_directory=runs / "log",
+        num_steps=2 if setting.is_small else 10**6,
+        save_period=1.0,
+        phase=GNN_PHASE if setting.is_small else FULL_PHASE,
+        transfer_directory=None if setting.is_small else Path(ROAD),
+    )
+    # As Ctrl-C: the training saves and returns.
+    allowed = max(setting.seconds - SAVING_SECONDS, 5.0)
+    alarm = threading.Timer(allowed, os.kill, (os.getpid(), signal.SIGTERM))
+    alarm.daemon = True
+    alarm.start()
+    started = time.monotonic()
+    state = jax.device_get(train(run, tune, model.voxdyn, model.edge_filter))
+    alarm.cancel()
+    compact = compact_voxdyn(model.voxdyn, tune.voxdyn.min_count)
+    weights = Weights(
+        tune,
+        state.params,
+        state.batch_stats,
+        count_pairs(model.voxdyn),
+        compact,
+        model.edge_filter,
+    )
+    path = save_weights(directory / "trained.npz", weights)
+    with tarfile.open(directory / "checkpoints.tar.gz", "w:gz") as archive:
+        archive.add(runs, "training")
+    setting.report.add(
+        "train",
+        steps=int(state.step),
+        **{"seconds, compiling and loading included": time.monotonic() - started},
+        AUC=float(state.auc_mean),
+    )
+    setting.report.note("train", f"{path.name} is a model; checkpoints.tar.gz goes on from it.")
+
+
+STAGES = {
+    "device": StageOfCheck(device_rates, 45),
+    "tests": StageOfCheck(device_tests, 100),
+    "reconstruct": StageOfCheck(reconstructions, 120),
+    "train_step": StageOfCheck(training_steps, 120),
+    "sizes": StageOfCheck(size_scan, 75),
+    "train": StageOfCheck(road_training, math.inf),
+}
+"""All stages, in their order."""
+
+
+def load_model(setting: Setting, name: str) -> Reconstructor:
+    """A shipped model; in a dry run its graphs with a small network of fresh weights."""
+    model = Reconstructor.load(name)
+    if not setting.is_small:
+        return model
+    small = {"num_layers": 1, "latent_dim": 8, "embedding_dim": 5, "edge_mlp_dims": (4,)}
+    network = replace(model.tune.network, num_heads=1, num_attention_blocks=1, **small)
+    cluster = replace(model.tune.cluster, num_draws=1, largest_micrograph=16)
+    tune = replace(model.tune, network=network, cluster=cluster)
+    params, batch_stats = jax.jit(init_parameters, static_argnums=0)(tune, jax.random.key(0))
+    return replace(model, tune=tune, params=params, batch_stats=batch_stats)
+
+
+def stored_ids(data: Path) -> list[int]:
+    """Numbers of the events in a directory; the last, which is not trained with, comes first."""
+    rising = sorted(int(path.stem.removeprefix("event")) for path in data.glob("event*.npz"))
+    if not rising:
+        raise FileNotFoundError(f"{data}: no events here; simulate.py makes them.")
+    return rising[-1:] + rising[:-1]
+
+
+def events(setting: Setting, rfactor: float) -> Iterator[Event]:
+    """The events, thinned; those of a dry run have few hits."""
+    for number in stored_ids(setting.data):
+        event, rng = load_event(setting.data, number), stream("thin for a benchmark", 0, number)
+        if setting.is_small:
+            rfactor = min(1.0, SMALL_HITS / len(event.position))
+        yield thin(event, rfactor, OWN_NOISE_RATIO, rng)
+
+
+def sector_hits(setting: Setting) -> int | None:
+    """Hits of the sectors; None for whole events, which a dry run has."""
+    return None if setting.is_small else SECTOR_HITS
+
+
+def sector_of_full_event(setting: Setting) -> Sector:
+    """One sector."""
+    event, number = next(events(setting, 1.0)), sector_hits(setting)
+    if number is None:
+        return whole(event)
+    return draw_sector(event, number, np.random.default_rng(0))
+
+
+def peak_gigabytes() -> float:
+    """The largest memory of the device up to now; that of the process where it does not tell."""
+    told = jax.local_devices()[0].memory_stats() or {}
+    peak = told.get("peak_bytes_in_use")
+    return peak_memory() if peak is None else peak / 1e9
