@@ -2,7 +2,8 @@
 
 Runs stages one after another, each as a process with a time limit; what a stage finds is written at
 once to accelerator.json and accelerator.md in --output. A stage that fails or hangs is told of, and
-the next one begins. --workdir/data has some full events, as carry_accelerator.py leaves them.
+the next one begins. --workdir/data has some full events, and --workdir/models what
+shipped models lack, as carry_accelerator.py leaves them.
 
 python experiments/accelerator.py --workdir=carried --output=accelerator
 python experiments/accelerator.py --workdir=quickstart --output=dry --dry_run --device=cpu
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import command_line
 from absl import flags
+from benchmarks.accelerator_inputs import Setting
 from benchmarks.accelerator_report import Report
 from benchmarks.accelerator_run import run_in_time
-from benchmarks.accelerator_stages import STAGES, Setting
+from benchmarks.accelerator_stages import STAGES
 
 from hypertrack_jax.errors import UserError
 
@@ -35,8 +37,8 @@ def main() -> None:
     """Runs one stage here, or each in a process of its own."""
     report = Report(Path(OUTPUT.value).absolute())
     if ALONE.value:
-        data = command_line.workdir("data")
-        setting = Setting(data, report, SECONDS.value, DRY_RUN.value)
+        places = command_line.workdir("data"), command_line.workdir("models")
+        setting = Setting(*places, report, SECONDS.value, DRY_RUN.value)
         STAGES[ALONE.value].run(setting)
         return
     unknown = [name for name in ASKED.value if name not in STAGES]

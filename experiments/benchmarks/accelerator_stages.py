@@ -10,7 +10,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,21 +20,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.accelerator_report import Report
-from benchmarks.timing import machine, peak_memory
+from benchmarks.accelerator_inputs import (
+    ROAD,
+    Setting,
+    events,
+    load_model,
+    load_or_road,
+    peak_gigabytes,
+    sector_hits,
+    sector_of_full_event,
+    share_of,
+    stored_ids,
+)
+from benchmarks.timing import machine
 from hypertrack_jax import device
 from hypertrack_jax.evaluation.compiled_time import watched_compilation
 from hypertrack_jax.evaluation.metrics import track_scores
-from hypertrack_jax.events.event import Event
-from hypertrack_jax.events.pileup import OWN_NOISE_RATIO, thin
-from hypertrack_jax.events.sectors import Sector, draw_sector, whole
+from hypertrack_jax.events.pileup import OWN_NOISE_RATIO
+from hypertrack_jax.events.sectors import Sector, whole
 from hypertrack_jax.events.store import load_event
 from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.model.counts import count_pairs
-from hypertrack_jax.model.parameters import FULL_PHASE, GNN_PHASE, init_parameters
+from hypertrack_jax.model.parameters import FULL_PHASE, GNN_PHASE
 from hypertrack_jax.model.weights import Weights, save_weights
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
-from hypertrack_jax.streams import stream
 from hypertrack_jax.training.batches import Batch, EventSource, graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
 from hypertrack_jax.training.loop import train
@@ -43,12 +52,6 @@ from hypertrack_jax.training.step import begin_phase, init_state
 from hypertrack_jax.voxdyn.compact import compact_voxdyn
 
 ROOT = Path(__file__).parents[2]
-ROAD = "pu200"
-"""The model of full events."""
-SECTOR_HITS = 24_000
-"""Hits of a sector with about 2e5 edges."""
-SMALL_HITS = 500
-"""Hits of an event of a dry run."""
 DTYPES_TRIED = ("float32", "bfloat16")
 SMALL_STEPS = ((GNN_PHASE, "float32"), (FULL_PHASE, "bfloat16"))
 """Phases and types of the training steps of a dry run."""
@@ -67,18 +70,6 @@ SIZES = {
     "spanned_micrographs": ("cluster", (1024, 2**20)),
 }
 """Sizes that are tried, and the stage of the reconstruction that they change."""
-
-
-class Setting(NamedTuple):
-    """What a stage works on."""
-
-    data: Path
-    """Directory of full events."""
-    report: Report
-    seconds: float
-    """Its time."""
-    is_small: bool
-    """Whether this is a dry run."""
 
 
 class StageOfCheck(NamedTuple):
@@ -171,9 +162,10 @@ def device_tests(setting: Setting) -> None:
 
 def reconstructions(setting: Setting) -> None:
     """Hits to tracks at each pile-up by the model for it: times, compilation, memory, scores."""
-    rfactors = {"pu200": 1.0} if setting.is_small else {"pu2": 0.01, "pu20": 0.1, "pu200": 1.0}
-    for name, rfactor in rfactors.items():
-        model, event = load_model(setting, name), next(events(setting, rfactor))
+    rfactors = {ROAD: 1.0} if setting.is_small else {"pu2": 0.01, "pu20": 0.1, ROAD: 1.0}
+    for wanted, rfactor in rfactors.items():
+        name, model = load_or_road(setting, "reconstruct", wanted)
+        event = next(events(setting, rfactor))
         progress, stages, compiling = model.begin(event.position), {}, 0.0
         for stage in model.stages(len(event.position)):
             with watched_compilation() as compiled:
@@ -202,7 +194,7 @@ def training_steps(setting: Setting) -> None:
     road = load_model(setting, ROAD)
     works = {"sector of a full event": (road, batch_of(road, sector_of_full_event(setting)))}
     if not setting.is_small:
-        model = load_model(setting, "pu20")
+        _, model = load_or_road(setting, "train_step", "pu20")
         works["pile-up 20"] = model, batch_of(model, whole(next(events(setting, 0.1))))
     settings = [(phase, dtype) for dtype in DTYPES_TRIED for phase in (GNN_PHASE, FULL_PHASE)]
     for phase, dtype in SMALL_STEPS if setting.is_small else settings:
@@ -300,9 +292,16 @@ def road_training(setting: Setting) -> None:
     optimizer = replace(model.tune.optimizer, learning_rate=5e-4, scheduler_type="constant")
     tune = replace(model.tune, name="accelerator", optimizer=optimizer)
     held_out, *ids = stored_ids(setting.data)
+    rfactor = share_of(setting, load_event(setting.data, held_out)) or 1.0
     run = TrainingRun(
         source=EventSource(
-            setting.data, ids or [held_out], 1.0, 1.0, OWN_NOISE_RATIO, 0, sector_hits(setting)
+            setting.data,
+            ids or [held_out],
+            rfactor,
+            rfactor,
+            OWN_NOISE_RATIO,
+            0,
+            sector_hits(setting),
         ),
         checkpoint_directory=runs / "models",
         log_directory=runs / "log",
@@ -349,53 +348,3 @@ STAGES = {
     "train": StageOfCheck(road_training, math.inf),
 }
 """All stages, in their order."""
-
-
-def load_model(setting: Setting, name: str) -> Reconstructor:
-    """A shipped model; in a dry run its graphs with a small network of fresh weights."""
-    model = Reconstructor.load(name)
-    if not setting.is_small:
-        return model
-    small = {"num_layers": 1, "latent_dim": 8, "embedding_dim": 5, "edge_mlp_dims": (4,)}
-    network = replace(model.tune.network, num_heads=1, num_attention_blocks=1, **small)
-    cluster = replace(model.tune.cluster, num_draws=1, largest_micrograph=16)
-    tune = replace(model.tune, network=network, cluster=cluster)
-    params, batch_stats = jax.jit(init_parameters, static_argnums=0)(tune, jax.random.key(0))
-    return replace(model, tune=tune, params=params, batch_stats=batch_stats)
-
-
-def stored_ids(data: Path) -> list[int]:
-    """Numbers of the events in a directory; the last, which is not trained with, comes first."""
-    rising = sorted(int(path.stem.removeprefix("event")) for path in data.glob("event*.npz"))
-    if not rising:
-        raise FileNotFoundError(f"{data}: no events here; simulate.py makes them.")
-    return rising[-1:] + rising[:-1]
-
-
-def events(setting: Setting, rfactor: float) -> Iterator[Event]:
-    """The events, thinned; those of a dry run have few hits."""
-    for number in stored_ids(setting.data):
-        event, rng = load_event(setting.data, number), stream("thin for a benchmark", 0, number)
-        if setting.is_small:
-            rfactor = min(1.0, SMALL_HITS / len(event.position))
-        yield thin(event, rfactor, OWN_NOISE_RATIO, rng)
-
-
-def sector_hits(setting: Setting) -> int | None:
-    """Hits of the sectors; None for whole events, which a dry run has."""
-    return None if setting.is_small else SECTOR_HITS
-
-
-def sector_of_full_event(setting: Setting) -> Sector:
-    """One sector."""
-    event, number = next(events(setting, 1.0)), sector_hits(setting)
-    if number is None:
-        return whole(event)
-    return draw_sector(event, number, np.random.default_rng(0))
-
-
-def peak_gigabytes() -> float:
-    """The largest memory of the device up to now; that of the process where it does not tell."""
-    told = jax.local_devices()[0].memory_stats() or {}
-    peak = told.get("peak_bytes_in_use")
-    return peak_memory() if peak is None else peak / 1e9
