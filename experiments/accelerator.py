@@ -9,6 +9,7 @@ python experiments/accelerator.py --workdir=carried --output=accelerator
 python experiments/accelerator.py --workdir=quickstart --output=dry --dry_run --device=cpu
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def main() -> None:
     unknown = [name for name in ASKED.value if name not in STAGES]
     if unknown:
         raise UserError(f"--stages={unknown[0]}: expected some of {', '.join(STAGES)}.")
-    limits = {name: STAGES[name].limit for name in ASKED.value}
+    # The speed of a processor is no matter of a dry run.
+    limits = {name: math.inf if DRY_RUN.value else STAGES[name].limit for name in ASKED.value}
     is_whole = run_in_time(command(), limits, 60 * MINUTES.value, report)
     print(report.markdown_path.read_text())
     sys.exit(0 if is_whole else 1)
