@@ -50,6 +50,7 @@ def with_cells(event: Event, seed: int = 0) -> Event:
             num_cells=extent.sum(axis=1).astype(np.int32),
             charge=rng.uniform(0, 1, num_hits).astype(np.float32) * ~is_empty,
             slant=rng.uniform(-1, 1, num_hits).astype(np.float32) * ~is_empty,
+            is_cut=(rng.random((num_hits, 2)) < 0.2) & ~is_empty[:, None],
             frame=rng.normal(0, 1, (num_hits, 3, 3)).astype(np.float32),
         )
     )

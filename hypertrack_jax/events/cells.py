@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.csv_table import read_table, require_finite
@@ -34,6 +34,8 @@ class Cells(NamedTuple):
     slant: Float32[np.ndarray, " hit"]
     """Correlation of the cells' channels along u and v, from -1 to 1; 0 where either is constant.
     Its sign is the sign of the product of the slopes along u and v."""
+    is_cut: Bool[np.ndarray, "hit 2"]
+    """Whether the cluster reaches the edge of its module along u and v, and may go on behind it."""
     frame: Float32[np.ndarray, "hit 3 3"]
     """A particle of direction d crosses frame[0] @ d / frame[2] @ d channels along u of the module,
     and frame[1] @ d / frame[2] @ d along v. frame[2] is the unit normal."""
@@ -44,23 +46,29 @@ def take_cells(cells: Cells | None, chosen: np.ndarray) -> Cells | None:
     return None if cells is None else Cells(*(field[chosen] for field in cells))
 
 
-def cluster_cells(fired: FiredCells, frame: Float32[np.ndarray, "hit 3 3"]) -> Cells:
+def cluster_cells(
+    fired: FiredCells,
+    frame: Float32[np.ndarray, "hit 3 3"],
+    num_channels: Int64[np.ndarray, "hit 2"],
+) -> Cells:
     """What the cluster of each hit looks like.
 
     Args:
       fired: the cells, in any order; hits need not have any.
       frame: of each hit, see `Cells.frame`.
+      num_channels: of its module along u and v.
     """
     num_hits = len(frame)
     num_cells = np.bincount(fired.hit, minlength=num_hits)
     order = np.argsort(fired.hit, kind="stable")
     hit, channel = fired.hit[order], fired.channel[order]
     has_cells = num_cells > 0
-    extent = np.zeros((num_hits, 2), np.int64)
+    extent, is_cut = np.zeros((num_hits, 2), np.int64), np.zeros((num_hits, 2), np.bool_)
     first = np.flatnonzero(np.diff(hit, prepend=-1))
     if len(first):
-        lowest = np.minimum.reduceat(channel, first)
-        extent[has_cells] = np.maximum.reduceat(channel, first) - lowest + 1
+        lowest, highest = (of.reduceat(channel, first) for of in (np.minimum, np.maximum))
+        extent[has_cells] = highest - lowest + 1
+        is_cut[has_cells] = (lowest == 0) | (highest == num_channels[has_cells] - 1)
         # Exact in integers' range: channels from the lowest one on.
         channel = channel - lowest[np.cumsum(np.diff(hit, prepend=hit[0]) != 0)]
     return Cells(
@@ -68,6 +76,7 @@ def cluster_cells(fired: FiredCells, frame: Float32[np.ndarray, "hit 3 3"]) -> C
         num_cells=num_cells.astype(np.int32),
         charge=np.bincount(fired.hit, fired.value, num_hits).astype(np.float32),
         slant=_correlation(hit, channel.astype(np.float64), num_cells).astype(np.float32),
+        is_cut=is_cut,
         frame=frame,
     )
 

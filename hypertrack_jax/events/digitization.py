@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from hypertrack_jax.events.cells import FiredCells, cluster_cells
 from hypertrack_jax.events.event import NOISE, Event, Particles
 from hypertrack_jax.events.kinematics import GeneratedParticles, charge_of
-from hypertrack_jax.events.modules import Modules, module_frames
+from hypertrack_jax.events.modules import Modules, module_channels, module_frames
 
 # Standard deviation of measured minus true position along the axes u and v of a module, in mm, by
 # volume: the 5527 hits of the real event in `kinematics`, turned into their modules' frames. Mirror
@@ -145,7 +145,9 @@ def measure(
             num_hits=np.bincount(crossings.particle, minlength=len(pt)).astype(np.int32),
         ),
         has_truth=True,
-        cells=cluster_cells(fired, module_frames(modules)[module]),
+        cells=cluster_cells(
+            fired, module_frames(modules)[module], module_channels(modules)[module]
+        ),
     )
     return SimulatedEvent(
         event, true_position.astype(np.float32), true_momentum[order].astype(np.float32), fired
@@ -176,11 +178,10 @@ def fire_cells(
     # Parallel to the plane, a path ends at the edges of the module.
     normal = np.where(np.abs(crossed[:, 2]) > 1e-6, crossed[:, 2], 1e-6)
     span = crossed[:, :2] / normal[:, None]
-    half_size = np.stack([modules.half_size[:, :2].max(axis=1), modules.half_size[:, 2]], axis=1)
-    num_channels = np.round(2 * half_size / modules.pitch)[module]
-    offset = position - modules.center[module]
-    local = np.einsum("hax,hx->ha", modules.axes[module], offset) + half_size[module]
-    middle = np.clip(local / modules.pitch[module], EDGE, num_channels - EDGE)
+    num_channels = module_channels(modules)[module]
+    local = np.einsum("hax,hx->ha", modules.axes[module], position - modules.center[module])
+    middle = local / modules.pitch[module] + num_channels / 2
+    middle = np.clip(middle, EDGE, num_channels - EDGE)
     at, hit = _borders(middle, span, *_inside(middle, span, num_channels))
     is_cell = hit[1:] == hit[:-1]
     share, center, hit = np.diff(at)[is_cell], (at[1:] + at[:-1])[is_cell] / 2, hit[1:][is_cell]

@@ -60,17 +60,20 @@ def module_frames(modules: Modules) -> Float32[np.ndarray, "module 3 3"]:
     return np.stack([along_u, channels[:, 1:] * v, normal], axis=1).astype(np.float32)
 
 
-def hit_frames(
-    modules: Modules, number: Int[np.ndarray, "hit 3"]
-) -> Float32[np.ndarray, "hit 3 3"]:
-    """Frames of the modules of hits, by volume, layer and module number; 0 for one not listed."""
+def module_channels(modules: Modules) -> Int64[np.ndarray, "module 2"]:
+    """Number of channels of each module along u and v, where it is widest."""
+    half = np.stack([modules.half_size[:, :2].max(axis=1), modules.half_size[:, 2]], axis=1)
+    return np.round(2 * half / modules.pitch).astype(np.int64)
+
+
+def find_modules(modules: Modules, number: Int[np.ndarray, "hit 3"]) -> Int64[np.ndarray, " hit"]:
+    """Index of the module of each volume, layer and module number; -1 for one not listed."""
     in_range = np.all((number >= 0) & (number < 2 ** np.array(_NUMBER_BITS)), axis=1)
     wanted = geometry_ids(np.where(in_range[:, None], number, 0))
     # The appended module, which is none, has the last place.
     index = np.searchsorted(modules.geometry_id, wanted)
     is_listed = in_range & (np.append(modules.geometry_id, -1)[index] == wanted)
-    frames = np.append(module_frames(modules), np.zeros((1, 3, 3), np.float32), axis=0)
-    return frames[np.where(is_listed, index, -1)]
+    return np.where(is_listed, index, -1)
 
 
 def geometry_ids(number: Int[np.ndarray, "module 3"]) -> Int64[np.ndarray, " module"]:

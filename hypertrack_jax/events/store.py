@@ -25,6 +25,7 @@ _CELL_ARRAYS = {
     "num_cells": ArrayType(np.int32, ("hit",)),
     "charge": ArrayType(np.float32, ("hit",)),
     "slant": ArrayType(np.float32, ("hit",)),
+    "is_cut": ArrayType(np.bool_, ("hit", 2)),
     "frame": ArrayType(np.float32, ("hit", 3, 3)),
 }
 FORMAT = NpzFormat(

@@ -16,7 +16,13 @@ from jaxtyping import Float32, Float64, Int, Int64
 
 from hypertrack_jax.errors import UserError, warn_user
 from hypertrack_jax.events.archives import Files, base_name, opened
-from hypertrack_jax.events.cells import FiredCells, cell_columns, cluster_cells, read_cells
+from hypertrack_jax.events.cells import (
+    Cells,
+    FiredCells,
+    cell_columns,
+    cluster_cells,
+    read_cells,
+)
 from hypertrack_jax.events.csv_table import read_table, require_finite, to_csv
 from hypertrack_jax.events.event import (
     NOISE,
@@ -26,7 +32,13 @@ from hypertrack_jax.events.event import (
     no_particles,
     validate_event,
 )
-from hypertrack_jax.events.modules import Modules, find_detector, hit_frames
+from hypertrack_jax.events.modules import (
+    Modules,
+    find_detector,
+    find_modules,
+    module_channels,
+    module_frames,
+)
 from hypertrack_jax.files import replace_file
 
 # Integers never pass through a float: particle ids use up to 64 bits.
@@ -236,9 +248,7 @@ def _read_event(
         event = _add_truth(event, where, names, files, lenient, notes)
     if modules is not None:
         fired = read_cells(where["cells"], files[names["cells"]](), event.hit_id)
-        frame = hit_frames(modules, event.module)
-        _require_modules(event, frame, fired.hit, where["hits"])
-        event = event._replace(cells=cluster_cells(fired, frame))
+        event = event._replace(cells=_clusters(event, fired, modules, where["hits"]))
     event = choose_hits(event, is_kept)
     if not event.has_truth:
         return event
@@ -246,16 +256,20 @@ def _read_event(
     return event._replace(hit_weight=weight, particles=_counted(event))
 
 
-def _require_modules(event: Event, frame: np.ndarray, with_cells: np.ndarray, where: str) -> None:
-    """Refuses hits with cells on modules that are not listed."""
-    is_unknown = ~frame[with_cells].any(axis=(1, 2))
+def _clusters(event: Event, fired: FiredCells, modules: Modules, where: str) -> Cells:
+    """The clusters of the hits; frames are 0 for hits without cells on modules not listed."""
+    module = find_modules(modules, event.module)
+    is_unknown = module[fired.hit] < 0
     if is_unknown.any():
-        hit = with_cells[np.argmax(is_unknown)]
+        hit = fired.hit[np.argmax(is_unknown)]
         name = "-".join(map(str, event.module[hit].tolist()))
         raise UserError(
             f"{where}: hit_id {event.hit_id[hit]} is on module {name}, which detectors.csv does "
             "not list; take the detectors.csv of these events."
         )
+    frames = np.append(module_frames(modules), np.zeros((1, 3, 3), np.float32), axis=0)
+    channels = np.append(module_channels(modules), [[0, 0]], axis=0)
+    return cluster_cells(fired, frames[module], channels[module])
 
 
 def _counted(event: Event) -> Particles:
