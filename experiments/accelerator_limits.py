@@ -5,10 +5,12 @@ A bound and no measurement; accelerator.py measures. Needs one full event and ta
 python experiments/accelerator_limits.py --workdir=work --event=8752
 """
 
+from collections.abc import Iterator
+
 import command_line
 import numpy as np
 from absl import flags
-from benchmarks.limits import H100, as_on_an_accelerator, limit_table, stage_limits, step_limits
+from benchmarks.limits import H100, TITLES, Limit, limit_cells, stage_limits, step_limits
 
 from hypertrack_jax.events.pileup import OWN_NOISE_RATIO, thin
 from hypertrack_jax.events.sectors import draw_sector
@@ -25,19 +27,23 @@ PILE_UPS = ((0.01, "pu2"), (0.1, "pu200"), (1.0, "pu200"))
 
 
 def main() -> None:
-    """Prints one table."""
+    """Prints one table, each row when it is known."""
+    print(f"{H100.name}: {H100.products / 1e12:g} Tflop/s, {H100.bandwidth / 1e12:g} TB/s\n")
+    print("|", " | ".join(TITLES), "|\n|" + "---|" * len(TITLES))
+    for limit in limits():
+        print("|", " | ".join(limit_cells(limit, H100)), "|", flush=True)
+
+
+def limits() -> Iterator[Limit]:
+    """The stages at each pile-up, then training steps of a sector."""
     full = load_event(command_line.workdir("data"), EVENT.value)
-    as_on_an_accelerator()
-    limits = []
     for rfactor, name in PILE_UPS:
-        model = Reconstructor.load(name)
         rng = stream("thin for a benchmark", 0, EVENT.value)
         event = thin(full, rfactor, OWN_NOISE_RATIO, rng)
-        limits += stage_limits(model, event, f"pile-up {200 * rfactor:g} by {name}")
+        what = f"pile-up {200 * rfactor:g} by {name}"
+        yield from stage_limits(Reconstructor.load(name), event, what)
     sector = draw_sector(full, SECTOR_HITS.value, np.random.default_rng(0))
-    limits += step_limits(model, sector, "training step of a sector")
-    print(f"{H100.name}: {H100.products / 1e12:g} Tflop/s, {H100.bandwidth / 1e12:g} TB/s\n")
-    print(limit_table(limits, H100))
+    yield from step_limits(Reconstructor.load("pu200"), sector, "training step of a sector")
 
 
 if __name__ == "__main__":

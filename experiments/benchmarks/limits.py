@@ -4,8 +4,8 @@ The programs are those that an accelerator gets, compiled for this processor. Th
 by no real run: it takes every array once and counts no start of a kernel.
 """
 
+import contextlib
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from benchmarks.program_cost import ProgramCost, product_operations, program_cost
 from benchmarks.stages import gnn_products
 from hypertrack_jax import device
-from hypertrack_jax.evaluation.tables import markdown_table
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.sectors import Sector
 from hypertrack_jax.model.parameters import FULL_PHASE, GNN_PHASE
@@ -45,14 +44,23 @@ class Limit(NamedTuple):
     what: str
     hits: int
     edges: int
-    products: float
-    """Multiplications and additions of its matrix products."""
-    num_bytes: float
-    """Bytes of what it takes, of what it gives, and twice of what it holds in between."""
+    cost: ProgramCost
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of what it takes, of what it gives, and twice of what it holds in between."""
+        return self.memory + self.cost.temporary_bytes
+
+    @property
+    def memory(self) -> int:
+        """Bytes that it holds."""
+        cost = self.cost
+        return cost.argument_bytes + cost.output_bytes + cost.temporary_bytes
 
     def milliseconds(self, rates: Rates) -> float:
         """The larger of both times."""
-        return 1e3 * max(self.products / rates.products, self.num_bytes / rates.bandwidth)
+        products = self.cost.products / rates.products
+        return 1e3 * max(products, self.num_bytes / rates.bandwidth)
 
 
 def stage_limits(model: Reconstructor, event: Event, what: str) -> Iterator[Limit]:
@@ -60,23 +68,24 @@ def stage_limits(model: Reconstructor, event: Event, what: str) -> Iterator[Limi
 
     The products of the search for clusters are those of a single round.
     """
-    done = model.run_to("cluster", model.begin(event.position))
-    num_edges = int(done.made[1].graph.n_edge[0])
-    progress = model.begin(event.position)
-    for stage in model.stages(len(event.position)):
-        made = progress.made
+    progress, given = model.begin(event.position), []
+    stages = model.stages(len(event.position))
+    for stage in stages:
+        given.append(progress.made)
         progress = model.run_to(stage.name, progress)
-        program = jax.jit(stage.function, static_argnums=(0, 1))
-        arguments = (stage.method, stage.capacities, model.shared(), *made)
-        cost = program_cost(program, *arguments)
-        products = cost.products
-        if stage.name == "GNN":
-            products = gnn_products(made[1].graph, model)
-        elif stage.name == "filter":
-            num_blocks = -(-int(made[1].lists.num_raw) // device.blocks().filter_pairs)
-            products = product_operations(program.trace(*arguments).jaxpr, num_blocks)
-        name = f"{what}, {stage.name}"
-        yield Limit(name, len(event.position), num_edges, products, _num_bytes(cost))
+    num_edges = int(progress.made[1].graph.n_edge[0])
+    with programs_of_an_accelerator():
+        for stage, made in zip(stages, given, strict=True):
+            program = jax.jit(stage.function, static_argnums=(0, 1))
+            arguments = (stage.method, stage.capacities, model.shared(), *made)
+            cost = program_cost(program, *arguments)
+            if stage.name == "GNN":
+                cost = cost._replace(products=gnn_products(made[1].graph, model))
+            elif stage.name == "filter":
+                num_blocks = -(-int(made[1].lists.num_raw) // device.blocks().filter_pairs)
+                products = product_operations(program.trace(*arguments).jaxpr, num_blocks)
+                cost = cost._replace(products=products)
+            yield Limit(f"{what}, {stage.name}", len(event.position), num_edges, cost)
 
 
 def step_limits(model: Reconstructor, sector: Sector, what: str) -> Iterator[Limit]:
@@ -85,34 +94,37 @@ def step_limits(model: Reconstructor, sector: Sector, what: str) -> Iterator[Lim
     graph = jax.tree.map(lambda array: array[0], batch.graphs)
     trained = Model(model.params, model.batch_stats, jnp.ones(()))
     gradient: Any = jax.jit(event_gradient, static_argnums=0)
-    for phase in (GNN_PHASE, FULL_PHASE):
-        method = loss_method(model.tune, jnp.float32, phase)
-        cost = program_cost(gradient, method, trained, graph, jax.random.key(0))
-        name = f"{what}, phase {phase}"
-        yield Limit(name, batch.num_hits, batch.num_edges, cost.products, _num_bytes(cost))
+    with programs_of_an_accelerator():
+        for phase in (GNN_PHASE, FULL_PHASE):
+            method = loss_method(model.tune, jnp.float32, phase)
+            cost = program_cost(gradient, method, trained, graph, jax.random.key(0))
+            yield Limit(f"{what}, phase {phase}", batch.num_hits, batch.num_edges, cost)
 
 
-def limit_table(limits: list[Limit], rates: Rates) -> str:
-    """The limits as Markdown."""
-    titles = ["program", "hits", "edges", "products, Gflop", "bytes, MB", "at least, ms"]
-    rows = [
-        [
-            limit.what,
-            str(limit.hits),
-            str(limit.edges),
-            f"{limit.products / 1e9:.3g}",
-            f"{limit.num_bytes / 1e6:.3g}",
-            f"{limit.milliseconds(rates):.2g}",
-        ]
-        for limit in limits
+@contextlib.contextmanager
+def programs_of_an_accelerator() -> Iterator[None]:
+    """Has this process trace what an accelerator would get; run on a CPU it would be slow."""
+    before = device.is_cpu
+    jax.clear_caches()
+    device.is_cpu = lambda: False
+    try:
+        yield
+    finally:
+        device.is_cpu = before
+        jax.clear_caches()
+
+
+TITLES = ("program", "hits", "edges", "products, Gflop", "bytes, MB", "memory, MB", "at least, ms")
+
+
+def limit_cells(limit: Limit, rates: Rates) -> list[str]:
+    """A row of the table."""
+    return [
+        limit.what,
+        str(limit.hits),
+        str(limit.edges),
+        f"{limit.cost.products / 1e9:.3g}",
+        f"{limit.num_bytes / 1e6:.3g}",
+        f"{limit.memory / 1e6:.3g}",
+        f"{limit.milliseconds(rates):.2g}",
     ]
-    return markdown_table(titles, rows)
-
-
-def as_on_an_accelerator() -> None:
-    """Has this process trace what an accelerator would get."""
-    device.is_cpu = partial(bool, 0)
-
-
-def _num_bytes(cost: ProgramCost) -> float:
-    return cost.argument_bytes + cost.output_bytes + 2.0 * cost.temporary_bytes

@@ -3,7 +3,14 @@
 import jax
 import pytest
 from benchmarks import limits
-from benchmarks.limits import H100, Limit, limit_table, stage_limits, step_limits
+from benchmarks.limits import (
+    H100,
+    Limit,
+    limit_cells,
+    programs_of_an_accelerator,
+    stage_limits,
+    step_limits,
+)
 from benchmarks.program_cost import ProgramCost, product_operations
 from benchmarks.stages import gnn_products
 from toy import helix_event
@@ -35,12 +42,13 @@ def model():
 
 
 def test_products_and_bytes_of_the_stages(model, monkeypatch):
-    monkeypatch.setattr(device, "CPU", device.CPU._replace(filter_pairs=64))
+    monkeypatch.setattr(device, "ACCELERATOR", device.ACCELERATOR._replace(filter_pairs=64))
     found = {limit.what.split(", ")[1]: limit for limit in stage_limits(model, EVENT, "toy")}
     assert list(found) == ["VD", "filter", "GNN", "CC", "cluster"]
-    assert found["VD"].products == found["CC"].products == 0
+    assert found["VD"].cost.products == found["CC"].cost.products == 0
     made = model.run_to("GNN", model.begin(EVENT.position)).made
-    assert found["GNN"].products == gnn_products(made[1].graph, model)
+    with programs_of_an_accelerator():
+        assert found["GNN"].cost.products == gnn_products(made[1].graph, model)
     assert found["GNN"].edges == int(made[1].graph.n_edge[0])
     columns = model.voxdyn.rows.columns
     assert found["VD"].num_bytes > columns.size * columns.dtype.itemsize
@@ -50,7 +58,7 @@ def test_products_and_bytes_of_the_stages(model, monkeypatch):
     traced = jax.jit(stage.function, static_argnums=(0, 1)).trace(
         stage.method, stage.capacities, model.shared(), hits, lists
     )
-    of_pairs = found["filter"].products - product_operations(traced.jaxpr, 0)
+    of_pairs = found["filter"].cost.products - product_operations(traced.jaxpr, 0)
     num_blocks = -(-int(lists.lists.num_raw) // 64)
     assert num_blocks > 10 and of_pairs == num_blocks * 64 * 2 * (16 * 8 + 8 * 8 + 8)
 
@@ -59,11 +67,15 @@ def test_what_a_step_takes_gives_and_holds(model, monkeypatch):
     monkeypatch.setattr(limits, "program_cost", lambda *_: ProgramCost(7.0, 8.0, 9.0, 4, 5, 6))
     found = list(step_limits(model, whole(EVENT), "step"))
     assert [limit.what for limit in found] == ["step, phase 1", "step, phase 2"]
-    assert all(limit[3:] == (7.0, 4 + 5 + 2 * 6) for limit in found)
+    assert all(limit.memory == 4 + 5 + 6 for limit in found)
+    assert all(limit.num_bytes == 4 + 5 + 2 * 6 for limit in found)
     assert found[0].hits == len(EVENT.position) and found[0].edges > 0
 
 
 def test_the_larger_of_both_times_bounds():
-    two = [Limit("a", 1, 2, 6.7e10, 3.35e6), Limit("b", 1, 2, 6.7e7, 3.35e10)]
-    assert [limit.milliseconds(H100) for limit in two] == pytest.approx([1.0, 10.0])
-    assert limit_table(two, H100).splitlines()[-1].split("|")[1:3] == [" b       ", "    1 "]
+    cost = ProgramCost(6.7e10, 0.0, 0.0, 10**6, 2 * 10**6, 175 * 10**3)
+    by_products = Limit("a", 1, 2, cost)
+    by_bytes = by_products._replace(cost=cost._replace(argument_bytes=33_15 * 10**7))
+    assert by_products.milliseconds(H100) == pytest.approx(1.0)
+    assert by_bytes.milliseconds(H100) == pytest.approx(9.896, rel=1e-3)
+    assert limit_cells(by_products, H100) == ["a", "1", "2", "67", "3.35", "3.17", "1"]
