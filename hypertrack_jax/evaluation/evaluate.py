@@ -15,7 +15,7 @@ from hypertrack_jax.evaluation.compiled_time import compiled_seconds, watched_co
 from hypertrack_jax.evaluation.graph_quality import graph_row
 from hypertrack_jax.evaluation.metrics import edge_scores, graph_scores, track_scores
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
-from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.event import Event, hits_of
 from hypertrack_jax.events.topology import edge_labels, truth_edges
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
@@ -25,6 +25,10 @@ from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 EVENTS_PER_DEVICE = 4
 """Events that are read at once for each device. Events of about the same size run together."""
+
+
+Hits = np.ndarray | Event
+"""Hit positions in mm, or an event with cells."""
 
 
 class Evaluated(NamedTuple):
@@ -41,13 +45,13 @@ class Evaluated(NamedTuple):
 class Batched(NamedTuple):
     """A way to reconstruct several events at once, such as a `SpreadReconstructor`."""
 
-    reconstruct: Callable[[Sequence[np.ndarray]], Sequence[Tracks]]
-    """From hit positions in mm of some events to their tracks."""
+    reconstruct: Callable[[Sequence[Hits]], Sequence[Tracks]]
+    """From the hits of some events to their tracks."""
     batch_size: int
     """How many events it is given at once."""
 
 
-def as_evaluated(model: Reconstructor) -> Callable[[np.ndarray], Tracks] | Batched:
+def as_evaluated(model: Reconstructor) -> Callable[[Hits], Tracks] | Batched:
     """A way to call a model in an evaluation, on all devices of this process.
 
     On one device, the programs for a new size of events are compiled before its first event. If a
@@ -60,7 +64,7 @@ def as_evaluated(model: Reconstructor) -> Callable[[np.ndarray], Tracks] | Batch
 
 
 def evaluate_events(
-    reconstruct: Callable[[np.ndarray], Tracks] | Batched,
+    reconstruct: Callable[[Hits], Tracks] | Batched,
     events: Iterable[Event],
     tune: Tune,
     problems: list[str] | None = None,
@@ -68,8 +72,8 @@ def evaluate_events(
     """Reconstructs and scores events, one by one or in batches.
 
     Args:
-      reconstruct: from hit positions in mm to tracks with their edges, see `as_evaluated`. Or the
-        same for several events.
+      reconstruct: from hit positions in mm, or an event with cells, to tracks with their edges,
+        see `as_evaluated`. Or the same for several events.
       events: the events; without truth their scores are None.
       tune: gives the topology of the true edges, which need not be the model's, the edge threshold
         and the smallest track.
@@ -150,14 +154,14 @@ def score_event(event: Event, tracks: Tracks, tune: Tune) -> Evaluated:
 
 
 def _evaluated(
-    call: Callable[[Sequence[np.ndarray]], Sequence[Tracks]],
+    call: Callable[[Sequence[Hits]], Sequence[Tracks]],
     batch: Sequence[Event],
     tune: Tune,
     problems: list[str] | None,
 ) -> list[Evaluated]:
     """Reconstructs and scores a batch. After a failure it takes the events one by one."""
     try:
-        found = call([event.position for event in batch])
+        found = call([hits_of(event) for event in batch])
         return [score_event(*pair, tune) for pair in zip(batch, found, strict=True)]
     except MissingPackageError:
         # Every other event would fail in the same way.
@@ -175,27 +179,24 @@ def _note(problems: list[str] | None, event: Event, error: UserError) -> None:
     problems.append(f"event {event.event_id}: {error}")
 
 
-def _one_by_one(
-    reconstruct: Callable[[np.ndarray], Tracks], positions: Sequence[np.ndarray]
-) -> list[Tracks]:
-    return [reconstruct(position) for position in positions]
+def _one_by_one(reconstruct: Callable[[Hits], Tracks], events: Sequence[Hits]) -> list[Tracks]:
+    return [reconstruct(hits) for hits in events]
 
 
-def _reconstruct_warm(model: Reconstructor, warm: set, position: np.ndarray) -> Tracks:
-    first = model.capacities(len(position))
+def _reconstruct_warm(model: Reconstructor, warm: set, hits: Hits) -> Tracks:
+    num_hits = len(hits.position if isinstance(hits, Event) else hits)
+    first = model.capacities(num_hits)
     if first not in warm:
         warm.add(first)
-        model.warm_up([len(position)])
+        model.warm_up([num_hits])
     with watched_compilation() as compiled:
-        tracks = model(position, with_edges=True)
+        tracks = model(hits, with_edges=True)
     return _untimed(tracks) if compiled else tracks
 
 
-def _reconstruct_spread(
-    spread: SpreadReconstructor, positions: Sequence[np.ndarray]
-) -> list[Tracks]:
+def _reconstruct_spread(spread: SpreadReconstructor, events: Sequence[Hits]) -> list[Tracks]:
     with watched_compilation() as compiled:
-        tracks = spread(positions, with_edges=True)
+        tracks = spread(events, with_edges=True)
     return [_untimed(one) for one in tracks] if compiled else tracks
 
 

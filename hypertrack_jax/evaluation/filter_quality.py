@@ -56,7 +56,7 @@ def filter_rows(
         for number, stage in enumerate(STAGES):
             passing = jnp.arange(len(STAGES)) > number
             given = weights._replace(thresholds=jnp.where(passing, -jnp.inf, weights.thresholds))
-            kept = predict_edges(voxdyn, event.position, min_count, given)
+            kept = predict_edges(voxdyn, event.position, min_count, given, event.cells)
             is_true = _is_true(event, kept)
             row[f"{stage} kept"] = _ratio(len(kept.senders), len(raw.senders))
             row[f"{stage} TPR"] = _ratio(int(is_true.sum()), num_true)

@@ -64,7 +64,7 @@ class InferenceReport(NamedTuple):
 
 
 def report_events(
-    reconstruct: Callable[[np.ndarray], Tracks] | Batched,
+    reconstruct: Callable[[np.ndarray | Event], Tracks] | Batched,
     events: Iterable[Event],
     tune: Tune,
     wanted: Wanted,

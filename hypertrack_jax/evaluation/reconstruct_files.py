@@ -12,7 +12,7 @@ from hypertrack_jax.evaluation.event_page import write_event_page
 from hypertrack_jax.evaluation.measures import Measures, measure_tracks
 from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
-from hypertrack_jax.events.event import Event
+from hypertrack_jax.events.event import Event, hits_of
 from hypertrack_jax.events.places import EventPlace, read_place
 from hypertrack_jax.events.submissions import Submission, submission_path, submitted_label
 from hypertrack_jax.events.trackml import write_submission
@@ -22,7 +22,7 @@ _HEADINGS = ("efficiency", "purity", "DMS", "TrackML", "hit efficiency", "hit pu
 
 
 def reconstruct_files(
-    reconstruct: Callable[[np.ndarray], Tracks],
+    reconstruct: Callable[[np.ndarray | Event], Tracks],
     places: Iterator[EventPlace],
     output: Path,
     min_hits: int,
@@ -34,7 +34,7 @@ def reconstruct_files(
     """Reconstructs events one by one, and writes each one's tracks as soon as they are found.
 
     Args:
-      reconstruct: from hit positions in mm to tracks.
+      reconstruct: from hit positions in mm, or an event with cells, to tracks.
       places: where the events lie.
       output: directory for `event000001000-submission.csv` and so on, each whole or not at all.
       min_hits: fewest hits of a particle that should be found.
@@ -56,7 +56,7 @@ def reconstruct_files(
             problems.append(str(error))
             continue
         try:
-            tracks = reconstruct(event.position)
+            tracks = reconstruct(hits_of(event))
         except MissingPackageError:
             # Every other event would fail in the same way.
             raise

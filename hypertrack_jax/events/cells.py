@@ -41,6 +41,18 @@ class Cells(NamedTuple):
     and frame[1] @ d / frame[2] @ d along v. frame[2] is the unit normal."""
 
 
+def no_cells() -> Cells:
+    """The clusters of no hits."""
+    return Cells(
+        extent=np.zeros((0, 2), np.int32),
+        num_cells=np.zeros(0, np.int32),
+        charge=np.zeros(0, np.float32),
+        slant=np.zeros(0, np.float32),
+        is_cut=np.zeros((0, 2), np.bool_),
+        frame=np.zeros((0, 3, 3), np.float32),
+    )
+
+
 def take_cells(cells: Cells | None, chosen: np.ndarray) -> Cells | None:
     """The clusters of some hits, by a mask or by indices."""
     return None if cells is None else Cells(*(field[chosen] for field in cells))

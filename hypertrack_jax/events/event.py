@@ -68,6 +68,11 @@ def no_particles() -> Particles:
     )
 
 
+def hits_of(event: Event) -> np.ndarray | Event:
+    """What a reconstruction takes: the event where it has cells, else the positions."""
+    return event.position if event.cells is None else event
+
+
 def with_hits(event: Event, is_kept: Bool[np.ndarray, " hit"]) -> Event:
     """The event with some of its hits, in their order.
 

@@ -85,16 +85,16 @@ def filter_of(arrays: dict[str, np.ndarray], tune: FilterTune, source: str) -> F
     """The filter whose arrays have these names.
 
     Raises:
-      UserError: an array is missing, too many, or of another shape than the tune's width asks for.
+      UserError: an array is missing, too many, or of another shape than the tune asks for.
     """
-    shapes = jax.eval_shape(lambda: init_filter(jax.random.key(0), tune.width))
+    shapes = jax.eval_shape(lambda: init_filter(jax.random.key(0), tune.width, tune.cells))
     wanted = by_name(shapes)
     if {name: leaf.shape for name, leaf in wanted.items()} != {
         name: array.shape for name, array in arrays.items()
     }:
         raise UserError(
-            f"{source}: the filter has not the width {tune.width} of the tune; train one with it "
-            "by experiments/train_filter.py."
+            f"{source}: the filter has not the width {tune.width} or not the cells {tune.cells!r} "
+            "of the tune; train one with them by experiments/train_filter.py."
         )
     leaves = [jnp.asarray(arrays[name]) for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)

@@ -55,6 +55,16 @@ def shipped_names() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.npz"))
 
 
+def shipped_without_cells() -> list[str]:
+    """Those of them that need no cells."""
+    tunes = {name: read_npz(shipped_path(name), FORMAT, [_TUNE])[_TUNE] for name in shipped_names()}
+    return [
+        name
+        for name, text in tunes.items()
+        if tune_from_json(text.tobytes().decode()).edge_filter.cells == "none"
+    ]
+
+
 def shipped_path(name: str) -> Path:
     """File of a model that comes with the package."""
     return SHIPPED / f"{name}.npz"

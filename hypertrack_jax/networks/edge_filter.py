@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 from hypertrack_jax import device
 from hypertrack_jax.graph.pair_graph import PairGraph
 from hypertrack_jax.graph.segment import put_rows
+from hypertrack_jax.networks.cluster_shape import NUM_SHAPE, Clusters, shape_inputs
 from hypertrack_jax.networks.features import (
     LENGTH_SCALE,
     count_feature,
@@ -25,7 +26,7 @@ from hypertrack_jax.networks.features import (
 from hypertrack_jax.networks.mlp import apply_frozen
 
 NUM_PAIR = 16
-"""Inputs of the pair filter."""
+"""Inputs of the pair filter without the shape of clusters."""
 NUM_END = 19
 """Inputs of the triplet filter for each end of a pair."""
 NUM_ROUNDS = 2
@@ -66,7 +67,8 @@ def pair_inputs(
     one: Int[Array, " pair"],
     other: Int[Array, " pair"],
     count: Int[Array, " pair"],
-) -> Float[Array, "pair 16"]:
+    clusters: Clusters | None = None,
+) -> Float[Array, "pair feat"]:
     """What the pair filter sees, the same for both orders of the hits.
 
     Mirroring an event at a plane through the beam line changes nothing, nor does one at z = 0 but
@@ -78,6 +80,7 @@ def pair_inputs(
       one: a hit of each pair.
       other: the other one.
       count: C at the cells of both.
+      clusters: of the hits, of a filter that looks at their shape.
     """
     first, second = coordinates[one], coordinates[other]
     is_swapped = is_outer(first, second)
@@ -88,7 +91,7 @@ def pair_inputs(
     distance = jnp.sqrt(((outer[:, :3] - inner[:, :3]) ** 2).sum(axis=1) + 1.0)
     degrees = jnp.log(degree[jnp.stack([one, other])].astype(jnp.float32) + 1.0)
     degrees = jnp.where(is_swapped, degrees[::-1], degrees) / 3 - 1
-    return jnp.stack(
+    inputs = jnp.stack(
         [
             jnp.abs(phi),
             dr,
@@ -109,6 +112,10 @@ def pair_inputs(
         ],
         axis=1,
     )
+    if clusters is None:
+        return inputs
+    ends = jnp.where(is_swapped, other, one), jnp.where(is_swapped, one, other)
+    return jnp.concatenate([inputs, shape_inputs(coordinates, clusters, *ends)], axis=1)
 
 
 def is_outer(first: Float[Array, "pair 6"], second: Float[Array, "pair 6"]) -> Bool[Array, " pair"]:
@@ -324,12 +331,21 @@ class FilterWeights(NamedTuple):
     """Smallest logit that the pairs and the rounds keep."""
 
 
-def init_filter(key: PRNGKeyArray, width: int) -> FilterWeights:
-    """Weights to begin a training with; all thresholds are 0."""
+def needs_cells(weights: FilterWeights) -> bool:
+    """Whether the filter looks at the shape of clusters."""
+    return weights.pairs[0]["kernel"].shape[0] != NUM_PAIR
+
+
+def init_filter(key: PRNGKeyArray, width: int, cells: str = "none") -> FilterWeights:
+    """Weights to begin a training with, of a width and a choice of `FilterTune.cells`.
+
+    All thresholds are 0.
+    """
+    num_pair = NUM_PAIR + (NUM_SHAPE if cells == "shape" else 0)
     keys = jax.random.split(key, 1 + NUM_ROUNDS)
-    num_inputs = NUM_PAIR + 1 + 2 * NUM_END
+    num_inputs = num_pair + 1 + 2 * NUM_END
     return FilterWeights(
-        init_layers(keys[0], (NUM_PAIR, width, width, 1)),
+        init_layers(keys[0], (num_pair, width, width, 1)),
         [init_layers(one, (num_inputs, width, width, 1)) for one in keys[1:]],
         jnp.zeros(1 + NUM_ROUNDS),
     )
@@ -341,6 +357,7 @@ def triplet_logits(
     degree: Int[Array, " hit"],
     graph: PairGraph,
     num_neighbors: int,
+    clusters: Clusters | None = None,
 ) -> Float[Array, " pair"]:
     """The score of each pair by what continues it at either end.
 
@@ -350,6 +367,7 @@ def triplet_logits(
       degree: edges of each hit in the graph that the pair filter saw.
       graph: the pairs that are left, with the score of the round before.
       num_neighbors: the largest degree in it.
+      clusters: as in `pair_inputs`.
     """
     pairs, capacity = graph.pairs, len(graph.pairs.one)
     logit = pairs.logit[graph.pair]
@@ -361,7 +379,7 @@ def triplet_logits(
         ends = [end_inputs(chords, found, edges[block]) for edges in graph.edge_to]
         is_swapped = is_outer(coordinates[one], coordinates[other])[:, None]
         inputs = [
-            pair_inputs(coordinates, degree, one, other, count),
+            pair_inputs(coordinates, degree, one, other, count, clusters),
             pairs.logit[block][:, None] / 3,
             jnp.where(is_swapped, ends[1], ends[0]),
             jnp.where(is_swapped, ends[0], ends[1]),

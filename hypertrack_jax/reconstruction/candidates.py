@@ -7,7 +7,9 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32
 
 from hypertrack_jax.capacities import capacity_for, until_enough
-from hypertrack_jax.networks.edge_filter import FilterWeights
+from hypertrack_jax.events.cells import Cells
+from hypertrack_jax.networks.cluster_shape import padded_clusters
+from hypertrack_jax.networks.edge_filter import FilterWeights, needs_cells
 from hypertrack_jax.reconstruction.capacities import (
     LEAST_HITS,
     filter_capacities,
@@ -15,7 +17,7 @@ from hypertrack_jax.reconstruction.capacities import (
     list_capacities,
     require_room,
 )
-from hypertrack_jax.reconstruction.hits import checked_positions
+from hypertrack_jax.reconstruction.hits import checked_positions, require_cells
 from hypertrack_jax.reconstruction.stages import (
     GraphConstructor,
     PaddedHits,
@@ -50,6 +52,7 @@ def predict_edges(
     position: Float[np.ndarray, "hit 3"],
     min_count: float | int | None = None,
     edge_filter: FilterWeights | None = None,
+    cells: Cells | None = None,
 ) -> CandidateEdges:
     """Joins all hits whose cells C connects, or those that a filter leaves of these pairs.
 
@@ -63,6 +66,7 @@ def predict_edges(
       min_count: smallest C[u, v] that makes edges, or a quantile, see `count_threshold`; None for
         all that the estimator holds.
       edge_filter: the filter of these graphs.
+      cells: the clusters of the hits; only a filter that looks at their shape needs them.
 
     Returns:
       The edges.
@@ -70,7 +74,7 @@ def predict_edges(
     Raises:
       UserError: the positions are not of that shape and type, are masked or not finite; all hits
         are outside the training space; the estimator does not hold counts as small as `min_count`,
-        or none as large; the graph is too large for the memory.
+        or none as large; the filter needs cells; the graph is too large for the memory.
     """
     constructor = graph_constructor(voxdyn, min_count)
     checked = checked_positions(position)
@@ -82,6 +86,9 @@ def predict_edges(
     if edge_filter is None:
         graph, num_outside = _enough(candidate_edges, constructor, padded, first)
     else:
+        if needs_cells(edge_filter):
+            clusters = padded_clusters(require_cells(cells), len(padded.position))
+            padded = padded._replace(clusters=clusters)
         of_lists = list_capacities(num_hits, voxdyn, first, is_sector=True)
         raw = _enough(raw_pairs, constructor, padded, of_lists)
         of_filter = filter_capacities(num_hits, int(raw.lists.num_raw))

@@ -10,8 +10,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from hypertrack_jax.clustering.tracks import Tracks
+from hypertrack_jax.events.event import Event
 from hypertrack_jax.reconstruction.capacities import FirstCapacities
-from hypertrack_jax.reconstruction.hits import OrderedHits, ordered_hits
+from hypertrack_jax.reconstruction.hits import OrderedHits
 from hypertrack_jax.reconstruction.reconstructor import (
     Progress,
     Reconstructor,
@@ -48,7 +49,7 @@ class SpreadReconstructor:
         return cls(model, mesh, jax.device_put(model.shared(), NamedSharding(mesh, _SAME)))
 
     def __call__(
-        self, positions: Sequence[np.ndarray], *, with_edges: bool = False
+        self, positions: Sequence[np.ndarray | Event], *, with_edges: bool = False
     ) -> list[Tracks]:
         """Reconstructs events, as many at once as there are devices.
 
@@ -56,7 +57,7 @@ class SpreadReconstructor:
         them. The time of each is its share of theirs.
 
         Args:
-          positions: hit positions in mm of each event, as a `Reconstructor` takes them.
+          positions: hit positions in mm of each event, or events, as a `Reconstructor` takes them.
           with_edges: give the scored edges, too.
 
         Returns:
@@ -66,7 +67,7 @@ class SpreadReconstructor:
           UserError: what a `Reconstructor` refuses.
           ImportError: the tune asks for scikit-learn, which is missing.
         """
-        hits = [ordered_hits(position) for position in positions]
+        hits = [self.model.ordered(position) for position in positions]
         tracks = [no_tracks() for _ in hits]
         rising = sorted(range(len(hits)), key=lambda i: len(hits[i].position))
         waiting = [i for i in rising if len(hits[i].position)]
@@ -79,7 +80,7 @@ class SpreadReconstructor:
     def _done(self, hits: list[OrderedHits]) -> list[Progress]:
         """What the stages make of as many events as there are devices, or of fewer."""
         first = _largest([self.model.capacities(len(one.position)) for one in hits])
-        none = ordered_hits(np.zeros((0, 3), np.float32))
+        none = self.model.no_hits()
         filled = hits + [none] * (self.mesh.size - len(hits))
         events = [padded_hits(one, first.num_hits) for one in filled]
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *events)

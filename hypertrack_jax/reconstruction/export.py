@@ -44,12 +44,17 @@ def export_reconstruction(
 
     Raises:
       ImportError: flatbuffers is missing.
-      UserError: the tune's clusterer runs on the host.
+      UserError: the tune's clusterer runs on the host, or the model needs cells.
     """
     if model.tune.cluster.cluster in DENSITY:
         raise UserError(
             f"the clusterer {model.tune.cluster.cluster} runs on the host, by scikit-learn, and "
             "cannot be exported; choose transformer, cut or none."
+        )
+    if model.tune.edge_filter.cells != "none":
+        raise UserError(
+            "a model that looks at the shape of clusters cannot be exported, since an exported "
+            "program takes positions alone; export a model without."
         )
     num_places = model.capacities(num_hits).num_hits
     exported = jax.export.export(jax.jit(one_program(model, num_hits)), platforms=platforms)(

@@ -15,6 +15,7 @@ from hypertrack_jax.graph.pair_graph import (
     pairs_appended,
     pairs_kept,
 )
+from hypertrack_jax.networks.cluster_shape import Clusters
 from hypertrack_jax.networks.edge_filter import (
     FilterWeights,
     apply_layers,
@@ -41,6 +42,7 @@ def filtered_pairs(
     position: Float[Array, "hit 3"],
     lists: PairLists,
     capacities: FilterCapacities,
+    clusters: Clusters | None = None,
 ) -> FilteredPairs:
     """The pairs that the filter keeps.
 
@@ -49,9 +51,10 @@ def filtered_pairs(
       position: positions in mm.
       lists: the pairs that C joins.
       capacities: room for those that the pair filter keeps, and for those of each round.
+      clusters: of the hits, of a filter that looks at their shape.
     """
     coordinates, num_hits = helix_coordinates(position), len(position)
-    pairs = scored_pairs(weights, coordinates, lists, capacities.num_pairs)
+    pairs = scored_pairs(weights, coordinates, lists, capacities.num_pairs, clusters)
     # Where there are more raw pairs than 32 bits count, none were looked at.
     number = jnp.where(lists.num_raw == TOO_MANY, TOO_MANY, pairs.number)
     graph = pair_graph(pairs, num_hits)
@@ -60,7 +63,7 @@ def filtered_pairs(
         weights.triplets, weights.thresholds[1:], capacities[1::2], capacities[2::2], strict=True
     )
     for layers, threshold, num_neighbors, room in rounds:
-        logit = triplet_logits(layers, coordinates, lists.degree, graph, num_neighbors)
+        logit = triplet_logits(layers, coordinates, lists.degree, graph, num_neighbors, clusters)
         pairs = pairs_kept(graph.pairs._replace(logit=logit), logit >= threshold, room)
         found += [graph.degree.max(), pairs.number]
         graph = pair_graph(pairs, num_hits)
@@ -74,6 +77,7 @@ def scored_pairs(
     coordinates: Float[Array, "hit 6"],
     lists: PairLists,
     capacity: int,
+    clusters: Clusters | None = None,
 ) -> HitPairs:
     """The raw pairs that the pair filter keeps, with their scores.
 
@@ -84,12 +88,13 @@ def scored_pairs(
       coordinates: `helix_coordinates` of the hits.
       lists: the pairs that C joins.
       capacity: room for those that are kept.
+      clusters: as in `filtered_pairs`.
     """
 
     def add_block(state):
         first, pairs = state
         raw = pair_block(lists, first, size=size)
-        inputs = pair_inputs(coordinates, lists.degree, raw.one, raw.other, raw.count)
+        inputs = pair_inputs(coordinates, lists.degree, raw.one, raw.other, raw.count, clusters)
         logit = apply_layers(weights.pairs, inputs)
         scored = HitPairs(raw.one, raw.other, raw.count, logit, jnp.int32(0))
         is_kept = raw.mask & (logit >= weights.thresholds[0])

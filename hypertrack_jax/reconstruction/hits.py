@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.events.cells import Cells, take_cells
 
 MOST_COPIES = 16
 """Hits at exactly one position that are taken; a detector gives no more."""
@@ -18,6 +19,8 @@ class OrderedHits(NamedTuple):
     """x, y, z in mm."""
     order: Int[np.ndarray, " hit"]
     """Place of each in the event as it was given."""
+    cells: Cells | None = None
+    """Their clusters, of a model that looks at them."""
 
 
 def canonical_order(position: Any, xp: Any = np) -> Any:
@@ -39,17 +42,23 @@ def canonical_order(position: Any, xp: Any = np) -> Any:
     return xp.lexsort((z, y, x, xp.where(x >= 0, slope, 2 - slope)))
 
 
-def ordered_hits(position: Any) -> OrderedHits:
+def ordered_hits(position: Any, cells: Cells | None = None) -> OrderedHits:
     """The hits in float32 and canonical order.
 
     Args:
       position: x, y, z in mm of each hit, [hit, 3], float32 or float64.
+      cells: the clusters of the hits.
 
     Raises:
       UserError: positions of another shape or type, that are masked or not finite, or with more
-        than `MOST_COPIES` hits at one of them.
+        than `MOST_COPIES` hits at one of them; as many clusters as hits are not there.
     """
     hits = checked_positions(position)
+    if cells is not None and len(cells.slant) != len(hits):
+        raise UserError(
+            f"there are {len(cells.slant)} clusters of cells for {len(hits)} hits; give the cells "
+            "of these hits, one cluster for each."
+        )
     order = canonical_order(hits)
     hits = hits[order]
     start = np.flatnonzero(np.any(hits[1:] != hits[:-1], axis=1)) + 1
@@ -61,7 +70,25 @@ def ordered_hits(position: Any) -> OrderedHits:
             f"{copies[first]} hits lie at one position, ({x:g}, {y:g}, {z:g}) mm, which no "
             "detector gives; remove copies and hits without a measurement."
         )
-    return OrderedHits(hits, order)
+    return OrderedHits(hits, order, take_cells(cells, order))
+
+
+def require_cells(cells: Cells | None) -> Cells:
+    """The clusters that a model looks at.
+
+    Raises:
+      UserError: there are none; it names the models that come with the package and need none.
+    """
+    if cells is not None:
+        return cells
+    from hypertrack_jax.model.weights import shipped_without_cells
+
+    raise UserError(
+        "this model looks at the shape of the hits' clusters, and there are no cells; give an "
+        "event that has cells (TrackML's cells, with detectors.csv), or take a model that needs "
+        "none: "
+        f"{', '.join(shipped_without_cells())}."
+    )
 
 
 def checked_positions(position: Any) -> Float32[np.ndarray, "hit 3"]:

@@ -16,11 +16,13 @@ from hypertrack_jax.clustering.density import DENSITY, density_clusters
 from hypertrack_jax.clustering.tracks import HitClusters, Tracks
 from hypertrack_jax.device import memory_told
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.events.event import NOISE
+from hypertrack_jax.events.cells import Cells, no_cells
+from hypertrack_jax.events.event import NOISE, Event
+from hypertrack_jax.networks.cluster_shape import padded_clusters
 from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.reconstruction.candidates import graph_constructor
 from hypertrack_jax.reconstruction.capacities import FirstCapacities, first_capacities, require_room
-from hypertrack_jax.reconstruction.hits import OrderedHits, ordered_hits
+from hypertrack_jax.reconstruction.hits import OrderedHits, ordered_hits, require_cells
 from hypertrack_jax.reconstruction.stages import PaddedHits, Shared, Stage, stages_of
 from hypertrack_jax.tunes.tune import ClusterTune, Tune
 from hypertrack_jax.voxdyn.model import (
@@ -102,14 +104,18 @@ class Reconstructor:
             use_compilation_cache(Path(cache))
         return cls(*load_parts(model, models, step, voxdyn))
 
-    def __call__(self, position: np.ndarray, *, with_edges: bool = False) -> Tracks:
+    def __call__(
+        self, position: np.ndarray | Event, cells: Cells | None = None, *, with_edges: bool = False
+    ) -> Tracks:
         """Reconstructs one event.
 
         Each stage is a program that is compiled for capacities, which follow from the number of
         hits. A stage that an event exceeds is run again in larger ones, and the log says so.
 
         Args:
-          position: hit positions in mm, [hit, 3], float32 or float64, which is rounded.
+          position: hit positions in mm, [hit, 3], float32 or float64, which is rounded; or an
+            event, whose positions and cells are taken.
+          cells: the clusters of the hits. Only models that look at their shape need them.
           with_edges: give the scored edges, too.
 
         Returns:
@@ -119,24 +125,36 @@ class Reconstructor:
 
         Raises:
           UserError: the positions are not of that shape and type, are masked or not finite; many
-            hits lie at one position; all hits are outside the detector; the event is too large for
-            the memory.
+            hits lie at one position; all hits are outside the detector; the model needs cells, and
+            there are none; the event is too large for the memory.
           ImportError: the tune asks for scikit-learn, which is missing.
         """
         started = time.perf_counter()
-        hits = ordered_hits(position)
+        hits = self.ordered(position, cells)
         if not len(hits.position):
             return no_tracks()
         tracks = self.tracks(self.run_to("cluster", self._begin(hits)), with_edges)
         total = {"total": time.perf_counter() - started}
         return tracks._replace(seconds=tracks.seconds | total)
 
-    def begin(self, position: np.ndarray) -> Progress:
+    def begin(self, position: np.ndarray | Event, cells: Cells | None = None) -> Progress:
         """The hits as the stages take them; with `run_to` and `tracks` a call in steps.
 
         At least one hit is needed; what a call refuses is refused.
         """
-        return self._begin(ordered_hits(position))
+        return self._begin(self.ordered(position, cells))
+
+    def ordered(self, position: np.ndarray | Event, cells: Cells | None = None) -> OrderedHits:
+        """The hits in canonical order, with their clusters if the model looks at them."""
+        if isinstance(position, Event):
+            position, cells = position.position, cells or position.cells
+        if self.tune.edge_filter.cells == "none":
+            return ordered_hits(position)
+        return ordered_hits(position, require_cells(cells))
+
+    def no_hits(self) -> OrderedHits:
+        """An event without hits, as the model takes it."""
+        return self.ordered(np.zeros((0, 3), np.float32), no_cells())
 
     def run_to(self, last: str, progress: Progress) -> Progress:
         """Runs the next stages, up to the one that is called `last`, see `Tracks.seconds`.
@@ -181,7 +199,7 @@ class Reconstructor:
         An event that is denser than others of its size still compiles programs of its own.
         """
         by_capacities = {self.capacities(number): number for number in num_hits}
-        none = ordered_hits(np.zeros((0, 3), np.float32))
+        none = self.no_hits()
         for first in sorted(by_capacities):
             padded = padded_hits(none, first.num_hits)
             start = Progress(none, (padded,), {})
@@ -283,7 +301,11 @@ def _run(
 def padded_hits(hits: OrderedHits, num_places: int) -> PaddedHits:
     """The hits of an event in so many places."""
     padding = ((0, num_places - len(hits.position)), (0, 0))
-    return PaddedHits(np.pad(hits.position, padding), np.array(len(hits.position), np.int32))
+    return PaddedHits(
+        np.pad(hits.position, padding),
+        np.array(len(hits.position), np.int32),
+        None if hits.cells is None else padded_clusters(hits.cells, num_places),
+    )
 
 
 def by_first_hit(label: Int[np.ndarray, " hit"]) -> Int[np.ndarray, " hit"]:

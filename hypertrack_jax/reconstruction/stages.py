@@ -21,6 +21,7 @@ from hypertrack_jax.clustering.tracks import HitClusters
 from hypertrack_jax.clustering.transformer import KeptEdges, kept_edges, transformer_clusters
 from hypertrack_jax.graph.event_graph import EventGraph, padded_graph
 from hypertrack_jax.model.parameters import CLUSTER, EDGE
+from hypertrack_jax.networks.cluster_shape import Clusters
 from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.networks.edge_predictor import predict
 from hypertrack_jax.reconstruction.capacities import (
@@ -72,6 +73,8 @@ class PaddedHits(NamedTuple):
     position: Float32[Array | np.ndarray, "hit 3"]
     """x, y, z in mm; anything behind the last hit."""
     num_hits: Int32[Array | np.ndarray, ""]
+    clusters: Clusters | None = None
+    """None for models that do not look at them."""
 
 
 class Candidates(NamedTuple):
@@ -237,7 +240,7 @@ def filtered_edges(
 ) -> tuple[Candidates, FilterCapacities]:
     """The graph of the pairs that the filter keeps; without edges where capacities are exceeded."""
     position = jnp.asarray(hits.position)
-    kept = filtered_pairs(weights, position, raw.lists, capacities)
+    kept = filtered_pairs(weights, position, raw.lists, capacities, hits.clusters)
     graph = kept.graph
     # As above: a graph that is not complete is of no use.
     num_edges = jnp.where(kept.is_overflow, 0, 2 * graph.pairs.number)

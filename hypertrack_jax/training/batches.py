@@ -91,7 +91,7 @@ def graph_batch(
     """
     events = [sector.event for sector in sectors]
     edges = [
-        predict_edges(voxdyn, event.position, tune.voxdyn.min_count, edge_filter)
+        predict_edges(voxdyn, event.position, tune.voxdyn.min_count, edge_filter, event.cells)
         for event in events
     ]
     has_halo = not all(sector.is_core.all() for sector in sectors)

@@ -30,6 +30,7 @@ from hypertrack_jax.graph.pair_graph import HitPairs, pair_graph, pairs_kept
 from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.filters import save_filter
 from hypertrack_jax.model.parameters import by_name
+from hypertrack_jax.networks.cluster_shape import Clusters, padded_clusters
 from hypertrack_jax.networks.edge_filter import (
     NUM_ROUNDS,
     FilterWeights,
@@ -41,6 +42,7 @@ from hypertrack_jax.networks.edge_filter import (
 from hypertrack_jax.networks.features import helix_coordinates
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.reconstruction.candidates import raw_pairs_of
+from hypertrack_jax.reconstruction.hits import require_cells
 from hypertrack_jax.streams import stream
 from hypertrack_jax.training.losses import particle_shares
 from hypertrack_jax.training.metrics_file import MetricsFile
@@ -77,6 +79,8 @@ class SectorPairs(NamedTuple):
     degree: Int32[Array, " hit"]
     pairs: HitPairs
     """All that C joins; the logits are 0."""
+    clusters: Clusters | None = None
+    """Of the hits, for a filter that looks at their shape."""
 
 
 class FilterMetrics(NamedTuple):
@@ -126,7 +130,8 @@ def train_filter(
         state is damaged.
     """
     optimizer = _optimizer(run.num_steps)
-    begin = init_filter(jax.random.key(run.seed), tune.edge_filter.width)
+    key = jax.random.key(run.seed)
+    begin = init_filter(key, tune.edge_filter.width, tune.edge_filter.cells)
     unfinished = run.path.with_suffix(".unfinished.npz")
     run.log_directory.mkdir(parents=True, exist_ok=True)
     run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -158,12 +163,16 @@ def sector_pairs(
     raw, padded = raw_pairs_of(voxdyn, event.position, tune.voxdyn.min_count)
     size = capacity_for(int(raw.num_raw))
     missing = len(padded.position) - num_hits
+    clusters = None
+    if tune.edge_filter.cells != "none":
+        clusters = padded_clusters(require_cells(event.cells), len(padded.position))
     return SectorPairs(
         position=padded.position,
         particle=np.pad(event.hit_particle, (0, missing), constant_values=-1),
         is_core=np.pad(is_core, (0, missing)),
         degree=raw.degree,
         pairs=_all_pairs(raw, size),
+        clusters=clusters,
     )
 
 
@@ -196,7 +205,9 @@ def stage_logits(
     """
     coordinates, num_hits = helix_coordinates(jnp.asarray(sector.position)), len(sector.position)
     pairs = sector.pairs
-    inputs = pair_inputs(coordinates, sector.degree, pairs.one, pairs.other, pairs.count)
+    clusters = jax.tree.map(jnp.asarray, sector.clusters)
+    ends = pairs.one, pairs.other
+    inputs = pair_inputs(coordinates, sector.degree, *ends, pairs.count, clusters)
     pairs = pairs._replace(logit=apply_layers(weights.pairs, inputs))
     stages = [pairs]
     rounds = zip(weights.triplets, thresholds, KEPT_IN_TRAINING, strict=True)
@@ -205,7 +216,8 @@ def stage_logits(
             threshold = _threshold_for(share, pairs, sector)
         pairs = pairs_kept(pairs, pairs.logit >= threshold, len(pairs.one))
         graph = pair_graph(pairs, num_hits)
-        logit = triplet_logits(layers, coordinates, sector.degree, graph, num_neighbors)
+        of_round = coordinates, sector.degree, graph, num_neighbors, clusters
+        logit = triplet_logits(layers, *of_round)
         pairs = pairs._replace(logit=logit)
         stages.append(pairs)
     return stages

@@ -59,6 +59,9 @@ class FilterTune:
     efficiency: float = 0.97
     """Share of the edges within particles that it is to keep; the training chooses its thresholds
     on events that it was not trained with."""
+    cells: Literal["none", "shape"] = "none"
+    """`shape`: pairs are also compared with the shape of the hits' clusters, which events then need
+    to have, see `Event.cells`."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +248,11 @@ class Tune:
             raise UserError(
                 "NetworkTune.edge_features is 'helix+filter', but FilterTune.filter is 'none'; "
                 "choose 'triplets' for the filter, or 'helix' for the features."
+            )
+        if self.edge_filter.cells != "none" and self.edge_filter.filter == "none":
+            raise UserError(
+                f"FilterTune.cells is {self.edge_filter.cells!r}, but FilterTune.filter is 'none'; "
+                "choose 'triplets' for the filter, or 'none' for the cells."
             )
 
 
