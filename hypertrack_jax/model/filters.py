@@ -93,7 +93,7 @@ def filter_of(arrays: dict[str, np.ndarray], tune: FilterTune, source: str) -> F
         name: array.shape for name, array in arrays.items()
     }:
         raise UserError(
-            f"{source}: the filter has not the width {tune.width} or not the cells {tune.cells!r} "
+            f"{source}: the filter has not the width {tune.width} and the cells {tune.cells!r} "
             "of the tune; train one with them by experiments/train_filter.py."
         )
     leaves = [jnp.asarray(arrays[name]) for name in wanted]

@@ -37,7 +37,7 @@ def rows(monkeypatch):
     by_stage = [own + false, own + false[:2], chains + false[:1]]
     asked = []
 
-    def made(voxdyn, position, min_count, weights=None):
+    def made(voxdyn, position, min_count, weights=None, cells=None):
         if weights is None:
             return edges_of(own + false + loops)
         asked.append(np.isneginf(np.asarray(weights.thresholds)).tolist())

@@ -32,7 +32,12 @@ def test_a_filter_comes_back(path):
     [
         (TUNE, 2000, 3, "counted 2000 pairs, but the weights were trained with one that"),
         (TUNE, 1000, 4, "trained on graphs of min_count 3, but the model asks for 4"),
-        (FilterTune("triplets", width=16), 1000, 3, "has not the width 16 of the tune"),
+        (
+            FilterTune("triplets", width=16),
+            1000,
+            3,
+            "has not the width 16 and the cells 'none' of the tune",
+        ),
     ],
 )
 def test_a_filter_of_other_graphs_or_width_is_refused(path, tune, num_pairs, min_count, message):

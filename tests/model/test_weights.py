@@ -65,7 +65,7 @@ def test_a_filter_travels_with_the_weights(tmp_path):
     assert jax.tree.structure(found.edge_filter) == jax.tree.structure(edge_filter)
     jax.tree.map(np.testing.assert_array_equal, found.edge_filter, edge_filter)
     wider = whole._replace(tune=replace(tune, edge_filter=FilterTune("triplets", width=9)))
-    with pytest.raises(UserError, match="has not the width 9 of the tune"):
+    with pytest.raises(UserError, match="has not the width 9 and the cells"):
         load_weights(save_weights(tmp_path / "w.npz", wider))
 
 

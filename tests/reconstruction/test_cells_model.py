@@ -128,7 +128,7 @@ def test_a_filter_is_trained_with_cells_and_belongs_to_its_tune(tmp_path, voxdyn
     assert needs_cells(weights)
     counts = count_pairs(voxdyn), 1
     assert needs_cells(load_filter(run.path, TUNE.edge_filter, *counts))
-    with pytest.raises(UserError, match="not the cells 'none' of the tune"):
+    with pytest.raises(UserError, match="and the cells 'none' of the tune"):
         load_filter(run.path, replace(TUNE.edge_filter, cells="none"), *counts)
     with pytest.raises(UserError, match="there are no cells"):
         train_filter(replace(run, held_out=[2], path=tmp_path / "g.npz"), TUNE, voxdyn, iter)
