@@ -46,14 +46,12 @@ from hypertrack_jax.model.weights import Weights, save_weights
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.batches import Batch, EventSource, graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
-from hypertrack_jax.training.loop import train
-from hypertrack_jax.training.run import DTYPES, TrainingRun
 from hypertrack_jax.training.step import begin_phase, init_state
 from hypertrack_jax.voxdyn.compact import compact_voxdyn
 
 ROOT = Path(__file__).parents[2]
 DTYPES_TRIED = ("float32", "bfloat16")
-SMALL_STEPS = ((GNN_PHASE, "float32"), (FULL_PHASE, "bfloat16"))
+SMALL_STEPS = ((FULL_PHASE, "float32"), (GNN_PHASE, "bfloat16"))
 """Phases and types of the training steps of a dry run."""
 RUNS = 10
 """Counted runs."""
@@ -227,7 +225,7 @@ def batch_of(model: Reconstructor, sector: Sector) -> Batch:
 def step_work(model: Reconstructor, graphs: Any, phase: int, dtype: str) -> Callable[[], Any]:
     """Training steps on one batch, one after another from the model's weights."""
     tune, devices, key = model.tune, spread_over(1), jax.random.key(0)
-    train_step = make_spread_step(tune, DTYPES[dtype], phase, devices)
+    train_step = make_spread_step(tune, dtype, phase, devices)
     trained = {"params": model.params, "batch_stats": model.batch_stats}
     fresh = jax.jit(init_state, static_argnums=0)(tune, key)._replace(**trained)
     state = devices.replicate(begin_phase(tune, fresh, phase))
@@ -287,6 +285,10 @@ def recommendation(name: str, size: str, now: int, seconds: dict[int, float]) ->
 
 def road_training(setting: Setting) -> None:
     """Trains the model of full events on, on sectors of them, and gives back what it has become."""
+    # Not above: with them comes torch where it is installed, which takes a second in each stage.
+    from hypertrack_jax.training.loop import train
+    from hypertrack_jax.training.run import TrainingRun
+
     model, directory = load_model(setting, ROAD), setting.report.directory
     runs = directory / "training"
     optimizer = replace(model.tune.optimizer, learning_rate=5e-4, scheduler_type="constant")
@@ -307,7 +309,7 @@ def road_training(setting: Setting) -> None:
         log_directory=runs / "log",
         num_steps=2 if setting.is_small else 10**6,
         save_period=1.0,
-        phase=GNN_PHASE if setting.is_small else FULL_PHASE,
+        phase=FULL_PHASE,
         transfer_directory=None if setting.is_small else Path(ROAD),
     )
     # As Ctrl-C: the training saves and returns.

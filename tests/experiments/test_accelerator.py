@@ -43,7 +43,7 @@ def test_a_dry_run_takes_all_stages(tmp_path):
     parts = [row[f"{stage}, ms"] for stage in ("VD", "filter", "GNN", "CC", "cluster", "total")]
     assert 0 < max(parts[:-1]) < parts[-1] < 2 * sum(parts[:-1])
     steps = found["train_step"]["rows"]
-    assert {(one["phase"], one["dtype"]) for one in steps} == {(1, "float32"), (2, "bfloat16")}
+    assert {(one["phase"], one["dtype"]) for one in steps} == {(2, "float32"), (1, "bfloat16")}
     (line,) = found["sizes"]["notes"]
     assert "located_hits" in line and "hypertrack_jax/device.py" in line
     # What was trained is a model, and can be trained on.
