@@ -41,7 +41,7 @@ def main() -> None:
         places = command_line.workdir("data"), command_line.workdir("models")
         setting = Setting(*places, report, SECONDS.value, DRY_RUN.value)
         STAGES[ALONE.value].run(setting)
-        return
+        sys.exit(1 if report.failed else 0)
     unknown = [name for name in ASKED.value if name not in STAGES]
     if unknown:
         raise UserError(f"--stages={unknown[0]}: expected some of {', '.join(STAGES)}.")

@@ -78,7 +78,8 @@ def in_gap(values, lowest, highest):
 @pytest.fixture(scope="module")
 def made(voxdyn):
     """The model and the results of all stages, as a CPU has them."""
-    parameters = jax.jit(init_parameters, static_argnums=0)(TUNE, jax.random.key(0))
+    # On the host, from where either device takes them.
+    parameters = jax.device_get(jax.jit(init_parameters, static_argnums=0)(TUNE, jax.random.key(0)))
     weights = init_filter(jax.random.key(0), 8)
     model = Reconstructor(TUNE, voxdyn, *parameters, weights)
     with programs(True, jax.devices("cpu")[0]):

@@ -1,7 +1,10 @@
 """Host side: what the stages of the check of an accelerator find, written once it is known."""
 
+import contextlib
 import datetime
 import json
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ class Report:
         self.directory = directory
         self.path = directory / "accelerator.json"
         self.markdown_path = self.path.with_suffix(".md")
+        self.failed: list[str] = []
 
     def read(self) -> dict[str, Any]:
         """What there is: for each stage its rows, notes and state."""
@@ -46,6 +50,17 @@ class Report:
         found = self.read()
         found[stage]["state"] = state
         self._write(found)
+
+    @contextlib.contextmanager
+    def going_on(self, stage: str, what: str) -> Iterator[None]:
+        """Notes an error in the block, and lets the stage go on with the next piece of work."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.failed.append(what)
+            told = (str(error).splitlines() or [""])[0]
+            self.note(stage, f"{what} failed: {type(error).__name__}: {told}")
 
     def _write(self, found: dict[str, Any]) -> None:
         with replace_file(self.path) as file:

@@ -36,6 +36,7 @@ from benchmarks.timing import machine
 from hypertrack_jax import device
 from hypertrack_jax.evaluation.compiled_time import watched_compilation
 from hypertrack_jax.evaluation.metrics import track_scores
+from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import OWN_NOISE_RATIO
 from hypertrack_jax.events.sectors import Sector, whole
 from hypertrack_jax.events.store import load_event
@@ -115,6 +116,11 @@ def device_rates(setting: Setting) -> None:
     add(what="64 values of each edge summed by receiver", rate=moved / seconds, unit="GB/s")
 
 
+def number_of_runs(setting: Setting) -> int:
+    """Counted runs of a piece of work."""
+    return 2 if setting.is_small else RUNS
+
+
 def best_seconds(work: Callable[..., Any], *arguments: Any) -> float:
     """The shortest time of a program in several runs, after one that compiles it."""
     jax.block_until_ready(work(*arguments))
@@ -162,29 +168,33 @@ def reconstructions(setting: Setting) -> None:
     """Hits to tracks at each pile-up by the model for it: times, compilation, memory, scores."""
     rfactors = {ROAD: 1.0} if setting.is_small else {"pu2": 0.01, "pu20": 0.1, ROAD: 1.0}
     for wanted, rfactor in rfactors.items():
-        name, model = load_or_road(setting, "reconstruct", wanted)
-        event = next(events(setting, rfactor))
-        progress, stages, compiling = model.begin(event.position), {}, 0.0
-        for stage in model.stages(len(event.position)):
-            with watched_compilation() as compiled:
-                progress = model.run_to(stage.name, progress)
-            compiling += sum(compiled)
-        runs = [model(event.position) for _ in range(2 if setting.is_small else RUNS)]
-        for stage in runs[0].seconds:
-            times = [run.seconds[stage] for run in runs]
-            stages[f"{stage}, ms"] = 1e3 * statistics.median(times)
-        scores = track_scores(event, runs[0].hit_label, model.tune.cluster.min_hits)
-        setting.report.add(
-            "reconstruct",
-            model=name,
-            pileup=200 * rfactor,
-            hits=len(event.position),
-            edges=int(progress.made[1].graph.n_edge[0]),
-            **stages,
-            **{"compiling, s": compiling, "peak, GB": peak_gigabytes()},
-            efficiency=scores.efficiency,
-            purity=scores.purity,
-        )
+        with setting.report.going_on("reconstruct", f"pile-up {200 * rfactor:g}"):
+            name, model = load_or_road(setting, "reconstruct", wanted)
+            row = reconstruction(model, next(events(setting, rfactor)), number_of_runs(setting))
+            setting.report.add("reconstruct", pileup=200 * rfactor, model=name, **row)
+
+
+def reconstruction(model: Reconstructor, event: Event, num_runs: int) -> dict[str, Any]:
+    """Times of all stages, compilation, memory and scores of an event."""
+    progress, stages, compiling = model.begin(event.position), {}, 0.0
+    for stage in model.stages(len(event.position)):
+        with watched_compilation() as compiled:
+            progress = model.run_to(stage.name, progress)
+        compiling += sum(compiled)
+    runs = [model(event.position) for _ in range(num_runs)]
+    for stage in runs[0].seconds:
+        times = [run.seconds[stage] for run in runs]
+        stages[f"{stage}, ms"] = 1e3 * statistics.median(times)
+    scores = track_scores(event, runs[0].hit_label, model.tune.cluster.min_hits)
+    return {
+        "hits": len(event.position),
+        "edges": int(progress.made[1].graph.n_edge[0]),
+        **stages,
+        "compiling, s": compiling,
+        "peak so far, GB": peak_gigabytes(),
+        "efficiency": scores.efficiency,
+        "purity": scores.purity,
+    }
 
 
 def training_steps(setting: Setting) -> None:
@@ -197,24 +207,16 @@ def training_steps(setting: Setting) -> None:
     settings = [(phase, dtype) for dtype in DTYPES_TRIED for phase in (GNN_PHASE, FULL_PHASE)]
     for phase, dtype in SMALL_STEPS if setting.is_small else settings:
         for what, (model, batch) in works.items():
-            step = step_work(model, batch.graphs, phase, dtype)
-            with watched_compilation() as compiled:
-                step()
-            seconds = [seconds_of(step) for _ in range(2 if setting.is_small else RUNS)]
-            setting.report.add(
-                "train_step",
-                what=what,
-                hits=batch.num_hits,
-                edges=batch.num_edges,
-                phase=phase,
-                dtype=dtype,
-                **{
-                    "median, ms": 1e3 * statistics.median(seconds),
-                    "least, ms": 1e3 * min(seconds),
-                    "compiling, s": sum(compiled),
-                    "peak so far, GB": peak_gigabytes(),
-                },
-            )
+            with setting.report.going_on("train_step", f"{what}, phase {phase}, {dtype}"):
+                step = step_work(model, batch.graphs, phase, dtype)
+                with watched_compilation() as compiled:
+                    step()
+                seconds = [seconds_of(step) for _ in range(number_of_runs(setting))]
+                row = {"what": what, "hits": batch.num_hits, "edges": batch.num_edges}
+                row |= {"phase": phase, "dtype": dtype}
+                row |= {"median, ms": 1e3 * statistics.median(seconds)}
+                row |= {"least, ms": 1e3 * min(seconds), "compiling, s": sum(compiled)}
+                setting.report.add("train_step", **row, **{"peak so far, GB": peak_gigabytes()})
 
 
 def batch_of(model: Reconstructor, sector: Sector) -> Batch:
@@ -265,13 +267,15 @@ def scan(setting: Setting, size: str, values: Any, work: Any, makes_work: bool =
         for value in dict.fromkeys((now, *values)):
             setattr(device, name, in_use._replace(**dict.fromkeys(names, value)))
             jax.clear_caches()
-            seconds[value] = best_seconds(work() if makes_work else work)
-            row = {"size": size, "value": value, "least, ms": 1e3 * seconds[value]}
-            setting.report.add("sizes", **row, note="in use" if value == now else None)
+            with setting.report.going_on("sizes", f"{size} at {value}"):
+                seconds[value] = best_seconds(work() if makes_work else work)
+                row = {"size": size, "value": value, "least, ms": 1e3 * seconds[value]}
+                setting.report.add("sizes", **row, note="in use" if value == now else None)
     finally:
         setattr(device, name, in_use)
         jax.clear_caches()
-    setting.report.note("sizes", recommendation(name, size, now, seconds))
+    if now in seconds:
+        setting.report.note("sizes", recommendation(name, size, now, seconds))
 
 
 def recommendation(name: str, size: str, now: int, seconds: dict[int, float]) -> str:

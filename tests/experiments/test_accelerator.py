@@ -39,7 +39,7 @@ def test_a_dry_run_takes_all_stages(tmp_path):
     assert all(stage["state"].startswith("done") and stage["rows"] for stage in found.values())
     assert found["tests"]["rows"][0]["outcome"] == "passed"
     (row,) = found["reconstruct"]["rows"]
-    assert row["compiling, s"] > 0 and row["peak, GB"] > 0.05
+    assert row["compiling, s"] > 0 and row["peak so far, GB"] > 0.05
     parts = [row[f"{stage}, ms"] for stage in ("VD", "filter", "GNN", "CC", "cluster", "total")]
     assert 0 < max(parts[:-1]) < parts[-1] < 2 * sum(parts[:-1])
     steps = found["train_step"]["rows"]
@@ -95,6 +95,18 @@ def test_a_stage_that_fails_or_hangs_leaves_the_others_alone(tmp_path, monkeypat
         "notes": [],
         "state": "not begun: no time was left",
     }
+
+
+def test_work_that_fails_is_noted_and_the_next_goes_on(tmp_path):
+    report = Report(tmp_path)
+    report.begin("sizes")
+    for value in (1, 0, 4):
+        with report.going_on("sizes", f"1 / {value}"):
+            report.add("sizes", value=value, result=1 / value)
+    found = report.read()["sizes"]
+    assert [row["value"] for row in found["rows"]] == [1, 4]
+    assert found["notes"] == ["1 / 0 failed: ZeroDivisionError: division by zero"]
+    assert report.failed == ["1 / 0"]
 
 
 @pytest.mark.parametrize(

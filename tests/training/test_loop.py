@@ -97,6 +97,21 @@ def test_resuming_equals_an_uninterrupted_run(make_runner):
         assert_identical(checkpoints.restore(6, whole), whole)
 
 
+def test_memory_that_runs_out_is_told(runner, monkeypatch):
+    def make_failing(*_):
+        def step(*_):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+        return step
+
+    monkeypatch.setattr(loop, "make_spread_step", make_failing)
+    told = (
+        r"memory ran out in a training step of \d+ hits and \d+ edges; choose a smaller sector_hits"
+    )
+    with pytest.raises(UserError, match=told):
+        runner.train(1)
+
+
 def test_a_finished_run_does_nothing_more_and_says_so(runner, caplog):
     state = runner.train(2)
     assert_identical(runner.train(2), state)
