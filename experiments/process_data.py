@@ -21,7 +21,7 @@ from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.acts_csv import list_acts_events, read_acts_event
 from hypertrack_jax.events.colliderml import list_colliderml_events, read_colliderml_events
 from hypertrack_jax.events.store import event_ids, save_event
-from hypertrack_jax.events.trackml import list_event_ids, read_event
+from hypertrack_jax.events.trackml import lacks_detector, list_event_ids, read_event
 
 flags.declare_key_flag("workdir")
 
@@ -68,6 +68,8 @@ def main() -> None:
     outcomes = list(tqdm(converted_events(source, directory, ids), total=len(ids), unit="event"))
     problems = [problem for problem in outcomes if problem]
     print(f"{len(ids) - len(problems)} events written to {directory}")
+    if FORMAT.value == "trackml" and not DETECTOR.value and lacks_detector(source):
+        print("their cells are left out, since no detectors.csv is there; name it by --detector")
     end_with(problems)
 
 

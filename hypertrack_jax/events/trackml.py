@@ -79,6 +79,19 @@ def list_event_ids(source: str | Path) -> list[int]:
         return sorted({int(name[1]) for name in names if name and name[2].lower() == "hits"})
 
 
+def lacks_detector(source: str | Path) -> bool:
+    """Whether there are cells in a directory or zip, but no file that lists the modules.
+
+    Raises:
+      FileNotFoundError: there is no such directory or file.
+      UserError: the file is not a zip, or there are two files that list the modules.
+    """
+    with opened(Path(source)) as files:
+        names = (_FILE_NAME.fullmatch(base_name(name)) for name in files)
+        has_cells = any(name and name[2].lower() == "cells" for name in names)
+        return has_cells and find_detector(Path(source), files, None) is None
+
+
 def read_event(
     source: str | Path,
     event_id: int,

@@ -170,10 +170,13 @@ def test_cells_arrive_where_the_modules_are_listed(tmp_path):
         drift=np.zeros(2),
     )
     path = write_detector_csv(tmp_path / "elsewhere", modules)
-    assert _process(tmp_path, f"--input={tmp_path / 'csv'}").returncode == 0
+    without = _process(tmp_path, f"--input={tmp_path / 'csv'}")
+    assert without.returncode == 0
+    assert "their cells are left out, since no detectors.csv is there" in without.stdout
     assert load_event(tmp_path / "data", 1).cells is None
     done = _process(tmp_path, f"--input={tmp_path / 'csv'}", f"--detector={path}")
     assert done.returncode == 0, done.stderr
+    assert "left out" not in done.stdout
     cells = load_event(tmp_path / "data", 1).cells
     assert cells.extent.tolist() == [[1, 1], [1, 1]] and cells.charge.tolist() == [1, 1]
     lost = _process(tmp_path, f"--input={tmp_path / 'csv'}", "--detector=nowhere.csv")
