@@ -18,8 +18,9 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 
 @jax.jit
-def of_product(x):  # holds an array of 36 MB inside
-    matrix = jnp.full((3000, 3000), x)
+def of_product(x):  # holds an array of 36 MB inside, which XLA cannot do without
+    row = jnp.sin(x + jnp.arange(3000.0))
+    matrix = row[:, None] * row[None, :]
     return (matrix @ matrix[:, :8]).max()
 
 def pages():
