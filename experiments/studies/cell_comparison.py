@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from hypertrack_jax.evaluation.plots import saved_figure
 from hypertrack_jax.events.event import NOISE, Event
+from hypertrack_jax.networks.cluster_shape import padded_clusters, shape_directions
 from studies.event_comparison import SIMULATED_COLOUR
 
 if TYPE_CHECKING:
@@ -35,6 +37,9 @@ class CellSample(NamedTuple):
     """Channels that the particle's own helix crosses; 0 for noise."""
     path: Float[np.ndarray, " hit"]
     """Length of its path over the thickness of the module; 1 for noise."""
+    angle: Float[np.ndarray, " hit"]
+    """Between the direction of its helix and the one that its cluster suggests, in degrees; that of
+    noise is between those of hit and cluster, seen from the origin."""
 
 
 def cell_sample_of(events: Sequence[Event]) -> CellSample | None:
@@ -69,6 +74,7 @@ def summarize_cells(sample: CellSample) -> dict[str, tuple[float, ...]]:
                 *extent.mean(axis=0).tolist(),
                 *(extent == 1).mean(axis=0).tolist(),
                 float((sample.charge / sample.path)[here].mean()),
+                float(np.median(sample.angle[here])),
             )
     return rows
 
@@ -90,6 +96,7 @@ CELL_HEADER = [
     "one channel along u",
     "one channel along v",
     "charge over path",
+    "median angle (degrees)",
 ]
 
 
@@ -130,6 +137,9 @@ def _sample(event: Event) -> CellSample:
         channels = np.abs(crossed[:, :2] / crossed[:, 2:])
         path = np.linalg.norm(helix_directions(event), axis=1) / np.abs(crossed[:, 2])
     has_cells = cells.num_cells > 0
+    expected = np.where(is_noise[:, None], event.position, helix_directions(event))
+    suggested = np.asarray(_suggested(padded_clusters(cells, len(is_noise)), event.position))
+    cosine = (expected * suggested).sum(axis=1) / np.linalg.norm(expected, axis=1)
     return CellSample(
         volume=event.module[has_cells, 0],
         is_noise=is_noise[has_cells],
@@ -137,7 +147,11 @@ def _sample(event: Event) -> CellSample:
         charge=cells.charge[has_cells].astype(np.float64),
         channels=np.where(is_noise[:, None], 0, channels)[has_cells],
         path=np.where(is_noise, 1, path)[has_cells],
+        angle=np.degrees(np.arccos(np.clip(cosine, -1, 1)))[has_cells],
     )
+
+
+_suggested = jax.jit(shape_directions)
 
 
 def _is_pixel(sample: CellSample) -> np.ndarray:

@@ -62,9 +62,14 @@ def test_summary_by_hand():
     assert len(sample.volume) == 4
     rows = summarize_cells(sample)
     # Straight along the normal, a path is as long as the module is thick.
-    np.testing.assert_allclose(rows["8, particles"], [2, 1.5, 0.5, 0.5, 3])
-    np.testing.assert_allclose(rows["8, noise"], [2, 5, 0, 0, 5])
-    np.testing.assert_allclose(rows["13, particles"], [1, 4, 1, 0, 3])
+    np.testing.assert_allclose(rows["8, particles"][:5], [2, 1.5, 0.5, 0.5, 3])
+    np.testing.assert_allclose(rows["8, noise"][:5], [2, 5, 0, 0, 5])
+    np.testing.assert_allclose(rows["13, particles"][:5], [1, 4, 1, 0, 3])
+    # Channels are 1/2 and 1/3 of the depth along x and y, all hits on the z axis: two channels more
+    # than one along u and one along v lean by 1 and 1/3.
+    leaning = np.degrees(np.arctan(np.hypot(1, 1 / 3)))
+    np.testing.assert_allclose(sample.angle[:2], [0, leaning], atol=0.1)
+    np.testing.assert_allclose(rows["8, particles"][5], leaning / 2, atol=0.1)
     np.testing.assert_allclose(sample.channels[:3], 0, atol=1e-6)
     table = cell_table(sample, sample)
     assert table[0][:2] == ["8, particles", "2.000 / 2.000"] and len(table) == 3
