@@ -123,7 +123,7 @@ def measure(
     true_momentum = np.concatenate([crossings.momentum, np.zeros((num_noise, 3))])
     direction = [
         crossings.momentum,
-        _noise_direction(modules, noise_module, noise_position, cell_rng),
+        noise_directions(modules, noise_module, noise_position, cell_rng),
     ]
     # Modules are in the order of their geometry id, that is of volume, layer and number. Within a
     # module the order must say nothing about which hits are noise.
@@ -190,6 +190,29 @@ def fire_cells(
     charge = share * length[hit] * np.maximum(rng.normal(1, CHARGE_NOISE, len(hit)), 0)
     is_pixel = np.isin(modules.number[module[hit], 0], PIXEL_VOLUMES)
     return FiredCells(hit, channel, np.where(is_pixel, charge, 1).astype(np.float32))
+
+
+def noise_directions(
+    modules: Modules,
+    module: Int64[np.ndarray, " hit"],
+    position: Float64[np.ndarray, "hit 3"],
+    rng: np.random.Generator,
+) -> Float64[np.ndarray, "hit 3"]:
+    """Unit vectors of paths that would leave the clusters of noise, see `NOISE_ANGLE`.
+
+    Directions too near to the plane of the module, see `MIN_COSINE`, are drawn anew.
+    """
+    normal = np.cross(modules.axes[module, 0], modules.axes[module, 1])
+    theta = np.arctan2(np.hypot(position[:, 0], position[:, 1]), position[:, 2])
+    phi = np.arctan2(position[:, 1], position[:, 0])
+    direction = np.zeros(position.shape)
+    while (is_open := np.abs((direction * normal).sum(axis=1)) < MIN_COSINE).any():
+        turn = rng.uniform(-NOISE_ANGLE, NOISE_ANGLE, (2, is_open.sum()))
+        polar, azimuth = theta[is_open] + turn[0], phi[is_open] + turn[1]
+        transverse = np.sin(polar)
+        parts = transverse * np.cos(azimuth), transverse * np.sin(azimuth), np.cos(polar)
+        direction[is_open] = np.stack(parts, axis=1)
+    return direction
 
 
 def hit_weights(
@@ -279,18 +302,3 @@ def _borders(middle, span, begin, end):
     # By path, then along it: a part of a path is at most 1/2 from its middle.
     order = np.argsort(2 * path + at)
     return at[order], path[order]
-
-
-def _noise_direction(modules, module, position, rng):
-    """Directions that the clusters of noise have; those too near to the plane are drawn anew."""
-    normal = np.cross(modules.axes[module, 0], modules.axes[module, 1])
-    theta = np.arctan2(np.hypot(position[:, 0], position[:, 1]), position[:, 2])
-    phi = np.arctan2(position[:, 1], position[:, 0])
-    direction = np.zeros(position.shape)
-    while (is_open := np.abs((direction * normal).sum(axis=1)) < MIN_COSINE).any():
-        turn = rng.uniform(-NOISE_ANGLE, NOISE_ANGLE, (2, is_open.sum()))
-        polar, azimuth = theta[is_open] + turn[0], phi[is_open] + turn[1]
-        transverse = np.sin(polar)
-        parts = transverse * np.cos(azimuth), transverse * np.sin(azimuth), np.cos(polar)
-        direction[is_open] = np.stack(parts, axis=1)
-    return direction

@@ -13,6 +13,7 @@ from hypertrack_jax.events.digitization import (
     fire_cells,
     hit_weights,
     measure,
+    noise_directions,
 )
 from hypertrack_jax.events.event import NOISE, validate_event
 from hypertrack_jax.events.kinematics import GeneratedParticles
@@ -264,6 +265,27 @@ def test_cells_change_nothing_else(toy_modules):
         np.testing.assert_array_equal(one, other)
     one, other = (event.cells.charge for event in events)
     assert (one != other).any()
+
+
+def test_noise_has_the_directions_of_the_real_event(toy_modules):
+    rng = np.random.default_rng(0)
+    num = 4000
+    module = np.arange(num) % 2
+    position = toy_modules.center[module] + rng.uniform(-5, 5, (num, 3))
+    direction = noise_directions(toy_modules, module, position, rng)
+    np.testing.assert_allclose(np.linalg.norm(direction, axis=1), 1)
+    normal = np.cross(toy_modules.axes[module, 0], toy_modules.axes[module, 1])
+    assert np.abs((direction * normal).sum(axis=1)).min() >= 0.1
+    # These hits are far from the beam line, where angles are differences of angles. What is too
+    # near to the plane of its module is missing.
+    for one, other in ((1, 0), (2, None)):
+        first, second = (
+            np.arctan2(of[:, one], np.hypot(*of[:, :2].T) if other is None else of[:, other])
+            for of in (direction, position)
+        )
+        turn = np.angle(np.exp(1j * (first - second)))
+        assert np.abs(turn).max() <= np.pi / 4 + 1e-9
+        np.testing.assert_allclose(np.abs(turn).mean(), np.pi / 8, rtol=0.1)
 
 
 def paths(toy_modules, local, direction):

@@ -197,6 +197,16 @@ def test_fatras_has_another_seed_in_every_event(monkeypatch):
 
 
 @needs_acts
+def test_cells_have_a_random_stream_of_their_own(simulated, monkeypatch):
+    monkeypatch.setattr(simulation, "stream", lambda *name: np.random.default_rng(7))
+    event, *_, fired = simulate_event(1000, 40, 3)
+    for name in ("position", "hit_particle", "hit_weight", "module"):
+        np.testing.assert_array_equal(getattr(event, name), getattr(simulated.event, name))
+    assert (event.cells.charge != simulated.event.cells.charge).mean() > 0.3
+    np.testing.assert_array_equal(event.cells.num_cells, np.bincount(fired.hit))
+
+
+@needs_acts
 def test_csv_round_trip(tmp_path, simulated):
     write_detector_csv(tmp_path, generic_detector().modules)
     write_event_csv(tmp_path, *simulated)
