@@ -15,7 +15,7 @@ from pathlib import Path
 
 import command_line
 from absl import flags
-from benchmarks.accelerator_inputs import Setting
+from benchmarks.accelerator_inputs import Setting, stored_ids
 from benchmarks.accelerator_report import Report
 from benchmarks.accelerator_run import run_in_time
 from benchmarks.accelerator_stages import STAGES
@@ -36,11 +36,12 @@ SECONDS = flags.DEFINE_float("seconds", 60.0, "Time for the stage of --stage.", 
 
 def main() -> None:
     """Runs one stage here, or each in a process of its own."""
-    report = Report(Path(OUTPUT.value).absolute())
+    report, data = Report(Path(OUTPUT.value).absolute()), command_line.workdir("data")
+    stored_ids(data)  # Without events there is nothing to begin.
     if ALONE.value:
-        places = command_line.workdir("data"), command_line.workdir("models")
-        setting = Setting(*places, report, SECONDS.value, DRY_RUN.value)
-        STAGES[ALONE.value].run(setting)
+        models = command_line.workdir("models")
+        report.begin(ALONE.value)
+        STAGES[ALONE.value].run(Setting(data, models, report, SECONDS.value, DRY_RUN.value))
         sys.exit(1 if report.failed else 0)
     unknown = [name for name in ASKED.value if name not in STAGES]
     if unknown:

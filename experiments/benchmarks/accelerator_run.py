@@ -70,6 +70,7 @@ def _run(
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return "done" if status == 0 else f"failed with status {status}, see accelerator.log"
 
 

@@ -121,7 +121,8 @@ def test_another_size_is_recommended_where_it_is_clearly_faster(seconds, line):
 
 
 def test_mistakes_get_one_sentence(tmp_path):
+    done = accelerator(tmp_path, f"--output={tmp_path}")
+    assert done.returncode == 2 and "no events here; simulate.py makes them" in done.stderr
+    save_event(tmp_path / "data", toy.helix_event(1, 4))
     done = accelerator(tmp_path, f"--output={tmp_path}", "--stages=tests,sizs")
     assert done.returncode == 2 and "--stages=sizs: expected some of device, tests" in done.stderr
-    done = accelerator(tmp_path, f"--output={tmp_path}", "--stage=reconstruct")
-    assert done.returncode == 2 and "no events here; simulate.py makes them" in done.stderr
