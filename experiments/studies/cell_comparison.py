@@ -179,7 +179,7 @@ def _draw_counts(axes: Axes, simulated: np.ndarray, real: np.ndarray, bins: np.n
     center, is_filled = (bins[1:] + bins[:-1]) / 2, counts > 0
     points = center[is_filled], counts[is_filled], np.sqrt(counts[is_filled])
     axes.errorbar(*points, fmt="o", color="black", label="TrackML event")
-    axes.set_ylim(0, 1.2 * max(1, expected.max(), counts.max()))
+    axes.set_ylim(0, 1.2 * max(1.0, float(expected.max()), float(counts.max())))
 
 
 def _draw_profile(axes: Axes, simulated: CellSample, real: CellSample, axis: int) -> None:

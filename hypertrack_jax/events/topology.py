@@ -136,5 +136,5 @@ def _two_steps(
     adjacency = sparse.csr_array(
         (np.ones(len(senders), np.int32), (receivers, senders)), shape=(num_hits, num_hits)
     )
-    receivers, senders = (adjacency @ adjacency).nonzero()
-    return senders, receivers
+    walks = (adjacency @ adjacency).tocoo()
+    return walks.col, walks.row
