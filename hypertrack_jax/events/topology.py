@@ -4,6 +4,8 @@ The edge set A is directed and symmetric, has a self-loop for every hit of a par
 noise. All functions work on whole events at once, sparse, without a loop over particles.
 """
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int32, Int64
 from scipy import sparse
@@ -136,5 +138,7 @@ def _two_steps(
     adjacency = sparse.csr_array(
         (np.ones(len(senders), np.int32), (receivers, senders)), shape=(num_hits, num_hits)
     )
-    walks = (adjacency @ adjacency).tocoo()
-    return walks.col, walks.row
+    # The types of scipy differ from version to version.
+    ends: Any = (adjacency @ adjacency).nonzero()
+    receivers, senders = ends
+    return senders, receivers
