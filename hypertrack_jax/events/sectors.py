@@ -5,6 +5,8 @@ event does not fit into a training step. A sector does: its core is a range of a
 on either side gives the hits of the core their neighbours. Azimuth wraps around.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from jaxtyping import Bool
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import Event, with_hits
+from hypertrack_jax.events.store import event_size
 
 HALO = 0.1
 """Width of the halo on either side of the core, in radians: 90 % of the edges within particles
@@ -53,16 +56,9 @@ def draw_sector(
     Raises:
       UserError: the halo alone has as many hits.
     """
-    share = num_hits / len(event.position)
-    if share >= 1:
+    if num_hits >= len(event.position):
         return whole(event)
-    core = 2 * np.pi * share - 2 * halo
-    if core <= 0:
-        raise UserError(
-            f"a sector of {num_hits} of the {len(event.position)} hits of event {event.event_id} "
-            f"spans {2 * np.pi * share:.3f} rad, no more than its halo of {2 * halo:.3f} rad; "
-            f"take at least {int(halo / np.pi * len(event.position)) + 1} hits."
-        )
+    core = _core_width(event.event_id, len(event.position), num_hits, halo)
     azimuth = np.arctan2(event.position[:, 1], event.position[:, 0])
     while True:
         behind = (azimuth - rng.uniform(0, 2 * np.pi)) % (2 * np.pi)
@@ -71,3 +67,28 @@ def draw_sector(
             break
     is_inside = (behind < core + halo) | (behind >= 2 * np.pi - halo)
     return Sector(with_hits(event, is_inside), is_core[is_inside])
+
+
+def require_sectors(
+    directory: Path, event_ids: Sequence[int], num_hits: int, halo: float = HALO
+) -> None:
+    """Checks that sectors of all events have a core, so that none ends a training after hours.
+
+    Raises:
+      UserError: the halo alone has as many hits.
+      OSError: the file of an event cannot be read.
+    """
+    for event_id in event_ids:
+        _core_width(event_id, event_size(directory, event_id), num_hits, halo)
+
+
+def _core_width(event_id: int, event_hits: int, num_hits: int, halo: float) -> float:
+    """Width of the core in radians."""
+    width = 2 * np.pi * num_hits / event_hits
+    if num_hits < event_hits and width <= 2 * halo:
+        raise UserError(
+            f"a sector of {num_hits} of the {event_hits} hits of event {event_id} "
+            f"spans {width:.3f} rad, no more than its halo of {2 * halo:.3f} rad; "
+            f"take at least {int(halo / np.pi * event_hits) + 1} hits."
+        )
+    return width - 2 * halo

@@ -89,6 +89,18 @@ def load_event(directory: str | Path, event_id: int) -> Event:
     return read_event_file(event_path(directory, event_id))
 
 
+def event_size(directory: str | Path, event_id: int) -> int:
+    """Number of hits of an event, without reading all of it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: the file is damaged, is no event file, or has another format version.
+    """
+    require_events(directory, [event_id])
+    hits = "hit_particle"
+    return len(read_npz(event_path(directory, event_id), FORMAT, [hits])[hits])
+
+
 def read_event_file(path: Path) -> Event:
     """Reads an event from a file of any name.
 

@@ -11,6 +11,7 @@ import jax
 from jax.typing import DTypeLike
 
 from hypertrack_jax.device import memory_told
+from hypertrack_jax.events.sectors import require_sectors
 from hypertrack_jax.graph.event_graph import EventGraph, core_edges
 from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.model.counts import count_pairs
@@ -74,6 +75,9 @@ def train(
       OSError: a file cannot be read or written.
     """
     require_consistent(run, tune)
+    for source in filter(None, (run.source, run.validation)):
+        if source.sector_hits is not None and source.rfactor_end == 1:
+            require_sectors(source.directory, source.event_ids, source.sector_hits)
     devices = spread_over(run.batch_size)
     place = devices.replicated()
     with Checkpoints(run.checkpoint_directory, is_writer=True, place=place) as checkpoints:

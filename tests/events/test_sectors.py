@@ -6,7 +6,8 @@ from toy import helix_event
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import NOISE, validate_event
-from hypertrack_jax.events.sectors import draw_sector, whole
+from hypertrack_jax.events.sectors import draw_sector, require_sectors, whole
+from hypertrack_jax.events.store import save_event
 
 EVENT = helix_event(3, num_particles=60)
 NUM_HITS = len(EVENT.position)
@@ -76,3 +77,14 @@ def test_a_sector_of_the_whole_circle_is_the_event(num_hits):
 def test_a_sector_no_larger_than_its_halo_is_refused():
     with pytest.raises(UserError, match=r"no more than its halo of 0\.400 rad; take at least"):
         draw_sector(EVENT, NUM_HITS // 20, np.random.default_rng(0), halo=0.2)
+
+
+def test_events_too_large_for_their_sectors_are_found_before_a_training(tmp_path):
+    for event_id in (1, 2):
+        save_event(tmp_path, EVENT._replace(event_id=event_id))
+    require_sectors(tmp_path, [1, 2], NUM_HITS // 10)
+    require_sectors(tmp_path, [1, 2], 10 * NUM_HITS)
+    with pytest.raises(UserError, match="hits of event 1 spans"):
+        require_sectors(tmp_path, [1, 2], NUM_HITS // 10, halo=0.4)
+    with pytest.raises(FileNotFoundError, match="no such event"):
+        require_sectors(tmp_path, [1, 3], NUM_HITS)
