@@ -41,8 +41,8 @@ def main() -> None:
         num_steps=NUM_STEPS.value,
         sector_hits=SECTOR_HITS.value,
         seed=SEED.value,
-        path=filter_path(models, *of_graphs),
-        log_directory=command_line.workdir("runs", filter_path(models, *of_graphs).stem),
+        path=filter_path(models, tune),
+        log_directory=command_line.workdir("runs", filter_path(models, tune).stem),
     )
     voxdyn = load_voxdyn(voxdyn_path(models, *of_graphs), *of_graphs, graphs.min_count)
     weights = train_filter(run, tune, voxdyn, lambda steps: tqdm(steps, unit="step"))

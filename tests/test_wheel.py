@@ -22,4 +22,5 @@ def test_wheel_is_the_package_with_types_and_weights(tmp_path, monkeypatch):
         "hypertrack_jax/weights/pu2.npz",
         "hypertrack_jax/weights/pu20.npz",
         "hypertrack_jax/weights/pu200.npz",
+        "hypertrack_jax/weights/pu200_cells.npz",
     }

@@ -61,6 +61,19 @@ def pairs_kept(pairs: HitPairs, is_kept: Bool[Array, " pair"], capacity: int) ->
     return pairs_appended(no_pairs(capacity), pairs, is_kept & is_pair)
 
 
+def rows_kept(
+    rows: Float[Array, "pair column"],
+    pairs: HitPairs,
+    is_kept: Bool[Array, " pair"],
+    capacity: int,
+) -> Float[Array, "kept column"]:
+    """What else belongs to the pairs that `pairs_kept` keeps, in the same places."""
+    is_pair = jnp.arange(len(rows), dtype=jnp.int32) < pairs.number
+    place = jnp.cumsum(is_kept & is_pair, dtype=jnp.int32) - 1
+    place = jnp.where(is_kept & is_pair, place, capacity)
+    return put_rows(jnp.zeros((capacity, rows.shape[1])), rows, place)
+
+
 def pair_graph(pairs: HitPairs, num_hits: int) -> PairGraph:
     """Both directions of each pair.
 

@@ -16,7 +16,7 @@ from hypertrack_jax.model.counts import require_same_counts
 from hypertrack_jax.model.parameters import by_name
 from hypertrack_jax.networks.edge_filter import FilterWeights, init_filter
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
-from hypertrack_jax.tunes.tune import FilterTune
+from hypertrack_jax.tunes.tune import FilterTune, Tune
 
 _PAIRS, _COUNT = "num_pairs", "min_count"
 FILTER_FILE = NpzFormat(
@@ -24,14 +24,15 @@ FILTER_FILE = NpzFormat(
     remedy="remove it and train it anew with experiments/train_filter.py",
     arrays={_PAIRS: ArrayType(np.int64, ()), _COUNT: ArrayType(np.int64, ())},
     others=ArrayType(np.float32),
-    version=1,
+    version=2,
 )
 """A file of a filter holds what C it belongs to, and its arrays by name."""
 
 
-def filter_path(directory: Path, node2node: str, ncell: int) -> Path:
-    """Path of the filter of a C-matrix, such as `filter_eom_65536.npz`."""
-    return directory / f"filter_{node2node}_{ncell}.npz"
+def filter_path(directory: Path, tune: Tune) -> Path:
+    """Path of the filter of a tune, such as `filter_eom_65536.npz`."""
+    shape = "_shape" if tune.edge_filter.cells == "shape" else ""
+    return directory / f"filter_{tune.voxdyn.node2node}_{tune.voxdyn.ncell}{shape}.npz"
 
 
 def save_filter(path: Path, weights: FilterWeights, num_pairs: int, min_count: int) -> Path:
@@ -94,7 +95,7 @@ def filter_of(arrays: dict[str, np.ndarray], tune: FilterTune, source: str) -> F
     }:
         raise UserError(
             f"{source}: the filter has not the width {tune.width} and the cells {tune.cells!r} "
-            "of the tune; train one with them by experiments/train_filter.py."
+            "of the tune, or is of another version; train one by experiments/train_filter.py."
         )
     leaves = [jnp.asarray(arrays[name]) for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)

@@ -29,6 +29,8 @@ NUM_PAIR = 16
 """Inputs of the pair filter without the shape of clusters."""
 NUM_END = 19
 """Inputs of the triplet filter for each end of a pair."""
+NUM_ACROSS = 2
+"""Inputs that compare both ends."""
 NUM_ROUNDS = 2
 """Rounds of the triplet filter, each on the pairs that the one before it left."""
 FAR = 1e6
@@ -39,9 +41,12 @@ look."""
 LEAST_WIDTH = 32
 """Neighbours that every block of hits has room for; each width is compiled by itself."""
 DIP, BEND, Z0, LOGIT = (20.0, 20.0), (10.0, 10.0), (2.0, 0.1), (0.3, 0.3)
-"""What a mismatch weighs: the difference in dip angle (rad), that in curvature (2/m) or the sine of
-the turn, that in z0 (200 mm), and the logit of the continuation. They are such that hits of one
-particle have mismatches of order 1."""
+"""What a mismatch weighs: the difference in dip angle (rad), that in curvature (2/m) or that of the
+sine of the turn from the expected one, that in z0 (200 mm), and the logit of the continuation. They
+are such that hits of one particle have mismatches of order 1."""
+MOST_BEND, SURE_BEND = 3.0, 5.0
+"""Largest curvature (2/m) that a turn is expected by, and largest mismatch of the triplet that it
+comes from."""
 
 Layers = list[dict[str, Array]]
 """Kernel and bias of each layer of an MLP."""
@@ -146,6 +151,8 @@ class Chords(NamedTuple):
     """Intercept of the helix, in 200 mm; the same for both directions."""
     logit: Float[Array, " edge"]
     """Score of the pair."""
+    bend: Float[Array, " edge"]
+    """Signed curvature by what continues the pair behind its sender, in 2/m; 0 where not known."""
 
 
 def chords_of(
@@ -153,21 +160,22 @@ def chords_of(
     senders: Int[Array, " edge"],
     receivers: Int[Array, " edge"],
     logit: Float[Array, " edge"],
+    bend: Float[Array, " edge"],
 ) -> Chords:
     """The chords of directed edges."""
     first, second = coordinates[senders], coordinates[receivers]
     features = features_of_coordinates(first, second)
     x, y, z = (second - first)[:, :3].T
     length = jnp.sqrt(x**2 + y**2 + 1.0)
-    return Chords(
-        x, y, z, length, jnp.arctan2(z, length), features[:, 4], features[:, 6], jnp.asarray(logit)
-    )
+    dip = jnp.arctan2(z, length)
+    return Chords(x, y, z, length, dip, features[:, 4], features[:, 6], logit, bend)
 
 
 class Continuations(NamedTuple):
     """What continues each directed edge behind its receiver, by two mismatches.
 
-    The first is with the helix from the beam line, the second the turn between the chords alone.
+    The first is with the helix from the beam line, the second looks at the chords alone: at how far
+    the turn from one to the next is from that of the pair's `bend`.
     """
 
     edge: tuple[Int32[Array, "*edge"], ...]
@@ -255,8 +263,9 @@ def _of_hits(
         column = jnp.minimum(k, width - 1)
         b = Chords(*(part[:, column][:, None] for part in a))
         goes_on = (a.x * b.x + a.y * b.y + a.z * b.z < 0) & (degree[:, None] > k)
-        turn = jnp.abs(a.x * b.y - a.y * b.x) / (a.length * b.length)
-        bends = jnp.abs(a.kappa + b.kappa), turn
+        turn = (a.y * b.x - a.x * b.y) / (a.length * b.length)
+        expected = a.bend * (a.length + b.length) / LENGTH_SCALE
+        bends = jnp.abs(a.kappa + b.kappa), jnp.abs(turn - expected)
         dip, z0 = jnp.abs(a.dip + b.dip), jnp.abs(a.z0 - b.z0)
         edge, mismatch, soft = [], [], []
         for kind, bend in enumerate(bends):
@@ -288,13 +297,21 @@ def _of_hits(
     return jax.tree.map(lambda row: jnp.pad(row, ((0, 0), (0, num_neighbors - width))), best)
 
 
-def end_inputs(
-    chords: Chords, found: Continuations, edge: Int[Array, " one"]
-) -> Float[Array, "one 19"]:
-    """What the triplet filter sees of the far end of some directed edges."""
+class End(NamedTuple):
+    """What lies behind the receivers of some directed edges."""
+
+    inputs: Float[Array, "one 19"]
+    """What the triplet filter sees of it."""
+    circle: Float[Array, "2 one"]
+    """Signed curvature through three hits, by either mismatch, in 2/m; 0 where there are not."""
+    is_found: Bool[Array, "2 one"]
+
+
+def end_of(chords: Chords, found: Continuations, edge: Int[Array, " one"]) -> End:
+    """The far end of some directed edges."""
     found = jax.tree.map(lambda column: column[edge], found)
     a = Chords(*(part[edge] for part in chords))
-    columns = []
+    columns, circles, are_found = [], [], []
     for kind in (0, 1):
         b = Chords(*(part[found.edge[kind]] for part in chords))
         is_found = found.mismatch[kind] < FAR / 2
@@ -317,8 +334,23 @@ def end_inputs(
         ]
         columns += [jnp.where(is_found, column, 3.0) for column in of_kind]
         columns.append(jnp.log(found.soft_count[kind] + 0.01) / 3)
+        circles.append(jnp.where(is_found, circle, 0.0))
+        are_found.append(is_found)
     columns.append(jnp.log(found.number + 1.0) / 3)
-    return jnp.stack([jnp.clip(column, -3, 3) for column in columns], axis=1)
+    inputs = jnp.stack([jnp.clip(column, -3, 3) for column in columns], axis=1)
+    return End(inputs, jnp.stack(circles), jnp.stack(are_found))
+
+
+def across(ends: Sequence[End]) -> Float[Array, "one 2"]:
+    """How far the circles at both ends of pairs differ; those of one helix turn opposite ways."""
+    apart = jnp.clip(jnp.abs(ends[0].circle + ends[1].circle) * 3, 0, 3)
+    return jnp.where(ends[0].is_found & ends[1].is_found, apart, 3.0).T
+
+
+def bend_before(found: Continuations, end: End, edge: Int[Array, " one"]) -> Float[Array, " one"]:
+    """The curvature that the end expects of what lies at the other end of the same pairs."""
+    is_sure = found.mismatch[1][edge] < SURE_BEND
+    return jnp.where(is_sure, jnp.clip(-end.circle[1], -MOST_BEND, MOST_BEND), 0.0)
 
 
 class FilterWeights(NamedTuple):
@@ -343,7 +375,7 @@ def init_filter(key: PRNGKeyArray, width: int, cells: str = "none") -> FilterWei
     """
     num_pair = NUM_PAIR + (NUM_SHAPE if cells == "shape" else 0)
     keys = jax.random.split(key, 1 + NUM_ROUNDS)
-    num_inputs = num_pair + 1 + 2 * NUM_END
+    num_inputs = num_pair + 1 + 2 * NUM_END + NUM_ACROSS
     return FilterWeights(
         init_layers(keys[0], (num_pair, width, width, 1)),
         [init_layers(one, (num_inputs, width, width, 1)) for one in keys[1:]],
@@ -351,14 +383,28 @@ def init_filter(key: PRNGKeyArray, width: int, cells: str = "none") -> FilterWei
     )
 
 
-def triplet_logits(
+class Scored(NamedTuple):
+    """What a round of the triplet filter says of each pair."""
+
+    logit: Float[Array, " pair"]
+    bend: Float[Array, "pair 2"]
+    """`Chords.bend` of its edges into `one` and into `other`, for the next round."""
+
+
+def no_bend(capacity: int) -> Float[Array, "pair 2"]:
+    """What the first round knows of the turns of so many pairs."""
+    return jnp.zeros((capacity, 2))
+
+
+def triplet_scores(
     layers: Layers,
     coordinates: Float[Array, "hit 6"],
     degree: Int[Array, " hit"],
     graph: PairGraph,
+    bend: Float[Array, "pair 2"],
     num_neighbors: int,
     clusters: Clusters | None = None,
-) -> Float[Array, " pair"]:
+) -> Scored:
     """The score of each pair by what continues it at either end.
 
     Args:
@@ -366,28 +412,38 @@ def triplet_logits(
       coordinates: `helix_coordinates` of the hits.
       degree: edges of each hit in the graph that the pair filter saw.
       graph: the pairs that are left, with the score of the round before.
-      num_neighbors: the largest degree in it.
+      bend: what the round before found of their turns.
+      num_neighbors: the largest degree in the graph.
       clusters: as in `pair_inputs`.
     """
     pairs, capacity = graph.pairs, len(graph.pairs.one)
+    is_other = graph.receivers == pairs.other[graph.pair]
+    bends = bend[graph.pair, is_other.astype(jnp.int32)]
     logit = pairs.logit[graph.pair]
-    chords = chords_of(coordinates, graph.senders, graph.receivers, logit)
+    chords = chords_of(coordinates, graph.senders, graph.receivers, logit, bends)
     found = continuations(chords, graph.start, graph.degree, num_neighbors)
 
-    def of_block(block: Int[Array, " one"]) -> Float[Array, " one"]:
+    def of_block(block: Int[Array, " some"]) -> Scored:
         one, other, count = (column[block] for column in pairs[:3])
-        ends = [end_inputs(chords, found, edges[block]) for edges in graph.edge_to]
+        edges = [into[block] for into in graph.edge_to]
+        ends = [end_of(chords, found, into) for into in edges]
         is_swapped = is_outer(coordinates[one], coordinates[other])[:, None]
         inputs = [
             pair_inputs(coordinates, degree, one, other, count, clusters),
             pairs.logit[block][:, None] / 3,
-            jnp.where(is_swapped, ends[1], ends[0]),
-            jnp.where(is_swapped, ends[0], ends[1]),
+            jnp.where(is_swapped, ends[1].inputs, ends[0].inputs),
+            jnp.where(is_swapped, ends[0].inputs, ends[1].inputs),
+            across(ends),
         ]
-        return apply_layers(layers, jnp.concatenate(inputs, axis=1))
+        at_other, at_one = (bend_before(found, *end) for end in zip(ends, edges, strict=True))
+        return Scored(
+            apply_layers(layers, jnp.concatenate(inputs, axis=1)),
+            jnp.stack([at_one, at_other], axis=1),
+        )
 
     # In blocks, so that the inputs of all pairs are never in memory together.
     size = min(device.blocks().filter_pairs, capacity)
     every = jnp.arange(capacity + -capacity % size, dtype=jnp.int32)
     blocks = jnp.minimum(every, capacity - 1).reshape(-1, size)
-    return jax.lax.map(of_block, blocks).reshape(-1)[:capacity]
+    scored = jax.lax.map(of_block, blocks)
+    return Scored(scored.logit.reshape(-1)[:capacity], scored.bend.reshape(-1, 2)[:capacity])

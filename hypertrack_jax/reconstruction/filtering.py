@@ -14,13 +14,15 @@ from hypertrack_jax.graph.pair_graph import (
     pair_graph,
     pairs_appended,
     pairs_kept,
+    rows_kept,
 )
 from hypertrack_jax.networks.cluster_shape import Clusters
 from hypertrack_jax.networks.edge_filter import (
     FilterWeights,
     apply_layers,
+    no_bend,
     pair_inputs,
-    triplet_logits,
+    triplet_scores,
 )
 from hypertrack_jax.networks.features import helix_coordinates
 from hypertrack_jax.reconstruction.capacities import FilterCapacities
@@ -57,14 +59,18 @@ def filtered_pairs(
     pairs = scored_pairs(weights, coordinates, lists, capacities.num_pairs, clusters)
     # Where there are more raw pairs than 32 bits count, none were looked at.
     number = jnp.where(lists.num_raw == TOO_MANY, TOO_MANY, pairs.number)
-    graph = pair_graph(pairs, num_hits)
+    graph, bend = pair_graph(pairs, num_hits), no_bend(capacities.num_pairs)
     found: list[Any] = [number]
     rounds = zip(
         weights.triplets, weights.thresholds[1:], capacities[1::2], capacities[2::2], strict=True
     )
     for layers, threshold, num_neighbors, room in rounds:
-        logit = triplet_logits(layers, coordinates, lists.degree, graph, num_neighbors, clusters)
-        pairs = pairs_kept(graph.pairs._replace(logit=logit), logit >= threshold, room)
+        logit, bend = triplet_scores(
+            layers, coordinates, lists.degree, graph, bend, num_neighbors, clusters
+        )
+        is_kept, pairs = logit >= threshold, graph.pairs._replace(logit=logit)
+        bend = rows_kept(bend, pairs, is_kept, room)
+        pairs = pairs_kept(pairs, is_kept, room)
         found += [graph.degree.max(), pairs.number]
         graph = pair_graph(pairs, num_hits)
     is_overflow = jnp.stack([n > c for n, c in zip(found, capacities, strict=True)]).any()

@@ -84,9 +84,8 @@ def load_tuned_filter(models: Path, tune: Tune, voxdyn: VoxelDynamics) -> Filter
     """
     if tune.edge_filter.filter == "none":
         return None
-    wanted = tune.voxdyn
-    path = filter_path(models, wanted.node2node, wanted.ncell)
-    min_count = required_count(voxdyn, wanted.min_count)
+    min_count = required_count(voxdyn, tune.voxdyn.min_count)
+    path = filter_path(models, tune)
     return load_filter(path, tune.edge_filter, count_pairs(voxdyn), min_count)
 
 

@@ -2,8 +2,8 @@
 
 Each step takes a sector of one event, drawn anew from (seed, step). Pairs and triplets learn
 together: the triplets of a round are made of the pairs that a threshold keeps, which is set anew in
-each step so that it loses few true pairs. Every particle weighs as much as any other in one half of
-the loss, and every true pair in the other; false pairs together weigh as much as true ones.
+each step so that it loses few true pairs. Every particle weighs as much as any other, in the loss
+and in the choice of the thresholds; false pairs together weigh as much as true ones.
 """
 
 import logging
@@ -23,10 +23,11 @@ from jaxtyping import Array, Bool, Float, Int32
 from hypertrack_jax.capacities import capacity_for
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import Event
-from hypertrack_jax.events.sectors import draw_sector
+from hypertrack_jax.events.sectors import draw_sector, require_sectors
 from hypertrack_jax.events.store import load_event, step_event_ids
 from hypertrack_jax.files import locked
-from hypertrack_jax.graph.pair_graph import HitPairs, pair_graph, pairs_kept
+from hypertrack_jax.graph.pair_graph import HitPairs, pair_graph, pairs_kept, rows_kept
+from hypertrack_jax.graph.segment import segment_sum
 from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.filters import save_filter
 from hypertrack_jax.model.parameters import by_name
@@ -36,15 +37,15 @@ from hypertrack_jax.networks.edge_filter import (
     FilterWeights,
     apply_layers,
     init_filter,
+    no_bend,
     pair_inputs,
-    triplet_logits,
+    triplet_scores,
 )
 from hypertrack_jax.networks.features import helix_coordinates
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.reconstruction.candidates import raw_pairs_of
 from hypertrack_jax.reconstruction.hits import require_cells
 from hypertrack_jax.streams import stream
-from hypertrack_jax.training.losses import particle_shares
 from hypertrack_jax.training.metrics_file import MetricsFile
 from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.tunes.tune import OptimizerTune, Tune
@@ -56,9 +57,11 @@ LEARNING_RATE, FINAL_RATE = 4e-3, 0.02
 """Peak of the cosine, and its end as a fraction of it."""
 KEPT_IN_TRAINING = 0.988, 0.985
 """Share of the true pairs that the thresholds before each round keep in a training step."""
-LOST_BEFORE = 0.4, 0.7
+LOST_BEFORE = 0.35, 0.7
 """Of the true edges that the filter may lose, the share that is lost by pairs, and by pairs and
 first round together."""
+TRACK_PAIRS = 3
+"""Pairs that hold the four hits of the shortest track together."""
 SAVE_STEPS = 50
 """Steps between two savings of the state."""
 _STATE = NpzFormat(
@@ -129,6 +132,7 @@ def train_filter(
       UserError: a sector is no larger than its halo; another process trains this filter; the saved
         state is damaged.
     """
+    require_sectors(run.directory, [*run.event_ids, *run.held_out], run.sector_hits)
     optimizer = _optimizer(run.num_steps)
     key = jax.random.key(run.seed)
     begin = init_filter(key, tune.edge_filter.width, tune.edge_filter.cells)
@@ -209,15 +213,17 @@ def stage_logits(
     ends = pairs.one, pairs.other
     inputs = pair_inputs(coordinates, sector.degree, *ends, pairs.count, clusters)
     pairs = pairs._replace(logit=apply_layers(weights.pairs, inputs))
-    stages = [pairs]
+    stages, bend = [pairs], no_bend(len(pairs.one))
     rounds = zip(weights.triplets, thresholds, KEPT_IN_TRAINING, strict=True)
     for layers, threshold, share in rounds:
         if threshold is None:
             threshold = _threshold_for(share, pairs, sector)
-        pairs = pairs_kept(pairs, pairs.logit >= threshold, len(pairs.one))
+        is_kept, size = pairs.logit >= threshold, len(pairs.one)
+        bend = rows_kept(bend, pairs, is_kept, size)
+        pairs = pairs_kept(pairs, is_kept, size)
         graph = pair_graph(pairs, num_hits)
-        of_round = coordinates, sector.degree, graph, num_neighbors, clusters
-        logit = triplet_logits(layers, *of_round)
+        of_round = coordinates, sector.degree, graph, bend, num_neighbors, clusters
+        logit, bend = triplet_scores(layers, *of_round)
         pairs = pairs._replace(logit=logit)
         stages.append(pairs)
     return stages
@@ -225,10 +231,8 @@ def stage_logits(
 
 def true_weights(pairs: HitPairs, sector: SectorPairs) -> Float[Array, " pair"]:
     """What each true pair weighs, all together 1; 0 for false ones and where there is none."""
-    is_true = _is_true(pairs, sector)
-    share = particle_shares(is_true, is_true, pairs.one, jnp.asarray(sector.particle))
-    number = jnp.maximum(is_true.sum(), 1).astype(jnp.float32)
-    return jnp.where(is_true, 0.5 * (1 + share) / number, 0)
+    weight = _weights(pairs, sector, _particle_pairs(pairs, sector))
+    return weight / jnp.maximum(weight.sum(), 1e-6)
 
 
 def filter_loss(
@@ -254,36 +258,61 @@ def with_thresholds(
 ) -> FilterWeights:
     """The filter with thresholds that keep a share of the true pairs at the cores of sectors.
 
-    Pairs and first round lose `LOST_BEFORE` of what may be lost, so that they stay fast.
+    Every particle counts as in `true_weights`. Pairs and first round lose `LOST_BEFORE` of what may
+    be lost, so that they stay fast.
     """
     shares = [1 - lost * (1 - efficiency) for lost in (*LOST_BEFORE, 1.0)]
     thresholds: list[float] = []
     for number, share in enumerate(shares):
-        logits = []
+        logits, shares_of, total = [], [], 0.0
         for sector in sectors:
             given = (thresholds + [np.inf] * NUM_ROUNDS)[:NUM_ROUNDS]
-            stages = _stages_at(most_neighbors(sector), weights, sector, given)
-            pairs = stages[number]
-            total = int(_core_true(stages[0], sector).sum())
-            found = np.asarray(pairs.logit)[np.asarray(_core_true(pairs, sector))]
-            logits.append(np.append(found, np.full(total - len(found), -np.inf)))
-        pooled = np.sort(np.concatenate(logits))
-        if not len(pooled):
+            stages = stages_at(most_neighbors(sector), weights, sector, given)
+            pairs, particle_pairs = stages[number], _particle_pairs(stages[0], sector)
+            total += float(_core_weights(stages[0], sector, particle_pairs).sum())
+            weight = np.asarray(_core_weights(pairs, sector, particle_pairs), np.float64)
+            logits.append(np.asarray(pairs.logit)[weight > 0])
+            shares_of.append(weight[weight > 0])
+        if not total:
             raise UserError(
                 "the held-out events have no true pairs, by which thresholds could be chosen; "
                 "name others."
             )
-        thresholds.append(float(pooled[int((1 - share) * len(pooled))]))
+        found, weight = np.concatenate(logits), np.concatenate(shares_of)
+        rising = np.argsort(found)
+        # What is lost where the threshold is the logit of this pair.
+        lost = total - weight[rising][::-1].cumsum()[::-1]
+        place = np.searchsorted(lost, (1 - share) * total, side="right") - 1
+        thresholds.append(float(found[rising][max(place, 0)]))
     return weights._replace(thresholds=jnp.array(thresholds, jnp.float32))
 
 
-_stages_at = jax.jit(stage_logits, static_argnums=0)
+stages_at = jax.jit(stage_logits, static_argnums=0)
 
 
-def _core_true(pairs: HitPairs, sector: SectorPairs) -> Bool[Array, " pair"]:
-    """True pairs with a hit in the core: with both, those that span much azimuth would be few."""
+def _weights(
+    pairs: HitPairs, sector: SectorPairs, particle_pairs: Float[Array, " particle"]
+) -> Float[Array, " pair"]:
+    """Of true pairs: each particle weighs 1, but less with fewer pairs than join a track's hits."""
+    number = jnp.maximum(particle_pairs, TRACK_PAIRS)
+    particle = jnp.asarray(sector.particle)[pairs.one]
+    return jnp.where(_is_true(pairs, sector), 1 / number[particle], 0)
+
+
+def _core_weights(
+    pairs: HitPairs, sector: SectorPairs, particle_pairs: Float[Array, " particle"]
+) -> Float[Array, " pair"]:
+    """Of those with a hit in the core: with both, those that span much azimuth would be few."""
     is_core = jnp.asarray(sector.is_core)
-    return _is_true(pairs, sector) & (is_core[pairs.one] | is_core[pairs.other])
+    is_counted = is_core[pairs.one] | is_core[pairs.other]
+    return jnp.where(is_counted, _weights(pairs, sector, particle_pairs), 0)
+
+
+def _particle_pairs(pairs: HitPairs, sector: SectorPairs) -> Float[Array, " particle"]:
+    """How many of the pairs are true ones of each particle."""
+    is_true, num_segments = _is_true(pairs, sector), len(sector.particle)
+    particle = jnp.where(is_true, jnp.asarray(sector.particle)[pairs.one], num_segments)
+    return segment_sum(is_true.astype(jnp.float32), particle, num_segments, sorted_ids=False)
 
 
 def _is_true(pairs: HitPairs, sector: SectorPairs) -> Bool[Array, " pair"]:

@@ -14,7 +14,7 @@ from hypertrack_jax.tunes.tune import FilterTune
 TUNE = replace(
     local.TUNE,
     name="dense",
-    voxdyn=replace(local.TUNE.voxdyn, ncell=65536, min_count=8),
+    voxdyn=replace(local.TUNE.voxdyn, ncell=65536, min_count=4),
     # Crowded hits make false tracks of few sure hits: four, where `local` takes two.
     cluster=replace(local.TUNE.cluster, edge_threshold=0.55, core_hits=4),
     edge_filter=FilterTune(filter="triplets"),

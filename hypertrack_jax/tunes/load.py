@@ -5,10 +5,11 @@ import runpy
 from pathlib import Path
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.tunes import dense, helix, local, tune_5
+from hypertrack_jax.tunes import dense, dense_cells, helix, local, tune_5
 from hypertrack_jax.tunes.tune import Tune
 
-PACKAGED = {tune.name: tune for tune in (tune_5.TUNE, helix.TUNE, local.TUNE, dense.TUNE)}
+_MODULES = tune_5, helix, local, dense, dense_cells
+PACKAGED = {module.TUNE.name: module.TUNE for module in _MODULES}
 
 
 def load_tune(param: str) -> Tune:

@@ -1,5 +1,7 @@
 """Files of filters: back unchanged, and refused where they do not belong."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -7,19 +9,23 @@ import pytest
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.model.filters import filter_path, load_filter, save_filter
 from hypertrack_jax.networks.edge_filter import init_filter
-from hypertrack_jax.tunes.tune import FilterTune
+from hypertrack_jax.tunes import dense
+from hypertrack_jax.tunes.tune import FilterTune, VoxdynTune
 
 TUNE = FilterTune("triplets", width=8)
+GRAPHS = replace(dense.TUNE, voxdyn=VoxdynTune(node2node="eom", ncell=64))
 
 
 @pytest.fixture
 def path(tmp_path):
     weights = init_filter(jax.random.key(1), 8)
-    return save_filter(filter_path(tmp_path, "eom", 64), weights, 1000, 3)
+    return save_filter(filter_path(tmp_path, GRAPHS), weights, 1000, 3)
 
 
 def test_a_filter_comes_back(path):
     assert path.name == "filter_eom_64.npz"
+    of_shapes = replace(GRAPHS, edge_filter=FilterTune("triplets", cells="shape"))
+    assert filter_path(path.parent, of_shapes) == path.with_name("filter_eom_64_shape.npz")
     found = load_filter(path, TUNE, 1005, 3)
     wanted = init_filter(jax.random.key(1), 8)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)

@@ -20,11 +20,12 @@ from hypertrack_jax.networks.edge_filter import (
     apply_layers,
     chords_of,
     continuations,
-    end_inputs,
+    end_of,
     init_filter,
     init_layers,
+    no_bend,
     pair_inputs,
-    triplet_logits,
+    triplet_scores,
 )
 from hypertrack_jax.networks.features import helix_coordinates
 
@@ -80,7 +81,8 @@ def test_continuations_are_those_of_a_loop_over_triplets(pairs, block, width, mo
     graph = pair_graph(pairs, NUM_HITS + 1)
     coordinates = coordinates_of(np.pad(EVENT.position, ((0, 1), (0, 0))))
     logit = pairs.logit[graph.pair]
-    chords = chords_of(coordinates, graph.senders, graph.receivers, logit)
+    bend = jnp.asarray(np.random.default_rng(2).normal(size=len(logit)), jnp.float32)
+    chords = chords_of(coordinates, graph.senders, graph.receivers, logit, bend)
     found = jax.jit(continuations, static_argnums=3)(
         chords, graph.start, graph.degree, int(graph.degree.max()) + 3
     )
@@ -92,7 +94,8 @@ def test_continuations_are_those_of_a_loop_over_triplets(pairs, block, width, mo
         beside = [b for b in np.flatnonzero(receivers == receivers[a]) if vector[a] @ vector[b] < 0]
         assert found.number[a] == len(beside)
         for kind in (0, 1):
-            turn = np.abs(c["x"][a] * c["y"] - c["y"][a] * c["x"]) / (c["length"][a] * c["length"])
+            turn = (c["y"][a] * c["x"] - c["x"][a] * c["y"]) / (c["length"][a] * c["length"])
+            turn = np.abs(turn - c["bend"][a] * (c["length"][a] + c["length"]) / 1000)
             bend = (np.abs(c["kappa"][a] + c["kappa"]), turn)[kind]
             distance = DIP[kind] * np.abs(c["dip"][a] + c["dip"]) + BEND[kind] * bend
             distance += Z0[kind] * np.abs(c["z0"][a] - c["z0"])
@@ -120,12 +123,11 @@ def test_the_circle_through_three_hits_of_a_helix_is_its_own():
     logit = jnp.zeros(len(one))
     pairs = HitPairs(one, one - 1, jnp.ones_like(one), logit, jnp.int32(len(one)))
     graph = pair_graph(pairs, len(position))
-    chords = chords_of(
-        coordinates_of(position), graph.senders, graph.receivers, jnp.zeros(2 * len(one))
-    )
+    nothing = jnp.zeros(2 * len(one))
+    chords = chords_of(coordinates_of(position), graph.senders, graph.receivers, nothing, nothing)
     found = continuations(chords, graph.start, graph.degree, 2)
     every = jnp.arange(2 * len(one), dtype=jnp.int32)
-    inputs = np.asarray(end_inputs(chords, found, every))
+    inputs = np.asarray(end_of(chords, found, every).inputs)
     goes_on = np.asarray(found.number) == 1
     assert goes_on.sum() == 2 * (len(one) - 1)
     # Differences in dip, and between the circle and both curvatures.
@@ -137,15 +139,49 @@ def test_scores_of_pairs_do_not_depend_on_the_order_of_their_hits(pairs):
     weights = init_filter(jax.random.key(0), 8)
     coordinates = coordinates_of(np.pad(EVENT.position, ((0, 1), (0, 0))))
     degree = jnp.asarray(np.random.default_rng(1).integers(1, 200, NUM_HITS + 1), jnp.int32)
-    score = jax.jit(partial(triplet_logits, num_neighbors=64))
-    logit = score(weights.triplets[0], coordinates, degree, pair_graph(pairs, NUM_HITS + 1))
+    score = jax.jit(partial(triplet_scores, num_neighbors=64))
+    bend = jnp.asarray(np.random.default_rng(2).normal(size=(len(pairs.one), 2)), jnp.float32)
+    one_way = score(weights.triplets[0], coordinates, degree, pair_graph(pairs, NUM_HITS + 1), bend)
     order = np.argsort(pairs.other, kind="stable")
     swapped = HitPairs(
         pairs.other[order], pairs.one[order], pairs.count[order], pairs.logit[order], pairs.number
     )
-    other = score(weights.triplets[0], coordinates, degree, pair_graph(swapped, NUM_HITS + 1))
-    np.testing.assert_allclose(other, np.asarray(logit)[order], rtol=1e-4, atol=1e-4)
-    assert np.std(logit) > 0.01
+    graph = pair_graph(swapped, NUM_HITS + 1)
+    other = score(weights.triplets[0], coordinates, degree, graph, bend[order, ::-1])
+    np.testing.assert_allclose(other.logit, one_way.logit[order], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(other.bend, one_way.bend[order, ::-1], rtol=1e-4, atol=1e-4)
+    assert np.std(one_way.logit) > 0.01
+    assert np.std(one_way.bend) > 0.01
+
+
+def test_what_is_known_of_one_turn_predicts_the_next():
+    """Hits of a helix that begins far from the beam line, of curvature 2 per metre."""
+    turn = np.linspace(0, 0.6, 9)
+    position = np.stack([100 + 500 * np.sin(turn), 500 - 500 * np.cos(turn), 200 * turn], axis=1)
+    position = np.pad(position.astype(np.float32), ((0, 1), (0, 0)))
+    one = jnp.arange(1, 9, dtype=jnp.int32)
+    pairs = HitPairs(one, one - 1, jnp.ones_like(one), jnp.zeros(8), jnp.int32(8))
+    graph, weights = pair_graph(pairs, 10), init_filter(jax.random.key(0), 8)
+    coordinates = coordinates_of(position)
+
+    def scores(bend):
+        return triplet_scores(weights.triplets[0], coordinates, graph.degree, graph, bend, 2)
+
+    bend = scores(no_bend(8)).bend
+    # To the inner hit it turns left; the ends of the chain have nothing behind them.
+    expected = np.array([[0.0, -1.0], *[[1.0, -1.0]] * 6, [1.0, 0.0]])
+    np.testing.assert_allclose(bend, expected, atol=2e-2)
+    np.testing.assert_allclose(scores(bend).bend, bend, atol=1e-6)
+
+    def mismatch(bend):
+        bends = bend[graph.pair, (graph.receivers == pairs.other[graph.pair]).astype(jnp.int32)]
+        chords = chords_of(coordinates, graph.senders, graph.receivers, jnp.zeros(16), bends)
+        return np.asarray(continuations(chords, graph.start, graph.degree, 2).mismatch[1])
+
+    inside = (graph.receivers > 0) & (graph.receivers < 8) & (graph.senders > 0)
+    inside &= graph.senders < 8
+    assert mismatch(bend)[inside].max() < 0.05
+    assert mismatch(no_bend(8))[inside].min() > 0.5
 
 
 def test_an_mlp_is_its_formula():

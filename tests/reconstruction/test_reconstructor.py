@@ -420,7 +420,8 @@ def test_a_loaded_model_is_the_saved_one(model, state, voxdyn, tmp_path):
     with pytest.raises(FileNotFoundError, match="no step 8 here"):
         Reconstructor.load("tag", tmp_path, 8)
     with pytest.raises(
-        FileNotFoundError, match=r"other: no such model; .* package: pu2, pu20, pu200\."
+        FileNotFoundError,
+        match=r"other: no such model; .* package: pu2, pu20, pu200, pu200_cells\.",
     ):
         Reconstructor.load("other", tmp_path)
     assert not (tmp_path / "other").exists()

@@ -62,7 +62,7 @@ class Training:
             *(str(TRAIN), "--device=cpu", f"--workdir={workdir}"),
             *(f"--param={workdir / 'tiny.py'}", f"--save_tag={tag}", f"--num_steps={NUM_STEPS}"),
             *("--event_start=1", "--event_end=4", "--rfactor_start=0.9", "--rfactor_end=1"),
-            *("--batch_size=2", "--seed=3", "--auc_threshold=0.1", "--save_period=0.003"),
+            *("--batch_size=2", "--seed=3", "--auc_threshold=0.1", "--save_period=0.05"),
         ]
 
     def run(self, *how: str) -> int:

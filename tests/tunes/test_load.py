@@ -22,7 +22,7 @@ def test_packaged_tunes_by_name():
     assert load_tune("helix") is helix.TUNE
     assert load_tune("local") is local.TUNE
     assert load_tune("dense") is dense.TUNE
-    assert set(PACKAGED) == {"tune-5", "helix", "local", "dense"}
+    assert set(PACKAGED) == {"tune-5", "helix", "local", "dense", "dense-cells"}
 
 
 @pytest.mark.parametrize("is_below_home", [False, True])
@@ -35,7 +35,9 @@ def test_a_file_by_its_path(tmp_path, monkeypatch, is_below_home):
 
 @pytest.mark.parametrize("param", ["tune5", "nowhere/mine.py", "", "."])
 def test_neither_name_nor_file(param):
-    with pytest.raises(UserError, match=r"packaged tune \(tune-5, helix, local, dense\) nor"):
+    with pytest.raises(
+        UserError, match=r"packaged tune \(tune-5, helix, local, dense, dense-cells\) nor"
+    ):
         load_tune(param)
 
 

@@ -1,0 +1,17 @@
+"""Full events with cells: `dense` behind a filter that also looks at the shape of clusters.
+
+Its C is that of `dense`; its filter is trained on events that have cells, see `Event.cells`, by
+experiments/train_filter.py --param=dense-cells.
+"""
+
+from dataclasses import replace
+
+from hypertrack_jax.tunes import dense
+
+TUNE = replace(
+    dense.TUNE,
+    name="dense-cells",
+    # The filter leaves few false edges, so that fewer true ones have to go.
+    cluster=replace(dense.TUNE.cluster, edge_threshold=0.35),
+    edge_filter=replace(dense.TUNE.edge_filter, cells="shape", efficiency=0.95),
+)
