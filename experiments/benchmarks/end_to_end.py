@@ -147,7 +147,7 @@ def reconstruction_cost(model: Reconstructor, event: Event) -> ProgramCost:
     """
     num_hits = len(event.position)
     hits = model.begin(event.position).made[0]
-    cost = program_cost(jax.jit(one_program(model, num_hits)), *hits)
+    cost = program_cost(jax.jit(one_program(model, num_hits)), hits.position, hits.num_hits)
     # The cost counts the edge predictor's loop once; this adds the other blocks of the event.
     made = model.run_to("VD", model.begin(event.position)).made
     _, stage, *_ = model.stages(num_hits)
