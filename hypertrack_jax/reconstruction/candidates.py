@@ -57,8 +57,8 @@ def predict_edges(
     """Joins all hits whose cells C connects, or those that a filter leaves of these pairs.
 
     The graph is symmetric. Without a filter, hits whose cell C connects with itself have a
-    self-loop; a filter leaves none. Hits
-    far outside the space of the training hits have no cell and get no edges; a warning says so.
+    self-loop; a filter leaves none. Hits far outside the space of the training hits have no cell
+    and get no edges; a warning says so.
 
     Args:
       voxdyn: the estimator.

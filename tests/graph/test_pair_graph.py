@@ -11,6 +11,7 @@ from hypertrack_jax.graph.pair_graph import (
     pair_graph,
     pairs_appended,
     pairs_kept,
+    rows_kept,
 )
 
 NUM_HITS = 40
@@ -61,6 +62,20 @@ def test_what_is_kept_keeps_its_order_and_says_what_it_would_need():
         assert kept.number == len(wanted)
         for found, column in zip(kept[:4], pairs[:4], strict=True):
             np.testing.assert_array_equal(found, np.asarray(column)[wanted[:capacity]])
+
+
+@pytest.mark.parametrize("capacity", [2, 8])
+def test_what_belongs_to_pairs_is_kept_in_their_places(capacity):
+    one = jnp.arange(6, dtype=jnp.int32)
+    # The last two places hold no pair.
+    pairs = HitPairs(one, one, one, jnp.zeros(6), jnp.int32(4))
+    is_kept = jnp.array([True, False, True, True, True, True])
+    rows = jnp.stack([one + 10, one + 20], axis=1).astype(jnp.float32)
+    kept = pairs_kept(pairs, is_kept, capacity)
+    found = rows_kept(rows, pairs, is_kept, capacity)
+    number = min(int(kept.number), capacity)
+    np.testing.assert_array_equal(found[:number], rows[kept.one[:number]])
+    assert not found[number:].any()
 
 
 def test_blocks_are_put_one_behind_another():
