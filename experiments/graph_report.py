@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import command_line
 import numpy as np
@@ -66,9 +67,14 @@ def graphs_of(tune: Tune, events: ReadableEvents, node2node: str | None) -> None
 
 def write_rows(path: Path, rows: list[Row]) -> Path:
     """Writes rows as JSON, with the values of the script's own flags."""
-    settings = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
-    write_report(path, rows, {flag.name: flag.value for flag in settings})
+    write_report(path, rows, own_flags())
     return path
+
+
+def own_flags() -> dict[str, Any]:
+    """The values of the script's own flags."""
+    settings = flags.FLAGS.flags_by_module_dict()[sys.argv[0]]
+    return {flag.name: flag.value for flag in settings}
 
 
 def describe_voxdyn(vd: VoxelDynamics) -> str:

@@ -10,13 +10,15 @@ from pathlib import Path
 import command_line
 from absl import flags
 from bad_events import ReadableEvents
-from graph_report import graphs_of, write_rows
+from benchmarks.peers import PEERS
+from graph_report import graphs_of, own_flags, write_rows
 from tqdm import tqdm
 
 from hypertrack_jax.command.start import end_with
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.evaluate import as_evaluated
 from hypertrack_jax.evaluation.inference_report import Wanted, draw_figures, report_events
+from hypertrack_jax.evaluation.report_page import write_report_page
 from hypertrack_jax.events.topology import TOPOLOGIES
 from hypertrack_jax.model.checkpoint import require_same_tune
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
@@ -50,7 +52,8 @@ EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ra
 EVENT_END = flags.DEFINE_list("event_end", ["9999"], "Last events of the ranges.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
 SUBMISSION_DIR = flags.DEFINE_string("submission_dir", None, "Where TrackML submissions go.")
-FIGURES = flags.DEFINE_boolean("figures", False, "Draw an event, the edge scores and the ROC.")
+FIGURES = flags.DEFINE_boolean("figures", False, "Draw figures, and pages of report and events.")
+BESIDE = flags.DEFINE_multi_enum("peers", [], PEERS, "Programs that find the same tracks, beside.")
 
 
 def main() -> None:
@@ -67,13 +70,15 @@ def main() -> None:
     reconstruct = model(READ_TAG.value)
     directory = command_line.workdir("figs", READ_TAG.value)
     submissions = Path(SUBMISSION_DIR.value) if SUBMISSION_DIR.value else None
-    wanted = Wanted(TRUTH_NODE2NODE.value, submissions, FIGURES.value)
+    peers = dict(PEERS[name] for name in BESIDE.value)
+    wanted = Wanted(TRUTH_NODE2NODE.value, submissions, FIGURES.value, peers, READ_TAG.value)
     bar = tqdm(events, unit="event")
     report = report_events(as_evaluated(reconstruct), bar, reconstruct.tune, wanted)
     print(report.text, write_rows(directory / "report.json", report.rows), sep="\n\n")
     if FIGURES.value:
         files, missing = draw_figures(directory, report)
         print(*files, *missing, sep="\n")
+        print(write_report_page(directory / "report.html", report, own_flags(), files, missing))
     end_with([*events.problems, *report.problems])
 
 

@@ -162,7 +162,7 @@ def plot_roc(
         axes.plot(chance, chance, color="grey", ls="-.", lw=1, label="Chance (AUC 0.5)")
         axes.set(xlabel="False positive rate", ylabel="True positive rate", xscale="log")
         axes.set(xlim=(chance[0], 1.0), ylim=(0.0, 1.02))
-        axes.legend(loc="upper left")
+        axes.legend(loc="lower left")
 
 
 @contextlib.contextmanager

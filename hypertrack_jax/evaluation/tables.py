@@ -30,7 +30,7 @@ def summary_of(values: Iterable[float | int | np.number | None]) -> Summary:
     )
 
 
-def mean_and_spread(values: Iterable[float | None], digits: int) -> str:
+def mean_and_spread(values: Iterable[float | int | np.number | None], digits: int) -> str:
     """`0.600 ± 0.141`: mean and standard deviation of `summary_of`.
 
     A single value has no spread, `0.600`; no values are a dash.

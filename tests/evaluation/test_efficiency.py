@@ -7,9 +7,10 @@ from hypertrack_jax.evaluation.efficiency import (
     BIN_EDGES,
     bin_labels,
     binned_efficiency,
+    binned_fakes,
     efficiency_table,
-    joint_efficiency,
-    plot_efficiency,
+    joint_ratios,
+    plot_ratios,
     wilson_interval,
 )
 from hypertrack_jax.events.event import NOISE, Event, Particles
@@ -54,25 +55,43 @@ def test_particles_are_counted_in_their_bins():
         "vertex radius (mm)": ([0, 2, 6], [0, 6]),
     }
     found = binned_efficiency(event, label)
-    assert list(found) == list(BIN_EDGES)
+    assert list(found) == list(expected)
     for name, (all_bins, found_bins) in expected.items():
         num_bins = len(BIN_EDGES[name]) + 1
         np.testing.assert_array_equal(
             found[name].num_all, np.bincount(all_bins, minlength=num_bins)
         )
         np.testing.assert_array_equal(
-            found[name].num_found, np.bincount(found_bins, minlength=num_bins)
+            found[name].num_passed, np.bincount(found_bins, minlength=num_bins)
         )
-    twice = joint_efficiency(found, found)
+    twice = joint_ratios(found, found)
     np.testing.assert_array_equal(twice["hits"].num_all, 2 * found["hits"].num_all)
-    np.testing.assert_array_equal(twice["hits"].num_found, 2 * found["hits"].num_found)
+    np.testing.assert_array_equal(twice["hits"].num_passed, 2 * found["hits"].num_passed)
+
+
+def test_tracks_without_a_particle_are_counted_in_their_bins():
+    """By hand: of three tracks the one of 5 hits mixes two particles, and one has a single hit."""
+    event = event_of_four()
+    label = np.full(len(event.hit_id), -1)
+    label[event.hit_particle == 2] = 7
+    label[np.flatnonzero(event.hit_particle == 0)[:2]] = 3
+    label[np.flatnonzero(event.hit_particle == 1)[:3]] = 3
+    label[np.flatnonzero(event.hit_particle == 1)[3]] = 2
+    # The three of particle 1 are more than half of both.
+    hits = binned_fakes(event, label)["hits"]
+    np.testing.assert_array_equal(hits.num_all, [1, 1, 0, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(hits.num_passed, [1, 0, 0, 0, 0, 0, 0, 0])
+    label[np.flatnonzero(event.hit_particle == 1)[2]] = 2
+    hits = binned_fakes(event, label)["hits"]
+    np.testing.assert_array_equal(hits.num_all, [2, 0, 0, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(hits.num_passed, [2, 0, 0, 0, 0, 0, 0, 0])
 
 
 def test_the_interval_ends_where_the_share_is_one_standard_deviation_off():
     """Wilson's definition: (share - p)^2 = p (1 - p) / n at both ends."""
-    for num_found, num_all in ((0, 5), (1, 1), (3, 4), (40, 80), (7, 7)):
-        for p in wilson_interval(num_found, num_all):
-            off = num_found / num_all - p
+    for num_passed, num_all in ((0, 5), (1, 1), (3, 4), (40, 80), (7, 7)):
+        for p in wilson_interval(num_passed, num_all):
+            off = num_passed / num_all - p
             assert off**2 == pytest.approx(p * (1 - p) / num_all, abs=1e-12)
             assert 0 <= p <= 1
 
@@ -94,5 +113,6 @@ def test_bins_say_what_they_hold():
 def test_the_figure_is_written(tmp_path):
     pytest.importorskip("mplhep", reason="needs the extra plots")
     event = event_of_four()
-    plot_efficiency(tmp_path / "efficiency.png", binned_efficiency(event, event.hit_particle))
+    ratios = binned_efficiency(event, event.hit_particle)
+    plot_ratios(tmp_path / "efficiency.png", {"one": ratios, "other": ratios})
     assert (tmp_path / "efficiency.png").stat().st_size > 10_000

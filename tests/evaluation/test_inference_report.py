@@ -12,7 +12,7 @@ from hypertrack_jax.evaluation import inference_report
 from hypertrack_jax.evaluation.efficiency import (
     binned_efficiency,
     efficiency_table,
-    joint_efficiency,
+    joint_ratios,
 )
 from hypertrack_jax.evaluation.evaluate import evaluate_events
 from hypertrack_jax.evaluation.inference_report import Wanted, draw_figures, report_events
@@ -24,7 +24,8 @@ from hypertrack_jax.tunes.tune import Tune, VoxdynTune
 
 TUNE = Tune("small", voxdyn=VoxdynTune(node2node="eom"))
 EVENTS = [helix_event(number, num_particles=5, event_id=number) for number in range(14)]
-FIGURES = ["event.png", "event.html", "edge_scores.png", "roc.png", "efficiency.png"]
+FIGURES = ["event.png", "event.html", "edge_scores.png", "roc.png"]
+FIGURES += ["efficiency.png", "fake_rate.png"]
 TRUTH = {event.position.tobytes(): event for event in EVENTS}
 
 
@@ -69,7 +70,7 @@ def test_rows_are_those_of_the_events_and_the_text_shows_them():
     assert {row["VD TPR"] for row in report.rows} == {1.0}
     found = binned_efficiency(EVENTS[0], EVENTS[0].hit_particle)
     for event in EVENTS[1:]:
-        found = joint_efficiency(found, binned_efficiency(event, event.hit_particle))
+        found = joint_ratios(found, binned_efficiency(event, event.hit_particle))
     tables = event_table(report.rows), summary_table(report.rows), efficiency_table(found)
     assert report.text == "\n\n".join(tables)
     assert (report.problems, report.drawn) == ([], [])
@@ -128,6 +129,42 @@ def test_without_truth_the_columns_that_need_it_are_empty(tmp_path):
     assert draw_figures(tmp_path, report) == ([], ["no figures: none of the events has truth."])
 
 
+def test_a_peer_finds_the_tracks_of_the_same_events(tmp_path):
+    """A peer that gives each track of three particles two of them has efficiency 3/5, and 2/3."""
+
+    def peer(event):
+        if event.event_id == 2:
+            raise UserError("event 2: no module")
+        label = np.where(event.hit_particle > 2, -1, event.hit_particle)
+        return np.where(event.hit_particle == NOISE, 9, label), 0.25
+
+    wanted = Wanted(has_figures=True, peers={"other": peer}, name="mine")
+    report = report_events(perfect, [*EVENTS[:3], without_truth(EVENTS[3])], TUNE, wanted)
+    ours, other = report.programs
+    assert (ours.name, other.name) == ("mine", "other")
+    assert [row["event"] for row in ours.rows] == [0, 1, 2]
+    assert [row["event"] for row in other.rows] == [0, 1]
+    assert {row["efficiency"] for row in other.rows} == {3 / 5}
+    assert {row["total ms"] for row in other.rows} == {250.0}
+    sums = [other.efficiency["hits"], other.fakes["hits"], ours.fakes["hits"]]
+    assert [(of.num_passed.sum(), of.num_all.sum()) for of in sums] == [(6, 10), (2, 8), (0, 15)]
+    assert report.problems == ["other: event 2: no module"]
+    assert "other, the same events:" in report.text
+    assert summary_table(other.rows) in report.text
+
+
+def test_the_largest_losses_are_kept():
+    def reconstruct(position):
+        tracks = perfect(position)
+        lost = {4: 2, 7: 5, 9: 1, 11: 3}.get(TRUTH[position.tobytes()].event_id, 0)
+        return tracks._replace(hit_label=np.where(tracks.hit_label < lost, -1, tracks.hit_label))
+
+    losses = report_events(reconstruct, EVENTS, TUNE, Wanted(has_figures=True)).losses
+    told = [(loss.event.event_id, loss.num_lost, loss.num_particles) for loss in losses]
+    assert told == [(7, 5, 5), (11, 3, 5), (4, 2, 5)]
+    assert all(len(loss.tracks.senders) == len(loss.tracks.probability) == 0 for loss in losses)
+
+
 def test_a_bad_event_is_named_and_the_others_are_reported():
     def reconstruct(position):
         if position is EVENTS[3].position:
@@ -146,7 +183,8 @@ def test_figures_are_drawn(tmp_path):
     report = report_events(with_false_edge, EVENTS[:2], TUNE, Wanted(has_figures=True))
     files, problems = draw_figures(tmp_path, report)
     assert problems == []
-    assert [path.name for path in files] == FIGURES
+    pages = [f"event{number:09d}.html" for number in (0, 1)]
+    assert [path.name for path in files] == [*FIGURES, *pages]
     begins = {".png": b"\x89PNG", ".html": b"<"}
     assert all(path.read_bytes().startswith(begins[path.suffix]) for path in files)
 
@@ -162,12 +200,13 @@ def test_figures_are_drawn(tmp_path):
             {
                 "edge_scores.png": "edge scores need candidate edges",
                 "roc.png": "a ROC curve",
-                "efficiency.png": "an efficiency needs particles",
+                "efficiency.png": "efficiency: no particle",
+                "fake_rate.png": "fake rate: no particle or track",
             },
         ),
         (
             lambda particle: np.arange(len(particle)) == np.argmax(particle == 0),
-            {"roc.png": "a ROC curve", "efficiency.png": "an efficiency needs particles"},
+            {"roc.png": "a ROC curve", "efficiency.png": "efficiency: no particle"},
         ),
     ],
     ids=["one particle", "noise", "one hit"],
@@ -180,7 +219,8 @@ def test_figures_that_cannot_be_drawn_are_named(tmp_path, chosen, missing):
     report = report_events(perfect, [event], TUNE, Wanted("hyper", has_figures=True))
     assert report.rows[0]["hits"] == len(event.position) > 0
     files, problems = draw_figures(tmp_path, report)
-    assert [path.name for path in files] == [name for name in FIGURES if name not in missing]
+    drawn = [path.name for path in files if path.name in FIGURES]
+    assert drawn == [name for name in FIGURES if name not in missing]
     for problem, (name, reason) in zip(problems, missing.items(), strict=True):
         assert problem.startswith(f"no {name}: {reason}")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,5 +35,8 @@ def test_the_first_command_finds_tracks_and_trains_nothing(tmp_path):
     assert scripts == ["simulate", "inference"]
     report = json.loads((tmp_path / "figs" / "pu2" / "report.json").read_text())
     assert report["summary"]["efficiency"]["mean"] > 0.9
-    assert (tmp_path / "figs" / "pu2" / "event.png").is_file()
+    page = (tmp_path / "figs" / "pu2" / "report.html").read_text()
+    assert "<h1>Tracks by pu2</h1>" in page and page.count("data:image/png") == 5
+    assert re.findall(r'href="(.*?)"', page) == ["event000008750.html"]
+    assert (tmp_path / "figs" / "pu2" / "event000008750.html").is_file()
     assert not (tmp_path / "models").exists()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from benchmarks.peers import PEERS
 from benchmarks.peers.acts_chain import find_tracks, measurements
 from toy import helix_event
 
@@ -54,6 +55,13 @@ def test_soft_particles_need_a_low_seed_pt(event, found):
     hard = find_tracks(event, seed_pt=0.5)
     high = particle_matched(match_tracks(event, hard.hit_label))[is_soft].sum()
     assert high < low / 2
+
+
+def test_a_report_can_ask_for_it_by_name(event, found):
+    name, find = PEERS["acts"]
+    label, seconds = find(event)
+    assert (label == found.hit_label).all() and seconds > 0
+    assert name == "ACTS, seed pT > 0.15 GeV"
 
 
 def test_measurements_lead_back_to_the_hits(event):
