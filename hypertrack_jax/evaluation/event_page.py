@@ -4,8 +4,10 @@ The file holds plotly's script, so it opens without a network. plotly is importe
 written, so everything else works without it.
 """
 
+import base64
 import html
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +18,7 @@ from numpy.typing import ArrayLike
 from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.evaluation.metrics import NO_CLUSTER, match_tracks
 from hypertrack_jax.evaluation.plots import MISTAKE_COLOUR, NOISE_COLOUR, TRACK_COLOURS
+from hypertrack_jax.evaluation.track_shapes import track_shapes
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.files import replace_file
 
@@ -27,13 +30,21 @@ else:
 
 LOST_COLOUR = "#EE7733"
 TRUE_COLOUR = "#555555"
-HOVER = (
-    "hit %{customdata[0]:d}<br>particle %{customdata[1]:d}<br>track %{customdata[2]:d}"
-    "<br>membership %{customdata[3]:.2f}"
-)
-LARGE = 30_000
-"""Hits. The planes of a larger event are too crowded for lines: they have points alone, which tell
-nothing, and no true tracks. The file is smaller by a third and opens in less time."""
+LARGE = 20_000
+"""Hits. The planes of a larger event are too crowded for lines and show points alone. It is drawn
+in space when that is asked for: without a graphics card this takes longer than all the rest."""
+PT_BANDS = (0.5, 1.5)
+"""GeV; borders of the momenta that are switched on and off."""
+MAX_PROMPT = 3.0
+"""mm from the beam line. Particles that begin beyond are displaced."""
+NO_GROUP = 6
+"""Hits of no track and no particle, which have no momentum and no origin."""
+_SCRIPT = Path(__file__).with_suffix(".js")
+_STYLE = """body { margin: 0; overflow: hidden; font: 14px sans-serif; }
+#choice { padding: 6px 12px; height: 20px; } #choice label { margin: 0 10px 0 4px; }
+#words { display: none; position: fixed; z-index: 9;
+  padding: 4px 8px; white-space: pre; background: #fffffff0; border: 1px solid #888; }
+button { position: fixed; z-index: 9; left: 25vw; top: 45vh; padding: 8px 16px; font: inherit; }"""
 _GAP = -1
 """Stands between two tracks of a layer: the line is not drawn there."""
 
@@ -50,6 +61,8 @@ class Layer(NamedTuple):
     dash: str = "solid"
     is_shown: bool = True
     """Whether it is on when the page opens."""
+    by_particle: bool = False
+    """Whether hits are switched on and off with their particles, not with their tracks."""
 
 
 def write_event_page(
@@ -76,25 +89,30 @@ def write_event_page(
       UserError: the labels are not one integer per hit.
       OSError: the file cannot be written.
     """
-    figure = event_figure(event, hit_label, membership, min_hits)
+    figure, layers = event_figure(event, hit_label, min_hits)
+    script = _SCRIPT.read_text()
+    content = json.dumps(_content(event, np.asarray(hit_label), membership, layers, min_hits))
     page = figure.to_html(
         include_plotlyjs=True,
-        default_height="100vh",
+        # Below what can be switched on and off.
+        default_height="calc(100vh - 34px)",
         config={"responsive": True, "displaylogo": False, "scrollZoom": True},
+        post_script=f"{{ const page = {content};\n{script} }}",
     )
-    title = f"<head><title>Event {event.event_id}</title>"
+    title = f"<head><title>Event {event.event_id}</title><style>{_STYLE}</style>"
     with replace_file(path) as file:
         file.write(page.replace("<head>", title, 1).encode())
     return path
 
 
 def event_figure(
-    event: Event,
-    hit_label: ArrayLike,
-    membership: Float[np.ndarray, " hit"] | None = None,
-    min_hits: int = 4,
-) -> "Figure":
-    """The figure of the page; arguments and errors are those of `write_event_page`."""
+    event: Event, hit_label: ArrayLike, min_hits: int = 4
+) -> tuple["Figure", list[Layer]]:
+    """The figure of the page; arguments and errors are those of `write_event_page`.
+
+    Returns:
+      The figure, and what it draws: the `meta` of a trace is the number of its layer.
+    """
     try:
         from plotly.subplots import make_subplots
     except ImportError as error:
@@ -117,17 +135,16 @@ def event_figure(
         vertical_spacing=0.1,
     )
     layers, title = _layers(event, label, min_hits)
-    columns = _columns(event, label, membership)
     named = set()
-    for layer in layers:
-        for trace, row, col in _traces(layer, event, columns, is_first=layer.name not in named):
+    for number, layer in enumerate(layers):
+        for trace, row, col in _traces(number, layer, event, is_first=layer.name not in named):
             figure.add_trace(trace, row=row, col=col)
         named.add(layer.name)
     figure.update_layout(
         title=html.escape(title),
         template="plotly_white",
         legend={"orientation": "h", "y": -0.02, "yanchor": "top", "itemsizing": "constant"},
-        margin={"l": 10, "r": 20, "t": 50, "b": 60},
+        margin={"l": 10, "r": 20, "t": 40, "b": 60},
         scene={
             "xaxis_title": "z [mm]",
             "yaxis_title": "x [mm]",
@@ -141,7 +158,7 @@ def event_figure(
     figure.update_yaxes(title_text="y [mm]", row=1, col=2, scaleanchor="x", scaleratio=1)
     figure.update_xaxes(title_text="z [mm]", row=2, col=2)
     figure.update_yaxes(title_text="r [mm]", row=2, col=2)
-    return figure
+    return figure, layers
 
 
 def _layers(event: Event, label: Int[np.ndarray, " hit"], min_hits: int) -> tuple[list[Layer], str]:
@@ -172,21 +189,17 @@ def _layers(event: Event, label: Int[np.ndarray, " hit"], min_hits: int) -> tupl
         f"{num_wanted - num_found} of {num_wanted} particles lost"
     )
     fake = np.where(in_track & ~is_matched, label, NOISE)
+    lost = _along(event, np.where(is_lost, truth, NOISE))
+    true = _along(event, np.where(is_true, truth, NOISE))
     layers = [
-        Layer("noise or short track", NOISE_COLOUR, noise, "markers"),
+        Layer("noise or short track", NOISE_COLOUR, noise, "markers", by_particle=True),
         *_coloured("matched track", event, np.where(is_matched, label, NOISE)),
         Layer("fake track", MISTAKE_COLOUR, _along(event, fake), dash="dash"),
-        Layer(
-            "lost particle", LOST_COLOUR, _along(event, np.where(is_lost, truth, NOISE)), dash="dot"
-        ),
+        Layer("lost particle", LOST_COLOUR, lost, dash="dot", by_particle=True),
         Layer("hit in a wrong track", MISTAKE_COLOUR, wrong, "markers", "x"),
-        Layer("missed hit", LOST_COLOUR, missed, "markers", "circle-open"),
+        Layer("missed hit", LOST_COLOUR, missed, "markers", "circle-open", by_particle=True),
         Layer(
-            "true track of a match",
-            TRUE_COLOUR,
-            _along(event, np.where(is_true, truth, NOISE)),
-            "lines",
-            is_shown=False,
+            "true track of a match", TRUE_COLOUR, true, "lines", is_shown=False, by_particle=True
         ),
     ]
     return layers, heading
@@ -213,54 +226,123 @@ def _along(event: Event, group: Int[np.ndarray, " hit"]) -> Int[np.ndarray, " pl
     return np.insert(order, np.flatnonzero(np.diff(group[order])) + 1, _GAP)
 
 
-def _columns(
-    event: Event, label: Int[np.ndarray, " hit"], membership: Float[np.ndarray, " hit"] | None
-) -> Float[np.ndarray, "hit_and_gap 4"]:
-    """What the pointer tells of each hit, and of a gap."""
-    sure = np.full(len(label), np.nan) if membership is None else membership
-    table = np.stack([event.hit_id, event.hit_particle, label, sure], axis=1)
-    # Half the size, where no number is rounded.
-    kind = np.float32 if np.abs(table[:, :3]).max(initial=0) < 2**24 else np.float64
-    return np.append(table, np.full((1, 4), np.nan), axis=0).astype(kind)
+def _content(
+    event: Event,
+    label: Int[np.ndarray, " hit"],
+    membership: Float[np.ndarray, " hit"] | None,
+    layers: Sequence[Layer],
+    min_hits: int,
+) -> dict[str, Any]:
+    """What the script of the page takes, see `event_page.js`."""
+    particles = event.particles
+    # Half the size, where all fit.
+    kind = np.int32 if np.abs(event.hit_id).max(initial=0) < 2**31 else np.int64
+    hits = {
+        "hit_id": event.hit_id.astype(kind),
+        "particle": event.hit_particle,
+        "track": label.astype(np.int32),
+    }
+    if membership is not None:
+        hits["membership"] = membership.astype(np.float32)
+    of_track, of_particle = _groups(event, label, min_hits)
+    shown = []
+    for layer in layers:
+        group = np.append(of_particle if layer.by_particle else of_track, NO_GROUP)[layer.hits]
+        shown.append({"hit": layer.hits.astype(np.int32), "group": group.astype(np.int8)})
+    low, high = PT_BANDS
+    return {
+        "hits": _packed(hits),
+        "particles": _packed(
+            {
+                "particle_id": particles.particle_id.astype(np.int64),
+                "pt": np.hypot(particles.momentum[:, 0], particles.momentum[:, 1]),
+                "radius": np.hypot(particles.vertex[:, 0], particles.vertex[:, 1]),
+            }
+        ),
+        "layers": [_packed(columns) for columns in shown],
+        "modes": [layer.mode.removesuffix("+markers") for layer in layers],
+        "choices": [
+            ["pT in GeV:", None],
+            [f"below {low:g}", [0, 1]],
+            [f"to {high:g}", [2, 3]],
+            ["above", [4, 5]],
+            ["origin:", None],
+            [f"within {MAX_PROMPT:g} mm of the beam line", [0, 2, 4]],
+            ["displaced", [1, 3, 5]],
+        ],
+        "hasTruth": event.has_truth,
+        "isLarge": len(label) > LARGE,
+    }
+
+
+def _groups(
+    event: Event, label: Int[np.ndarray, " hit"], min_hits: int
+) -> tuple[Int[np.ndarray, " hit"], Int[np.ndarray, " hit"]]:
+    """The group of each hit's track, and that of its particle: band of pT times two, and origin.
+
+    A track goes by the particle that it matches, and a fake by `track_shapes`.
+    """
+    momentum, vertex = event.particles.momentum, event.particles.vertex
+    of_particles = _group(np.hypot(*momentum[:, :2].T), np.hypot(*vertex[:, :2].T))
+    _, cluster = np.unique(np.where(label >= 0, label, NO_CLUSTER), return_inverse=True)
+    # Without truth, and where no hit is outside tracks, the first cluster is not NO_CLUSTER.
+    cluster = cluster - int((label < 0).any())
+    shapes = track_shapes(event.position, cluster)
+    of_tracks = _group(shapes["pT (GeV)"], shapes["impact parameter (mm)"])
+    if event.has_truth:
+        particle = match_tracks(event, label, min_hits).particle
+        of_tracks = np.where(
+            particle != NOISE, np.append(of_particles, NO_GROUP)[particle], of_tracks
+        )
+    return (
+        np.append(of_tracks, NO_GROUP)[cluster],
+        np.append(of_particles, NO_GROUP)[event.hit_particle],
+    )
+
+
+def _group(pt: Float[np.ndarray, " one"], radius: Float[np.ndarray, " one"]) -> np.ndarray:
+    return 2 * np.searchsorted(PT_BANDS, pt, side="right") + (radius > MAX_PROMPT)
+
+
+def _packed(columns: dict[str, np.ndarray]) -> dict[str, dict[str, str]]:
+    """Columns of numbers as plotly writes them, base64 of their bytes."""
+    return {
+        name: {
+            "dtype": f"{column.dtype.kind}{column.dtype.itemsize}",
+            "bdata": base64.b64encode(column.tobytes()).decode(),
+        }
+        for name, column in columns.items()
+    }
 
 
 def _traces(
-    layer: Layer, event: Event, columns: Float[np.ndarray, "hit_and_gap 4"], is_first: bool
+    number: int, layer: Layer, event: Event, is_first: bool
 ) -> Iterator[tuple[Any, int, int]]:
-    """A layer in space and in both planes, and the panel of each."""
+    """A layer in both planes and in space, and the panel of each."""
     from plotly.graph_objects import Scatter3d, Scattergl
 
     x, y, z = np.append(event.position, np.full((1, 3), np.nan, np.float32), axis=0)[layer.hits].T
     size = float(np.clip(80 / np.sqrt(len(event.position)), 1, 3))
     is_large = len(event.position) > LARGE
-    factor = 2 if layer.symbol != "circle" and not is_large else 1
+    is_plain = is_large or layer.symbol == "circle"
     common: dict[str, Any] = {
         "name": layer.name,
         "legendgroup": layer.name,
-        "mode": layer.mode,
+        "meta": number,
         "visible": True if layer.is_shown else "legendonly",
         "line": {"color": layer.colour, "dash": layer.dash, "width": 1.5},
         "marker": {
             "color": layer.colour,
-            "size": factor * size,
-            "symbol": layer.symbol,
+            "size": size if is_plain else 2 * size,
+            "symbol": "circle" if is_plain else layer.symbol,
         },
-        "customdata": columns[layer.hits],
-        "hovertemplate": HOVER,
+        # The script of the page tells more.
+        "hoverinfo": "skip" if layer.mode == "lines" else "none",
     }
-    if layer.mode == "lines":
-        _silence(common)
-    yield Scatter3d(x=z, y=x, z=y, showlegend=is_first, **common), 1, 1
-    if is_large:
-        if layer.mode == "lines":
-            return
-        _silence(common)
-        common["mode"] = "markers"
-    yield Scattergl(x=x, y=y, showlegend=False, **common), 1, 2
-    yield Scattergl(x=z, y=np.hypot(x, y), showlegend=False, **common), 2, 2
-
-
-def _silence(trace: dict[str, Any]) -> None:
-    """Has a trace tell nothing of its hits."""
-    del trace["customdata"], trace["hovertemplate"]
-    trace["hoverinfo"] = "skip"
+    mode = layer.mode
+    if is_large and mode == "lines+markers":
+        mode = "markers"
+    yield Scattergl(x=x, y=y, mode=mode, showlegend=is_first and is_large, **common), 1, 2
+    yield Scattergl(x=z, y=np.hypot(x, y), mode=mode, showlegend=False, **common), 2, 2
+    if not is_large:
+        yield Scatter3d(x=z, y=x, z=y, mode=mode, showlegend=is_first, **common), 1, 1
