@@ -5,7 +5,8 @@ hypertrack reconstruct PATH... [--model=pu2] [--output=tracks]
     for a hit in no track. A PATH is a directory or zip of TrackML files, one event of these
     (DIRECTORY/event000001000), or an event file (.npz) or a directory of them. Events whose
     submission is there are skipped, so the same command goes on where it stopped. Where there is
-    truth, the scores are printed. With --pages=1 the first event is drawn, too: event*.html.
+    truth, the scores are printed. With --pages=1 the first event is drawn, too: event*.html, and
+    event*.json for the event display Phoenix.
 
 hypertrack score TRUTH SUBMISSION
     Scores tracks, whoever found them, against the truth at a PATH. SUBMISSION is a csv file with
@@ -148,7 +149,8 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_integer(
         "pages",
         0,
-        "Write the pages of the first so many events, event*.html, to turn them in a browser.",
+        "Write the pages of the first so many events, event*.html, to turn them in a browser, and "
+        "event*.json for Phoenix.",
         lower_bound=0,
         flag_values=values,
     )

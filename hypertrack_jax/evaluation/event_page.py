@@ -120,12 +120,7 @@ def event_figure(
             "an event page needs plotly, which is not installed; "
             "run pip install 'hypertrack-jax[plots]'."
         ) from error
-    label = np.asarray(hit_label)
-    if label.shape != event.hit_id.shape or label.dtype.kind not in "iu":
-        raise UserError(
-            f"the labels of event {event.event_id} have shape {label.shape} and type "
-            f"{label.dtype}; expected an integer for each hit, shape {event.hit_id.shape}."
-        )
+    label = whole_labels(event, hit_label)
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -159,6 +154,17 @@ def event_figure(
     figure.update_xaxes(title_text="z [mm]", row=2, col=2)
     figure.update_yaxes(title_text="r [mm]", row=2, col=2)
     return figure, layers
+
+
+def whole_labels(event: Event, hit_label: ArrayLike) -> Int[np.ndarray, " hit"]:
+    """The labels as an array; with or without truth, one integer per hit or `UserError`."""
+    label = np.asarray(hit_label)
+    if label.shape != event.hit_id.shape or label.dtype.kind not in "iu":
+        raise UserError(
+            f"the labels of event {event.event_id} have shape {label.shape} and type "
+            f"{label.dtype}; expected an integer for each hit, shape {event.hit_id.shape}."
+        )
+    return label
 
 
 def _layers(event: Event, label: Int[np.ndarray, " hit"], min_hits: int) -> tuple[list[Layer], str]:

@@ -22,6 +22,7 @@ from hypertrack_jax.evaluation.evaluate import Batched, Evaluated, evaluate_even
 from hypertrack_jax.evaluation.event_page import write_event_page
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.metrics import match_tracks, particle_matched
+from hypertrack_jax.evaluation.phoenix import write_phoenix
 from hypertrack_jax.evaluation.plots import plot_edge_scores, plot_event, plot_roc
 from hypertrack_jax.evaluation.reconstruct_files import track_row
 from hypertrack_jax.evaluation.report import Row, event_table, summary_table
@@ -173,7 +174,7 @@ def draw_figures(directory: Path, report: InferenceReport) -> tuple[list[Path], 
     """Draws the first event, edge scores and ROC of the first events, and the ratios of all.
 
     The first event is drawn as a figure and as a page to turn; those of the largest losses have
-    pages, too.
+    pages, too. Beside each page is a file of the same name for `phoenix`.
 
     Args:
       directory: where the figures go.
@@ -262,3 +263,4 @@ def _loss(event: Event, tracks: Tracks, min_hits: int) -> Loss:
 
 def _draw_page(min_hits: int, event: Event, tracks: Tracks, path: Path) -> None:
     write_event_page(path, event, tracks.hit_label, tracks.membership, min_hits)
+    write_phoenix(path.with_suffix(".json"), event, tracks.hit_label, min_hits)

@@ -11,6 +11,7 @@ from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.evaluation.event_page import write_event_page
 from hypertrack_jax.evaluation.measures import Measures, measure_tracks
 from hypertrack_jax.evaluation.metrics import track_scores
+from hypertrack_jax.evaluation.phoenix import write_phoenix
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event, hits_of
 from hypertrack_jax.events.places import EventPlace, read_place
@@ -40,7 +41,7 @@ def reconstruct_files(
       min_hits: fewest hits of a particle that should be found.
       problems: gets a sentence for each event that cannot be read or reconstructed.
       lenient: as in `read_event`.
-      num_pages: events whose pages are written, too, see `write_event_page`.
+      num_pages: events that are also written by `write_event_page` and `write_phoenix`.
 
     Yields:
       Size and scores of each event that was reconstructed, as `track_row` has them.
@@ -67,6 +68,7 @@ def reconstruct_files(
         if num_pages > 0:
             page = output / f"event{place.event_id:09d}.html"
             write_event_page(page, event, label, tracks.membership, min_hits)
+            write_phoenix(page.with_suffix(".json"), event, label, min_hits)
             num_pages -= 1
         write_submission(submission_path(output, place.event_id), event, label)
         yield track_row(event, label, min_hits)

@@ -1,6 +1,7 @@
 """The command `hypertrack`: files in, submissions and scores out, and mistakes in one sentence."""
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -140,6 +141,7 @@ def test_pages_of_the_first_events_are_written(model, files):
     run("reconstruct", files / "data", f"--model={model}", f"--output={found}", "--pages=1")
     assert [path.name for path in found.glob("*.html")] == ["event000000003.html"]
     assert "<title>Event 3</title>" in (found / "event000000003.html").read_text()
+    assert list(json.loads((found / "event000000003.json").read_text())) == ["Event 3"]
 
 
 MISTAKES = {

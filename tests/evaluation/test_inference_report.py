@@ -185,6 +185,11 @@ def test_figures_are_drawn(tmp_path):
     assert problems == []
     pages = [f"event{number:09d}.html" for number in (0, 1)]
     assert [path.name for path in files] == [*FIGURES, *pages]
+    assert [path.stem for path in sorted(tmp_path.glob("*.json"))] == [
+        "event",
+        "event000000000",
+        "event000000001",
+    ]
     begins = {".png": b"\x89PNG", ".html": b"<"}
     assert all(path.read_bytes().startswith(begins[path.suffix]) for path in files)
 
