@@ -48,7 +48,7 @@ DETECTOR = flags.DEFINE_string(
     "detector",
     None,
     "TrackML's detectors.csv, without which cells are left out; default: the one in --input, or "
-    "beside it if it is a zip.",
+    "beside it if it is a zip; none with --format=acts.",
 )
 LENIENT = flags.DEFINE_boolean(
     "lenient",
@@ -114,7 +114,7 @@ def convert(
     """Reads one event and writes its .npz; returns what is wrong with one that cannot be read."""
     try:
         if form == "acts":
-            event = read_acts_event(source, event_id)
+            event = read_acts_event(source, event_id, detector=detector)
         else:
             event = read_event(source, event_id, lenient=lenient, detector=detector)
     except (UserError, OSError) as error:

@@ -18,8 +18,10 @@ from jaxtyping import Float32, Int, Int64
 
 from hypertrack_jax.errors import UserError, warn_user
 from hypertrack_jax.events.archives import Files, base_name, opened
+from hypertrack_jax.events.cells import read_acts_cells
 from hypertrack_jax.events.csv_table import read_table, require_finite
 from hypertrack_jax.events.event import NOISE, Event, Particles, validate_event
+from hypertrack_jax.events.modules import find_detector, module_clusters
 from hypertrack_jax.files import replace_file
 
 _BARCODE = {
@@ -32,7 +34,10 @@ _BARCODE = {
 """Columns of a particle's name in newer files, and their bits in the one column of older ones."""
 _PARTICLES = ("particles_simulated", "particles_initial", "particles")
 """Files of particles; the first one there is read, since later ones may lack secondaries."""
-_KINDS = ("hits", "simhits", "truth", "measurements", "measurement-simhit-map", *_PARTICLES)
+_KINDS = (
+    *("hits", "simhits", "truth", "measurements", "measurement-simhit-map", "cells"),
+    *_PARTICLES,
+)
 _FILE_NAME = re.compile(rf"event(\d{{1,18}})-({'|'.join(_KINDS)})\.csv(\.gz)?", re.IGNORECASE)
 _NAME = {"particle_id": np.uint64, **dict.fromkeys(_BARCODE, np.int64)}
 _HIT_COLUMNS = {
@@ -83,7 +88,9 @@ def list_acts_events(source: str | Path) -> list[int]:
         return sorted({int(n[1]) for n in names if n and n[2].lower() in ("hits", "simhits")})
 
 
-def read_acts_event(source: str | Path, event_id: int) -> Event:
+def read_acts_event(
+    source: str | Path, event_id: int, *, detector: str | Path | None = None
+) -> Event:
     """Reads one event.
 
     Without measurements or truth each simulated hit is a hit at its true position, and its `hit_id`
@@ -95,9 +102,12 @@ def read_acts_event(source: str | Path, event_id: int) -> Event:
     Args:
       source: a directory or a zip, with the files at any depth.
       event_id: number of the event.
+      detector: TrackML's `detectors.csv`, which lists the modules of ACTS's generic detector, too.
 
     Returns:
       The event, with truth. Its modules are volume, layer and sensitive number of `geometry_id`.
+      `cells` is None without a file of cells or without `detector`: what ACTS itself writes of its
+      geometry does not tell where channels begin.
 
     Raises:
       FileNotFoundError: a file is not there.
@@ -109,6 +119,7 @@ def read_acts_event(source: str | Path, event_id: int) -> Event:
         names = _event_files(source, event_id, files)
         where = {kind: f"{source}{os.sep}{name}" for kind, name in names.items()}
         data = {kind: files[name]() for kind, name in names.items()}
+        modules = None if detector is None else find_detector(source, files, Path(detector))
     kind, columns = ("truth", _TRUTH_COLUMNS) if "truth" in names else ("hits", _HIT_COLUMNS)
     simulated = _table(where[kind], data[kind], columns, tuple(_NAME))
     table = _table(where["particles"], data["particles"], _PARTICLE_COLUMNS, tuple(_NAME))
@@ -138,6 +149,10 @@ def read_acts_event(source: str | Path, event_id: int) -> Event:
         particles=_particles(table, where["particles"], hit_particle[is_particle]),
         has_truth=True,
     )
+    if modules is not None and "cells" in names:
+        fired = read_acts_cells(where["cells"], data["cells"], event.hit_id)
+        cells = module_clusters(modules, fired, event.module, event.hit_id, where["hits"])
+        event = event._replace(cells=cells)
     return validate_event(event, where.get("measurements", where["hits"]))
 
 

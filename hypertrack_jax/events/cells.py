@@ -9,6 +9,10 @@ from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.csv_table import read_table, require_finite
 
 _COLUMNS = {"hit_id": np.int64, "ch0": np.int64, "ch1": np.int64, "value": np.float32}
+_ACTS_COLUMNS = {
+    **{"measurement_id": np.int64, "hit_id": np.int64},
+    **{"channel0": np.int64, "channel1": np.int64, "value": np.float32},
+}
 
 
 class FiredCells(NamedTuple):
@@ -96,6 +100,9 @@ def cluster_cells(
 def read_cells(where: str, data: bytes, hit_id: Int64[np.ndarray, " hit"]) -> FiredCells:
     """Reads TrackML's cells of an event.
 
+    A cell of a hit that is listed twice, as where two particles fire it, is one cell with the sum
+    of both values.
+
     Args:
       where: name of the file, for messages.
       data: its content.
@@ -105,26 +112,24 @@ def read_cells(where: str, data: bytes, hit_id: Int64[np.ndarray, " hit"]) -> Fi
       UserError: the file has a missing column, a row of another length, a number that cannot be
         read or is not finite, a negative channel, or a cell of another hit.
     """
-    table = read_table(where, data, _COLUMNS)
-    require_finite(table, where)
-    channel = np.stack([table["ch0"], table["ch1"]], axis=1)
-    is_bad = ((channel < 0) | (channel >= 2**31)).any(axis=1)
-    if is_bad.any():
-        row = table[np.argmax(is_bad)]
+    return _fired(where, read_table(where, data, _COLUMNS), hit_id)
+
+
+def read_acts_cells(where: str, data: bytes, hit_id: Int64[np.ndarray, " hit"]) -> FiredCells:
+    """The same of ACTS, which names a measurement, or in older files and those of traccc a hit.
+
+    Raises:
+      UserError: as `read_cells`.
+    """
+    optional = ("measurement_id", "hit_id")
+    table = read_table(where, data, _ACTS_COLUMNS, optional, "ACTS's csv format")
+    names = [name for name in optional if name in (table.dtype.names or ())]
+    if not names:
         raise UserError(
-            f"{where}: a cell of hit_id {row['hit_id']} has the channels {row['ch0']}, "
-            f"{row['ch1']}; expected numbers from 0 to 2^31 - 1: fetch the file again."
+            f"{where}: has neither the column measurement_id nor hit_id; expected a file of ACTS's "
+            "csv format."
         )
-    order = np.argsort(hit_id)
-    place = np.minimum(np.searchsorted(hit_id, table["hit_id"], sorter=order), len(hit_id) - 1)
-    hit = order[place]
-    is_unknown = hit_id[hit] != table["hit_id"]
-    if is_unknown.any():
-        raise UserError(
-            f"{where}: hit_id {table['hit_id'][np.argmax(is_unknown)]} is not among the hits; it "
-            "holds the cells of another event: fetch both files again."
-        )
-    return FiredCells(hit, channel, table["value"].copy())
+    return _fired(where, table[[names[0], "channel0", "channel1", "value"]], hit_id)
 
 
 def cell_columns(fired: FiredCells, hit_id: Int64[np.ndarray, " hit"]) -> dict[str, np.ndarray]:
@@ -135,6 +140,41 @@ def cell_columns(fired: FiredCells, hit_id: Int64[np.ndarray, " hit"]) -> dict[s
         "ch1": fired.channel[:, 1],
         "value": fired.value,
     }
+
+
+def _fired(where: str, table: np.ndarray, hit_id: Int64[np.ndarray, " hit"]) -> FiredCells:
+    """The cells of a table whose columns are the hit, both channels and the value."""
+    require_finite(table, where)
+    name, *rest = table.dtype.names or ()
+    ids, channel = table[name], np.stack([table[column] for column in rest[:2]], axis=1)
+    is_bad = ((channel < 0) | (channel >= 2**31)).any(axis=1)
+    if is_bad.any():
+        row = np.argmax(is_bad)
+        raise UserError(
+            f"{where}: a cell of {name} {ids[row]} has the channels {channel[row, 0]}, "
+            f"{channel[row, 1]}; expected numbers from 0 to 2^31 - 1: fetch the file again."
+        )
+    order = np.argsort(hit_id)
+    hit = order[np.minimum(np.searchsorted(hit_id, ids, sorter=order), len(hit_id) - 1)]
+    is_unknown = hit_id[hit] != ids
+    if is_unknown.any():
+        raise UserError(
+            f"{where}: {name} {ids[np.argmax(is_unknown)]} is not among the hits; it holds the "
+            "cells of another event: fetch both files again."
+        )
+    return _each_once(FiredCells(hit, channel, table["value"].copy()))
+
+
+def _each_once(fired: FiredCells) -> FiredCells:
+    """The cells, those of one hit and place as one."""
+    order = np.lexsort((*fired.channel.T, fired.hit))
+    hit, channel = fired.hit[order], fired.channel[order]
+    is_first = np.append(True, (np.diff(hit) != 0) | np.diff(channel, axis=0).any(axis=1))
+    first = np.flatnonzero(is_first[: len(hit)])
+    if len(first) == len(hit):
+        return fired
+    value = np.add.reduceat(fired.value[order], first)
+    return FiredCells(hit[first], channel[first], value)
 
 
 def _correlation(hit: np.ndarray, channel: np.ndarray, num_cells: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Float64, Int, Int32, Int64
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.archives import Files, base_name, read_file
+from hypertrack_jax.events.cells import Cells, FiredCells, cluster_cells
 from hypertrack_jax.events.csv_table import read_table, require_finite, to_csv
 from hypertrack_jax.files import replace_file
 
@@ -74,6 +75,39 @@ def find_modules(modules: Modules, number: Int[np.ndarray, "hit 3"]) -> Int64[np
     index = np.searchsorted(modules.geometry_id, wanted)
     is_listed = in_range & (np.append(modules.geometry_id, -1)[index] == wanted)
     return np.where(is_listed, index, -1)
+
+
+def module_clusters(
+    modules: Modules,
+    fired: FiredCells,
+    number: Int[np.ndarray, "hit 3"],
+    hit_id: Int64[np.ndarray, " hit"],
+    where: str,
+) -> Cells:
+    """The clusters of the hits of an event; frames are 0 for hits without cells.
+
+    Args:
+      modules: the detector.
+      fired: the cells.
+      number: volume, layer and module of each hit.
+      hit_id: number of each hit, for messages.
+      where: the file of the hits, for messages.
+
+    Raises:
+      UserError: a hit with cells is on a module that is not listed.
+    """
+    module = find_modules(modules, number)
+    is_unknown = module[fired.hit] < 0
+    if is_unknown.any():
+        hit = fired.hit[np.argmax(is_unknown)]
+        name = "-".join(map(str, number[hit].tolist()))
+        raise UserError(
+            f"{where}: hit_id {hit_id[hit]} is on module {name}, which detectors.csv does not "
+            "list; take the detectors.csv of these events."
+        )
+    frames = np.append(module_frames(modules), np.zeros((1, 3, 3), np.float32), axis=0)
+    channels = np.append(module_channels(modules), [[0, 0]], axis=0)
+    return cluster_cells(fired, frames[module], channels[module])
 
 
 def geometry_ids(number: Int[np.ndarray, "module 3"]) -> Int64[np.ndarray, " module"]:

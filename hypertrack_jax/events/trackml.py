@@ -16,13 +16,7 @@ from jaxtyping import Float32, Int
 
 from hypertrack_jax.errors import UserError, warn_user
 from hypertrack_jax.events.archives import Files, base_name, opened
-from hypertrack_jax.events.cells import (
-    Cells,
-    FiredCells,
-    cell_columns,
-    cluster_cells,
-    read_cells,
-)
+from hypertrack_jax.events.cells import FiredCells, cell_columns, read_cells
 from hypertrack_jax.events.csv_table import read_table, require_finite, to_csv
 from hypertrack_jax.events.event import (
     NOISE,
@@ -31,13 +25,7 @@ from hypertrack_jax.events.event import (
     no_particles,
     validate_event,
 )
-from hypertrack_jax.events.modules import (
-    Modules,
-    find_detector,
-    find_modules,
-    module_channels,
-    module_frames,
-)
+from hypertrack_jax.events.modules import Modules, find_detector, module_clusters
 from hypertrack_jax.events.trackml_truth import counted_particles, unit_weights, with_truth
 from hypertrack_jax.files import replace_file
 
@@ -248,28 +236,13 @@ def _read_event(
         event = with_truth(event, where, names, files, lenient, notes)
     if modules is not None:
         fired = read_cells(where["cells"], files[names["cells"]](), event.hit_id)
-        event = event._replace(cells=_clusters(event, fired, modules, where["hits"]))
+        cells = module_clusters(modules, fired, event.module, event.hit_id, where["hits"])
+        event = event._replace(cells=cells)
     event = choose_hits(event, is_kept)
     if not event.has_truth:
         return event
     weight = unit_weights(event.hit_weight, where["truth"], notes)
     return event._replace(hit_weight=weight, particles=counted_particles(event))
-
-
-def _clusters(event: Event, fired: FiredCells, modules: Modules, where: str) -> Cells:
-    """The clusters of the hits; frames are 0 for hits without cells on modules not listed."""
-    module = find_modules(modules, event.module)
-    is_unknown = module[fired.hit] < 0
-    if is_unknown.any():
-        hit = fired.hit[np.argmax(is_unknown)]
-        name = "-".join(map(str, event.module[hit].tolist()))
-        raise UserError(
-            f"{where}: hit_id {event.hit_id[hit]} is on module {name}, which detectors.csv does "
-            "not list; take the detectors.csv of these events."
-        )
-    frames = np.append(module_frames(modules), np.zeros((1, 3, 3), np.float32), axis=0)
-    channels = np.append(module_channels(modules), [[0, 0]], axis=0)
-    return cluster_cells(fired, frames[module], channels[module])
 
 
 def _event_files(source: Path, event_id: int, files: Files) -> dict[str, str]:

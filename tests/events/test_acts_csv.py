@@ -10,6 +10,12 @@ from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.acts_csv import list_acts_events, read_acts_event, write_acts_tracks
 from hypertrack_jax.events.event import NOISE
 
+# Two of the modules in TrackML's list.
+DETECTOR = """,volume_id,layer_id,module_id,cx,cy,cz,rot_xu,rot_xv,rot_xw,rot_yu,rot_yv,rot_yw,\
+rot_zu,rot_zv,rot_zw,module_t,module_minhu,module_maxhu,module_hv,pitch_u,pitch_v
+0,9,4,12,0,0,600,0,1,0,1,0,0,0,0,-1,0.15,8.4,8.4,36,0.05,0.05625
+1,8,2,1,30,0,0,0,0,1,1,0,0,0,1,0,0.15,8.4,8.4,36,0.05,0.05625
+"""
 VOLUMES = (7, 8, 9, 12, 13, 14, 16, 17, 18)
 
 
@@ -158,6 +164,38 @@ def test_a_measurement_of_no_simulated_hit_is_noise(tmp_path):
     assert event.position.tolist() == [[1, 2, 3], [4, 5, 6]]
     write(tmp_path, measurements=header + rows, measurement_simhit_map=LINKS.split("\n")[0])
     assert read_acts_event(tmp_path, 7).hit_particle.tolist() == [NOISE, NOISE]
+
+
+def test_cells_where_the_modules_are_known(tmp_path):
+    header = "measurement_id,geometry_id,global_x,global_y,global_z\n"
+    # Volume 8, layer 2, sensitive 1; volume 9, layer 4, sensitive 12.
+    places = [(8 << 56) + (2 << 36) + (1 << 8), (9 << 56) + (4 << 36) + (12 << 8)]
+    rows = f"9,{places[0]},1,2,3\n0,{places[1]},4,5,6\n"
+    cells = (
+        "geometry_id,measurement_id,channel0,channel1,timestamp,value\n"
+        f"{places[1]},0,10,300,0,0.25\n{places[0]},9,0,1279,0,0.5\n{places[1]},0,12,299,0,0.5\n"
+    )
+    write(tmp_path, measurements=header + rows, measurement_simhit_map=LINKS, cells=cells)
+    detector = tmp_path / "detectors.csv"
+    detector.write_text(DETECTOR)
+    assert read_acts_event(tmp_path, 7).cells is None
+    found = read_acts_event(tmp_path, 7, detector=detector).cells
+    assert found.extent.tolist() == [[1, 1], [3, 2]]
+    assert found.charge.tolist() == [0.5, 0.75]
+    # Of 336 channels along u and 1280 along v.
+    assert found.is_cut.tolist() == [[True, True], [False, False]]
+    older = cells.replace("measurement_id", "hit_id")
+    write(tmp_path, cells=older)
+    again = read_acts_event(tmp_path, 7, detector=detector).cells
+    np.testing.assert_array_equal(again.extent, found.extent)
+    for text, told in (
+        (cells.replace(",9,0,", ",8,0,"), "measurement_id 8 is not among the hits"),
+        (cells.replace("measurement_id", "id"), "neither the column measurement_id nor hit_id"),
+        (cells.replace("channel0", "cannel0"), "no column 'channel0'"),
+    ):
+        write(tmp_path, cells=text)
+        with pytest.raises(UserError, match=told):
+            read_acts_event(tmp_path, 7, detector=detector)
 
 
 def test_measured_hits_with_a_file_of_truth(tmp_path):

@@ -71,6 +71,15 @@ def test_clusters_by_hand(directory):
     assert cells.is_cut.tolist() == [[True, True], [False, False], [False, False]]
 
 
+def test_a_cell_that_is_listed_twice_is_one_with_the_sum_of_both(directory):
+    expected = read_event(directory, 7).cells
+    halved = CELLS.replace("7,11,300,0.125\n", "7,11,300,0.0625\n") + "7,11,300,0.0625\n"
+    (directory / "event000000007-cells.csv").write_text(halved)
+    cells = read_event(directory, 7).cells
+    for one, other in zip(cells, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_direction_in_channels_by_hand(directory):
     frame = read_event(directory, 7).cells.frame
     # In the barrel 0.15 mm are 3 channels along u, and charge drifts by 0.12 of them.
