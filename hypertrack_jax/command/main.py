@@ -11,7 +11,7 @@ hypertrack reconstruct PATH... [--model=pu2] [--output=tracks]
 hypertrack score TRUTH SUBMISSION
     Scores tracks, whoever found them, against the truth at a PATH. SUBMISSION is a csv file with
     the columns hit_id and track_id, and event_id if there are several events; or a directory of
-    event*-submission.csv.
+    event*-submission.csv; or a .parquet of ColliderML.
 
 A track matches a particle when each has more than half of its hits in the other.
 """

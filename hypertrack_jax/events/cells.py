@@ -145,8 +145,8 @@ def cell_columns(fired: FiredCells, hit_id: Int64[np.ndarray, " hit"]) -> dict[s
 def _fired(where: str, table: np.ndarray, hit_id: Int64[np.ndarray, " hit"]) -> FiredCells:
     """The cells of a table whose columns are the hit, both channels and the value."""
     require_finite(table, where)
-    name, *rest = table.dtype.names or ()
-    ids, channel = table[name], np.stack([table[column] for column in rest[:2]], axis=1)
+    name, first, second, _ = list(table.dtype.names or ())
+    ids, channel = table[name], np.stack([table[first], table[second]], axis=1)
     is_bad = ((channel < 0) | (channel >= 2**31)).any(axis=1)
     if is_bad.any():
         row = np.argmax(is_bad)

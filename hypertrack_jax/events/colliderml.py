@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Int, Int64
 
 from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.events.event import NOISE, Event, Particles, validate_event
@@ -148,6 +148,25 @@ def write_colliderml_tracks(
             columns = [np.full(len(hit_id), event.event_id, np.int64), hit_id, track]
             writer.write_table(arrow.table(columns, schema=schema))
     return path
+
+
+def read_colliderml_tracks(path: str | Path) -> dict[str, Int64[np.ndarray, " row"]]:
+    """The columns event_id, hit_id and track_id of a submission to ColliderML's tracking task.
+
+    Raises:
+      MissingPackageError: pyarrow is not installed.
+      UserError: the file is damaged, or a column is missing or is not of whole numbers.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        names = ["event_id", "hit_id", "track_id"]
+        if not {*names} <= {*file.schema_arrow.names}:
+            raise UserError(
+                f"{path}: has the columns {', '.join(file.schema_arrow.names)}; expected "
+                f"{', '.join(names)}, a row for each hit in a track."
+            )
+        table = file.read(names)
+        return {name: _numbers(table[name].combine_chunks(), np.int64) for name in names}
 
 
 def _places(source: Path, table: str) -> dict[int, _Place]:

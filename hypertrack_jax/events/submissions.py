@@ -1,6 +1,6 @@
-"""Host side: tracks as csv files, event_id, hit_id and track_id, as the TrackML challenge has them.
+"""Host side: tracks as files of event_id, hit_id and track_id: TrackML's csv, ColliderML's Parquet.
 
-`trackml.write_submission` writes them.
+`trackml.write_submission` and `colliderml.write_colliderml_tracks` write them.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from jaxtyping import Int64
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.archives import read_file
+from hypertrack_jax.events.colliderml import read_colliderml_tracks
 from hypertrack_jax.events.csv_table import read_table
 from hypertrack_jax.events.event import NOISE, Event
 
@@ -23,7 +24,7 @@ class Submission(NamedTuple):
     path: Path
     hit_id: Int64[np.ndarray, " row"]
     track_id: Int64[np.ndarray, " row"]
-    """0 or less for a hit in no track."""
+    """0 or less for a hit in no track; a track 0 of Parquet is 1 here, and so on."""
 
 
 def submission_path(directory: Path, event_id: int) -> Path:
@@ -35,9 +36,11 @@ def read_submissions(path: str | Path) -> dict[int | None, Submission]:
     """The tracks in a file, or in all `*-submission.csv` of a directory, by number of the event.
 
     The number is None in a file without the column event_id, which holds the tracks of one event.
+    A file `.parquet` is a submission of ColliderML, whose first track is 0.
 
     Raises:
       FileNotFoundError: there is no such file, or none in the directory.
+      MissingPackageError: Parquet needs pyarrow.
       UserError: a file is no table of whole numbers with these columns, or an event is in two.
     """
     path = Path(path).expanduser()
@@ -85,7 +88,14 @@ def submitted_label(submission: Submission, event: Event) -> Int64[np.ndarray, "
 
 
 def _read(path: Path) -> dict[int | None, Submission]:
-    table = read_table(str(path), read_file(path), _COLUMNS, optional=("event_id",))
+    if path.suffix.lower() == ".parquet":
+        columns = read_colliderml_tracks(path)
+        table = np.empty(len(columns["hit_id"]), [*_COLUMNS.items()])
+        for name, column in columns.items():
+            table[name] = column
+        table["track_id"] += 1
+    else:
+        table = read_table(str(path), read_file(path), _COLUMNS, optional=("event_id",))
     if "event_id" not in (table.dtype.names or ()):
         return {None: Submission(path, table["hit_id"].copy(), table["track_id"].copy())}
     table = table[np.argsort(table["event_id"], kind="stable")]

@@ -13,6 +13,7 @@ from hypertrack_jax.events.colliderml import (
     write_colliderml_tracks,
 )
 from hypertrack_jax.events.event import NOISE
+from hypertrack_jax.events.submissions import read_submissions, submitted_label
 
 arrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -237,9 +238,30 @@ def test_tracks_are_written_as_a_submission(tmp_path):
     np.testing.assert_array_equal(
         table["track_id"], np.concatenate([label[label >= 0] for label in labels])
     )
+    submitted = read_submissions(path)
+    assert list(submitted) == [event.event_id for event in EVENTS]
+    for event, label in zip(EVENTS, labels, strict=True):
+        # From 1 on: in the csv of others a hit of track 0 is in no track.
+        found = submitted_label(submitted[event.event_id], event)
+        np.testing.assert_array_equal(found, np.where(label >= 0, label + 1, -1))
     with pytest.raises(UserError, match="one whole number for each of its hits"):
         write_colliderml_tracks(path, [(EVENTS[0], labels[0][1:])])
     assert parquet.read_table(path).equals(table)
+
+
+def test_a_submission_that_is_damaged_or_another_table_is_refused(tmp_path):
+    path = write_colliderml_tracks(tmp_path / "s.parquet", [(EVENTS[0], EVENTS[0].hit_particle)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged or not a table of ColliderML"):
+        read_submissions(path)
+    parquet.write_table(arrow.table({"event_id": [1], "hit_id": [1]}), path)
+    with pytest.raises(UserError, match="has the columns event_id, hit_id; expected event_id, hi"):
+        read_submissions(path)
+    table = {"event_id": [1], "hit_id": [1], "track_id": [0.5]}
+    parquet.write_table(arrow.table(table), path)
+    with pytest.raises(UserError, match="a column is of type double"):
+        read_submissions(path)
 
 
 def test_missing_pyarrow_is_one_sentence(tables, monkeypatch):
