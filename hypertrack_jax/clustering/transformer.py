@@ -25,7 +25,7 @@ from hypertrack_jax.clustering.search import (
 )
 from hypertrack_jax.clustering.thresholds import FIXED, fisher_threshold
 from hypertrack_jax.graph.event_graph import EventGraph, Nodes
-from hypertrack_jax.networks.features import LENGTH_SCALE
+from hypertrack_jax.networks.features import LENGTH_SCALE, scaled
 from hypertrack_jax.networks.set_transformer import init_set_transformer, membership_logit
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune
 
@@ -47,6 +47,7 @@ def hit_tokens(
 ) -> Float[Array, "hit token"]:
     """[z, x] of every hit: x in mm as published, in metres where node features are scaled, too."""
     scale = 1.0 if tune.node_features == "cartesian" else LENGTH_SCALE
+    position = scaled(position, tune.length_scale)
     return jnp.concatenate([embedding, (position / scale).astype(embedding.dtype)], axis=1)
 
 

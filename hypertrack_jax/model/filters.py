@@ -15,6 +15,7 @@ from hypertrack_jax.errors import UserError
 from hypertrack_jax.model.counts import require_same_counts
 from hypertrack_jax.model.parameters import by_name
 from hypertrack_jax.networks.edge_filter import FilterWeights, init_filter
+from hypertrack_jax.networks.features import LENGTH_SCALE
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.tunes.tune import FilterTune, Tune
 
@@ -90,6 +91,8 @@ def filter_of(arrays: dict[str, np.ndarray], tune: FilterTune, source: str) -> F
     """
     shapes = jax.eval_shape(lambda: init_filter(jax.random.key(0), tune.width, tune.cells))
     wanted = by_name(shapes)
+    # Filters of older files are of TrackML's detector.
+    arrays = {"length_scale": np.array(LENGTH_SCALE, np.float32)} | arrays
     if {name: leaf.shape for name, leaf in wanted.items()} != {
         name: array.shape for name, array in arrays.items()
     }:

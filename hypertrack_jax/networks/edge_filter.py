@@ -22,6 +22,8 @@ from hypertrack_jax.networks.features import (
     LENGTH_SCALE,
     count_feature,
     features_of_coordinates,
+    helix_coordinates,
+    scaled,
 )
 from hypertrack_jax.networks.mlp import apply_frozen
 
@@ -128,10 +130,10 @@ def is_outer(first: Float[Array, "pair 6"], second: Float[Array, "pair 6"]) -> B
     x1, y1, z1, r1 = first[:, :4].T
     x2, y2, z2, r2 = second[:, :4].T
     far1, far2 = r1**2 + z1**2, r2**2 + z2**2
-    is_more = x1 > x2
-    is_more = jnp.where(x1 == x2, y1 > y2, is_more)
-    is_more = jnp.where(z1 == z2, is_more, z1 > z2)
-    return jnp.where(far1 == far2, is_more, far1 > far2)
+    # Without selecting between truth values, which ONNX's runtimes do not do.
+    is_more = (x1 > x2) | ((x1 == x2) & (y1 > y2))
+    is_more = (z1 > z2) | ((z1 == z2) & is_more)
+    return (far1 > far2) | ((far1 == far2) & is_more)
 
 
 class Chords(NamedTuple):
@@ -361,6 +363,15 @@ class FilterWeights(NamedTuple):
     """Of each round."""
     thresholds: Float[Array, "stage"]
     """Smallest logit that the pairs and the rounds keep."""
+    length_scale: Float[Array, ""]
+    """That of the tune it was trained by, see `NetworkTune`."""
+
+
+def filter_coordinates(
+    weights: FilterWeights, position: Float[Array, "hit 3"]
+) -> Float[Array, "hit 6"]:
+    """What a filter sees of positions in mm."""
+    return helix_coordinates(scaled(position, jax.lax.stop_gradient(weights.length_scale)))
 
 
 def needs_cells(weights: FilterWeights) -> bool:
@@ -368,7 +379,9 @@ def needs_cells(weights: FilterWeights) -> bool:
     return weights.pairs[0]["kernel"].shape[0] != NUM_PAIR
 
 
-def init_filter(key: PRNGKeyArray, width: int, cells: str = "none") -> FilterWeights:
+def init_filter(
+    key: PRNGKeyArray, width: int, cells: str = "none", length_scale: float = LENGTH_SCALE
+) -> FilterWeights:
     """Weights to begin a training with, of a width and a choice of `FilterTune.cells`.
 
     All thresholds are 0.
@@ -380,6 +393,7 @@ def init_filter(key: PRNGKeyArray, width: int, cells: str = "none") -> FilterWei
         init_layers(keys[0], (num_pair, width, width, 1)),
         [init_layers(one, (num_inputs, width, width, 1)) for one in keys[1:]],
         jnp.zeros(1 + NUM_ROUNDS),
+        jnp.float32(length_scale),
     )
 
 

@@ -29,6 +29,7 @@ from hypertrack_jax.networks.features import (
     cylindrical_features,
     features_of_coordinates,
     helix_coordinates,
+    scaled,
     score_feature,
     without_direction,
 )
@@ -108,6 +109,8 @@ class EdgePredictor(nn.Module):
                 "pairs of edges were given to a network that does not take them, or in training; "
                 "leave them out."
             )
+        position = scaled(graph.nodes.position, self.tune.length_scale)
+        graph = graph._replace(nodes=graph.nodes._replace(position=position))
         nodes, mask = graph.nodes, graph.edges.mask
         degree = segment_sum(mask.astype(wide_dtype(dtype)), graph.receivers, nodes.mask.shape[0])
         if pairs is not None:
@@ -167,7 +170,7 @@ class EdgePredictor(nn.Module):
         return latents
 
     def _gauge_latents(self, nodes: Nodes, edges: EdgeInputs, degree, train, dtype):
-        """The same, and the square of how far each layer moved them, in m^2."""
+        """The same, and the square of how far each layer moved them, in m^2 of `scaled`."""
         h = jnp.ones((len(nodes.mask), 1), dtype)
         if self.tune.node_features == "cylindrical":
             h = cylindrical_features(nodes.position).astype(dtype)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 LENGTH_SCALE = 1000.0
-"""mm; brings r and z of a tracking detector to order 1."""
+"""mm; brings r and z of TrackML's detector to order 1, see `scaled`."""
 CLIP = 5.0
 """Pair features are clipped here: two hits at one radius have no finite slope."""
 NUM_CYLINDRICAL = 5
@@ -13,6 +13,18 @@ NUM_ODD_HELIX = 5
 """How many of them, the first ones, change sign when the hits are exchanged."""
 NUM_EDGE = {"none": 0, "helix": NUM_HELIX + 1, "helix+filter": NUM_HELIX + 1}
 """Features of an edge, by the tune's `edge_features`."""
+
+
+def scaled(
+    position: Float[Array, "hit 3"], length_scale: float | Float[Array, ""]
+) -> Float[Array, "hit 3"]:
+    """Positions as if the detector had the size of TrackML's, for which all lengths here are made.
+
+    Args:
+      position: in mm.
+      length_scale: as in `NetworkTune`; with 1000 nothing changes.
+    """
+    return position * jnp.asarray(LENGTH_SCALE / length_scale, position.dtype)
 
 
 def cylindrical_features(position: Float[Array, "hit 3"]) -> Float[Array, "hit 5"]:

@@ -20,11 +20,11 @@ from hypertrack_jax.networks.cluster_shape import Clusters
 from hypertrack_jax.networks.edge_filter import (
     FilterWeights,
     apply_layers,
+    filter_coordinates,
     no_bend,
     pair_inputs,
     triplet_scores,
 )
-from hypertrack_jax.networks.features import helix_coordinates
 from hypertrack_jax.reconstruction.capacities import FilterCapacities
 from hypertrack_jax.voxdyn.lookup import TOO_MANY, PairLists, pair_block
 
@@ -55,7 +55,7 @@ def filtered_pairs(
       capacities: room for those that the pair filter keeps, and for those of each round.
       clusters: of the hits, of a filter that looks at their shape.
     """
-    coordinates, num_hits = helix_coordinates(position), len(position)
+    coordinates, num_hits = filter_coordinates(weights, position), len(position)
     pairs = scored_pairs(weights, coordinates, lists, capacities.num_pairs, clusters)
     # Where there are more raw pairs than 32 bits count, none were looked at.
     number = jnp.where(lists.num_raw == TOO_MANY, TOO_MANY, pairs.number)

@@ -36,12 +36,12 @@ from hypertrack_jax.networks.edge_filter import (
     NUM_ROUNDS,
     FilterWeights,
     apply_layers,
+    filter_coordinates,
     init_filter,
     no_bend,
     pair_inputs,
     triplet_scores,
 )
-from hypertrack_jax.networks.features import helix_coordinates
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
 from hypertrack_jax.reconstruction.candidates import raw_pairs_of
 from hypertrack_jax.reconstruction.hits import require_cells
@@ -135,7 +135,8 @@ def train_filter(
     require_sectors(run.directory, [*run.event_ids, *run.held_out], run.sector_hits)
     optimizer = _optimizer(run.num_steps)
     key = jax.random.key(run.seed)
-    begin = init_filter(key, tune.edge_filter.width, tune.edge_filter.cells)
+    of_filter = tune.edge_filter
+    begin = init_filter(key, of_filter.width, of_filter.cells, tune.network.length_scale)
     unfinished = run.path.with_suffix(".unfinished.npz")
     run.log_directory.mkdir(parents=True, exist_ok=True)
     run.path.parent.mkdir(parents=True, exist_ok=True)
@@ -207,7 +208,8 @@ def stage_logits(
       thresholds: smallest logits that come to each round; None: the one that keeps
         `KEPT_IN_TRAINING` of its true pairs.
     """
-    coordinates, num_hits = helix_coordinates(jnp.asarray(sector.position)), len(sector.position)
+    coordinates = filter_coordinates(weights, jnp.asarray(sector.position))
+    num_hits = len(sector.position)
     pairs = sector.pairs
     clusters = jax.tree.map(jnp.asarray, sector.clusters)
     ends = pairs.one, pairs.other

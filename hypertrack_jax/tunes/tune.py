@@ -101,6 +101,9 @@ class NetworkTune:
     """Autoregressive blocks of the experimental normalising flow over z."""
     flow_width: int = 196
     """Width of the two hidden layers of each."""
+    length_scale: float = 1000.0
+    """Radius of the detector in mm, as TrackML's has 1000. All lengths in the networks and in the
+    filter are multiples of it, so that another detector is seen as if it had TrackML's size."""
 
     @property
     def token_dim(self) -> int:
@@ -245,6 +248,8 @@ class Tune:
         for entry in dataclasses.fields(self)[1:]:
             _check_choices(getattr(self, entry.name))
             _check_numbers(getattr(self, entry.name))
+        if not self.network.length_scale:
+            raise UserError("NetworkTune.length_scale is 0; expected the detector's radius in mm.")
         if self.network.edge_features == "helix+filter" and self.edge_filter.filter == "none":
             raise UserError(
                 "NetworkTune.edge_features is 'helix+filter', but FilterTune.filter is 'none'; "

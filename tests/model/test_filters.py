@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.model.filters import filter_path, load_filter, save_filter
+from hypertrack_jax.model.filters import filter_of, filter_path, load_filter, save_filter
+from hypertrack_jax.model.parameters import by_name
 from hypertrack_jax.networks.edge_filter import init_filter
 from hypertrack_jax.tunes import dense
 from hypertrack_jax.tunes.tune import FilterTune, VoxdynTune
@@ -49,6 +50,14 @@ def test_a_filter_comes_back(path):
 def test_a_filter_of_other_graphs_or_width_is_refused(path, tune, num_pairs, min_count, message):
     with pytest.raises(UserError, match=message):
         load_filter(path, tune, num_pairs, min_count)
+
+
+def test_a_filter_of_an_older_file_is_of_the_detector_of_trackml(path):
+    weights = init_filter(jax.random.key(0), TUNE.width, length_scale=400.0)
+    arrays = {name: np.asarray(leaf) for name, leaf in by_name(weights).items()}
+    assert filter_of(arrays, TUNE, "memory").length_scale == 400
+    del arrays["length_scale"]
+    assert filter_of(arrays, TUNE, "memory").length_scale == 1000
 
 
 def test_no_filter_and_a_damaged_one_are_told(path):

@@ -12,6 +12,7 @@ from hypertrack_jax.networks.features import (
     count_feature,
     cylindrical_features,
     helix_features,
+    scaled,
     without_direction,
 )
 
@@ -107,6 +108,13 @@ def test_padding_at_the_origin_has_finite_features():
     origin = jnp.zeros((1, 3))
     assert np.all(np.isfinite(helix_features(origin, origin)))
     assert np.all(np.isfinite(cylindrical_features(origin)))
+
+
+def test_a_detector_of_another_size_is_seen_as_one_of_trackml():
+    first, second = pair([300.0, 0.0, 100.0], [0.0, 400.0, -200.0])
+    small = [scaled(0.25 * hits, 250.0) for hits in (first, second)]
+    np.testing.assert_allclose(helix_features(*small), helix_features(first, second), rtol=1e-6)
+    assert jnp.array_equal(scaled(first, 1000.0), first)
 
 
 def test_cylindrical_features_of_a_hand_computed_hit():

@@ -1,5 +1,7 @@
 """A detector of other radii and other numbers of modules: the road knows no geometry."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -37,6 +39,8 @@ def small_detector(monkeypatch):
 def test_a_model_of_another_detector_is_fitted_trained_and_run(
     small_detector, small_tune, tmp_path
 ):
+    network = replace(small_tune.network, length_scale=1000.0 * SCALE)
+    small_tune = replace(small_tune, network=network)
     events = [toy.helix_event(1, num_particles=20, event_id=number) for number in range(5)]
     assert np.abs(events[0].position).max() < 1200
     voxdyn = fit_voxdyn(events, small_tune.voxdyn.ncell, "hyper", num_iterations=3)

@@ -196,6 +196,7 @@ def test_json_that_is_no_whole_tune_is_one_sentence(text):
         (ClusterTune, "edge_threshold", 1.5, "is 1.5; expected a finite number from 0 to 1"),
         (ClusterTune, "training_threshold", "0.1", r"is '0.1'; expected float | None"),
         (ClusterTune, "min_hits", True, "is True; expected int"),
+        (NetworkTune, "length_scale", 0.0, "is 0; expected the detector's radius in mm"),
         (NetworkTune, "edge_mlp_dims", (30, -1), "is -1; expected a finite number"),
         (NetworkTune, "edge_mlp_dims", [30], r"is [30]; expected tuple"),
     ],
