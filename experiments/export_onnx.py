@@ -1,10 +1,13 @@
-"""Writes the edge predictor of a model in ONNX, for ACTS's edge classifiers or any other runtime.
+"""Writes a stage of a model in ONNX, for ACTS's edge classifiers or any other runtime.
 
 python experiments/export_onnx.py --read_tag=pu2 --output=pu2.onnx
+python experiments/export_onnx.py --read_tag=pu200 --stage=filter --output=pu200_filter.onnx
 
-Inputs: node_features [hit, 3], x, y, z in mm; edge_index [2, edge], both directions of every edge;
-edge_features [edge, 1], the entry of C of the edge's cells, for models that use it. Output: logit
-[edge]. The numbers of hits and edges are open.
+Inputs: node_features [hit, 3], x, y, z in mm (and the hits' clusters in 15 columns more, for the
+filter of pu200_cells); edge_index [2, edge], both directions of every edge; edge_features
+[edge, 1], the entry of C of the edge's cells, or for a network behind a filter the filter's logit.
+Output: logit [edge]. The numbers of hits and edges are open. The filter takes the whole candidate
+graph, and keeps the edges whose logit is at least the `threshold` of the file's metadata.
 """
 
 from pathlib import Path
@@ -15,19 +18,25 @@ from absl import flags
 from hypertrack_jax.files import replace_file
 from hypertrack_jax.model.parameters import EDGE
 from hypertrack_jax.reconstruction.edge_classifier import export_edge_classifier
+from hypertrack_jax.reconstruction.filter_classifier import export_filter
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 
 flags.adopt_module_key_flags(command_line)
 
 READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.", required=True)
 EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
+STAGE = flags.DEFINE_enum("stage", "edge_predictor", ["edge_predictor", "filter"], "What to write.")
 OUTPUT = flags.DEFINE_string("output", None, "File to write, .onnx.", required=True)
 
 
 def main() -> None:
     """Loads the model and writes the file."""
     model = Reconstructor.load(READ_TAG.value, command_line.workdir("models"), EPOCH.value)
-    content = export_edge_classifier(model.tune.network, model.params[EDGE], model.batch_stats)
+    if STAGE.value == "filter":
+        content = export_filter(model.edge_filter)
+    else:
+        weights = model.params[EDGE], model.batch_stats
+        content = export_edge_classifier(model.tune.network, *weights)
     path = Path(OUTPUT.value)
     with replace_file(path) as file:
         file.write(content)

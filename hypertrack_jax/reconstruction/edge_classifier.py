@@ -5,7 +5,6 @@ loops over blocks of edges have lengths that ONNX's sizes do not tell. Tests hol
 `EdgePredictor`. ACTS applies the sigmoid itself (Plugins/Gnn/src/OnnxEdgeClassifier.cpp).
 """
 
-import importlib
 from typing import Any
 
 import jax
@@ -13,22 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from hypertrack_jax.errors import MissingPackageError, UserError
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.graph.segment import add_to_segments
 from hypertrack_jax.networks.features import (
     count_feature,
     cylindrical_features,
     features_of_coordinates,
     helix_coordinates,
+    scaled,
+    score_feature,
     without_direction,
 )
+from hypertrack_jax.reconstruction.onnx_file import onnx_file
 from hypertrack_jax.tunes.tune import NetworkTune
 
-INPUTS = ("node_features", "edge_index", "edge_features")
 EPSILON = 1e-5
 """Of the BatchNorms."""
-_OPSET = 18
-"""Has sums over segments, and runtimes of 2023 know it."""
 
 
 def edge_logits(
@@ -47,27 +46,30 @@ def edge_logits(
       batch_stats: its running statistics.
       node_features: x, y, z of each hit in mm.
       edge_index: sender and receiver of each edge; both directions are there, in any order.
-      edge_features: entry of C for the cells of each edge's hits; for networks with features of
-        the helix.
+      edge_features: for networks with features of the helix: entry of C for the cells of each
+        edge's hits; or the filter's logit, with `helix+filter`.
 
     Returns:
       Logit of the probability that the edge joins hits of one particle.
     """
     senders, receivers = edge_index[0], edge_index[1]
     num_hits = node_features.shape[0]
+    node_features = scaled(node_features, tune.length_scale)
 
     def summed(of_edges):
         total = jnp.zeros((num_hits, of_edges.shape[1]), of_edges.dtype)
         return add_to_segments(total, of_edges, receivers, sorted_ids=False)
 
     degree = summed(jnp.ones_like(node_features[:, :1])[senders])[:, 0]
-    level = degree / degree.mean()
+    level = degree / jnp.maximum(degree.mean(), 1e-6)
     scalars = [(level[senders] - level[receivers])[:, None]]
-    if tune.edge_features == "helix":
+    if tune.edge_features != "none":
         assert edge_features is not None, "such networks have a third input"
         coordinates = helix_coordinates(node_features)
         scalars.append(features_of_coordinates(coordinates[receivers], coordinates[senders]))
-        scalars.append(count_feature(edge_features[:, 0].astype(jnp.int32)))
+        known = edge_features[:, 0]
+        is_score = tune.edge_features == "helix+filter"
+        scalars.append(score_feature(known) if is_score else count_feature(known.astype(jnp.int32)))
     scalars = jnp.concatenate(scalars, axis=1)
 
     x = node_features
@@ -106,26 +108,12 @@ def export_edge_classifier(tune: NetworkTune, params: Any, batch_stats: Any) -> 
       UserError: the network has a layer that this form does not have.
     """
     require_exportable(tune)
-    try:
-        jax2onnx, onnx = map(importlib.import_module, ("jax2onnx", "onnx"))
-    except ImportError as error:
-        raise MissingPackageError(
-            "ONNX needs jax2onnx; install it with pip install 'hypertrack-jax[onnx]'."
-        ) from error
     params, batch_stats = jax.tree.map(np.asarray, (params, batch_stats))
-    inputs: list[Any] = [
-        jax.ShapeDtypeStruct(shape, dtype)
-        for shape, dtype in zip(_shapes(tune), (jnp.float32, jnp.int32, jnp.float32), strict=False)
-    ]
-    names = INPUTS[: len(inputs)]
-    model = jax2onnx.to_onnx(
+    return onnx_file(
         lambda *arrays: edge_logits(tune, params, batch_stats, *arrays),
-        inputs,
-        opset=_OPSET,
-        input_names=names,
-        output_names=["logit"],
+        3,
+        0 if tune.edge_features == "none" else 1,
     )
-    return _with_wide_index(onnx, model).SerializeToString()
 
 
 def require_exportable(tune: NetworkTune) -> None:
@@ -140,25 +128,6 @@ def require_exportable(tune: NetworkTune) -> None:
                 f"a network with {name} {getattr(tune, name)!r} cannot be written as ONNX; choose "
                 f"a model with {value!r}."
             )
-
-
-def _shapes(tune: NetworkTune) -> list[Any]:
-    """Shapes of the inputs, of which the numbers of hits and edges are open."""
-    num_hits, num_edges = jax.export.symbolic_shape("hit, edge")
-    shapes = [(num_hits, 3), (2, num_edges)]
-    return [*shapes, (num_edges, 1)] if tune.edge_features == "helix" else shapes
-
-
-def _with_wide_index(onnx: Any, model: Any) -> Any:
-    """The model with an `edge_index` of 64 bits, as ACTS gives it."""
-    name = INPUTS[1]
-    for node in model.graph.node:
-        node.input[:] = [f"{name}_32" if given == name else given for given in node.input]
-    (index,) = (given for given in model.graph.input if given.name == name)
-    index.type.tensor_type.elem_type = onnx.TensorProto.INT64
-    cast = onnx.helper.make_node("Cast", [name], [f"{name}_32"], to=onnx.TensorProto.INT32)
-    model.graph.node.insert(0, cast)
-    return model
 
 
 def _linear(weights: Any, x):

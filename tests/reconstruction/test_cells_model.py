@@ -21,6 +21,7 @@ from hypertrack_jax.networks.edge_filter import init_filter, needs_cells
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.export import export_reconstruction
+from hypertrack_jax.reconstruction.filter_classifier import filter_logits, node_features_of
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.filter_training import FilterRun, train_filter
@@ -85,6 +86,12 @@ def test_other_ways_to_the_graph_see_the_same_clusters(model):
     expected = edges_of(model(EVENT, with_edges=True))
     ways = model.voxdyn, EVENT.position, 1, model.edge_filter
     assert edges_of(predict_edges(*ways, EVENT.cells)) == expected
+    raw = predict_edges(*ways[:3])
+    index = np.stack([raw.senders, raw.receivers])
+    nodes, counts = node_features_of(EVENT.position, EVENT.cells), raw.counts[:, None]
+    logit = jax.jit(filter_logits)(model.edge_filter, nodes, index, counts.astype(np.float32))
+    is_kept = np.asarray(logit) >= model.edge_filter.thresholds[-1]
+    assert set(zip(*index[:, is_kept].tolist(), strict=True)) == expected
     spread = SpreadReconstructor.of(model)([EVENT, EVENT], with_edges=True)
     assert [edges_of(tracks) for tracks in spread] == [expected, expected]
     batch = graph_batch([whole(EVENT)], model.voxdyn, TUNE, model.edge_filter)

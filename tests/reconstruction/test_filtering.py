@@ -23,6 +23,13 @@ from hypertrack_jax.reconstruction.capacities import (
 )
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.export import one_program
+from hypertrack_jax.reconstruction.filter_classifier import (
+    DROPPED,
+    THRESHOLD,
+    export_filter,
+    filter_logits,
+)
+from hypertrack_jax.reconstruction.onnx_file import INPUTS, OUTPUT
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.reconstruction.stages import filtered_edges, raw_pairs
 from hypertrack_jax.training.filter_training import most_neighbors, sector_pairs, stage_logits
@@ -114,6 +121,44 @@ def test_the_stage_keeps_what_the_training_would(model):
 def by_ends(edges, values):
     ends = zip(edges.senders.tolist(), edges.receivers.tolist(), strict=True)
     return dict(zip(ends, values.tolist(), strict=True))
+
+
+def test_plain_operations_give_the_scores_of_the_stage(model):
+    weights, raw = model.edge_filter, predict_edges(model.voxdyn, EVENT.position, 1)
+    order = np.random.default_rng(0).permutation(len(raw.senders))
+    index = np.stack([raw.senders, raw.receivers])[:, order]
+    count = raw.counts[order, None].astype(np.float32)
+    logit = np.asarray(jax.jit(filter_logits)(weights, EVENT.position, index, count))
+    edges = predict_edges(model.voxdyn, EVENT.position, 1, weights)
+    expected = by_ends(edges, edges.score)
+    is_kept = logit >= weights.thresholds[-1]
+    assert not is_kept[index[0] == index[1]].any() and (index[0] == index[1]).any()
+    found = dict(zip(zip(*index[:, is_kept].tolist(), strict=True), logit[is_kept], strict=True))
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_one_file_of_the_filter_takes_events_of_any_size(model):
+    pytest.importorskip("jax2onnx", reason="jax2onnx is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    weights = model.edge_filter
+    session = runtime.InferenceSession(export_filter(weights))
+    told = session.get_modelmeta().custom_metadata_map
+    assert float(told[THRESHOLD]) == weights.thresholds[-1]
+    for num_hits in (len(EVENT.position), 60):
+        position = EVENT.position[:num_hits]
+        raw = predict_edges(model.voxdyn, position, 1)
+        index = np.stack([raw.senders, raw.receivers]).astype(np.int64)
+        count = raw.counts[:, None].astype(np.float32)
+        given = dict(zip(INPUTS, (position, index, count), strict=True))
+        (found,) = session.run([OUTPUT], given)
+        expected = np.asarray(filter_logits(weights, position, index.astype(np.int32), count))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        assert (expected > DROPPED).sum() > 20
+
+
+def test_a_model_without_a_filter_has_none_to_write():
+    with pytest.raises(UserError, match="the model has no filter; choose a model with one"):
+        export_filter(None)
 
 
 def test_every_capacity_that_is_too_small_is_told_and_enlarged(model):
