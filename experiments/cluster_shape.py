@@ -40,7 +40,7 @@ MODEL = flags.DEFINE_string("model", "pu200", "Model whose graph gives the pairs
 REAL_SHARE = flags.DEFINE_float("real_share", 0.05, "Share of its particles that the event has.")
 NUM_COPIES = flags.DEFINE_integer("num_copies", 4, "Copies of an event, turned.", lower_bound=1)
 NUM_STEPS = flags.DEFINE_integer("num_steps", 3000, "Steps of the training.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of weights, thinning and turns.")
+SEED = flags.DEFINE_integer("seed", 0, "Of weights, thinning and turns.", lower_bound=0)
 
 
 def main() -> None:

@@ -19,9 +19,11 @@ from hypertrack_jax.events.trackml import write_event_csv
 flags.declare_key_flag("workdir")
 
 NUM_EVENTS = flags.DEFINE_integer("num_events", 10, "How many events to simulate.", lower_bound=1)
-EVENT_START = flags.DEFINE_integer("event_start", 1000, "Number of the first event.")
+EVENT_START = flags.DEFINE_integer("event_start", 1000, "Number of the first event.", lower_bound=0)
 PILEUP = flags.DEFINE_float("pileup", 200.0, "Mean number of collisions; TrackML has 200.")
-SEED = flags.DEFINE_integer("seed", 0, "With the number of an event, decides the event.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "With the number of an event, decides the event.", lower_bound=0
+)
 FORMAT = flags.DEFINE_enum("format", "npz", ["npz", "csv"], "What to write; csv is TrackML's own.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Default: one per core.", lower_bound=1)
 

@@ -39,7 +39,9 @@ def with_truth(
         )
     optional = ("weight",) if lenient else ()
     truth = read_table(where["truth"], files[names["truth"]](), _TRUTH_COLUMNS, optional)
-    table = read_table(where["particles"], files[names["particles"]](), _PARTICLE_COLUMNS)
+    # Not needed, but where it is no number the file is damaged.
+    columns, optional = {**_PARTICLE_COLUMNS, "nhits": np.float64}, ("nhits",)
+    table = read_table(where["particles"], files[names["particles"]](), columns, optional)
     require_finite(truth, where["truth"])
     require_finite(table, where["particles"])
     _require_unique(truth["hit_id"], "hit_id", where["truth"])

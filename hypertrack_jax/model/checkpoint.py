@@ -66,7 +66,8 @@ class Checkpoints:
           place: where restored arrays go, wherever they were saved; None for the first device.
 
         Raises:
-          UserError: a writer finds that another process trains this tag.
+          UserError: a writer finds that another process trains this tag, or what tells of a step is
+            damaged.
           OSError: a writer cannot make the directory.
         """
         self.directory = directory.absolute()
@@ -82,7 +83,16 @@ class Checkpoints:
                     f"{self.directory}: checkpoints cannot be written there ({error.strerror}); "
                     "choose another tag, or a directory that you may write to."
                 ) from error
-        self._checkpointer = self._open() if self.directory.is_dir() else None
+        try:
+            self._checkpointer = self._open() if self.directory.is_dir() else None
+        # Orbax reads the metrics of all steps, and raises whatever its parser does.
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if self._lock is not None:
+                self._lock.close()
+            raise UserError(
+                f"{self.directory}: the metrics of step {_step_of_damage(self.directory)} are "
+                "damaged; remove that step to go on from another, or train anew."
+            ) from error
 
     def __enter__(self) -> "Checkpoints":
         """Closes the directory at the end of a `with` block."""
@@ -215,8 +225,7 @@ class Checkpoints:
                 "or name another tag or step."
             )
         step = steps[-1] if step == -1 else step
-        assert self._checkpointer is not None, "there are steps, so the directory is open"
-        description = self._checkpointer.metadata(step).custom_metadata
+        description = self._metadata(step).custom_metadata
         version = description.get("format_version") if isinstance(description, dict) else None
         if not isinstance(version, int) or not oldest <= version <= FORMAT_VERSION:
             raise UserError(
@@ -228,11 +237,18 @@ class Checkpoints:
 
     def _tree(self, step: int) -> Any:
         """Shapes and types of what was saved at a step that `describe` or its like found."""
-        assert self._checkpointer is not None, "there are steps, so the directory is open"
-        saved = self._checkpointer.metadata(step).metadata
+        saved = self._metadata(step).metadata
         if saved is None:
             raise self._damaged(step)
         return saved
+
+    def _metadata(self, step: int) -> Any:
+        """What orbax knows of a step; damaged text makes it raise whatever its parser does."""
+        assert self._checkpointer is not None, "there are steps, so the directory is open"
+        try:
+            return self._checkpointer.metadata(step)
+        except Exception as error:
+            raise self._damaged(step) from error
 
     def _load(self, step: int, abstract: Any, is_partial: bool = False) -> Any:
         assert self._checkpointer is not None, "its metadata was read before"
@@ -298,6 +314,18 @@ class Checkpoints:
         return ocp.training.Checkpointer(
             directory, preservation_policy=keep, cleanup_tmp_directories=self._is_writer
         )
+
+
+def _step_of_damage(directory: Path) -> str:
+    """Name of the first step whose metrics are no JSON object."""
+    for path in sorted(directory.glob("*/metrics/metrics")):
+        try:
+            if isinstance(json.loads(path.read_bytes()), dict):
+                continue
+        except ValueError:
+            pass
+        return path.parents[1].name
+    return "unknown"
 
 
 def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], directory: Path) -> None:

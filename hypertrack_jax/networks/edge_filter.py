@@ -311,8 +311,12 @@ class End(NamedTuple):
 
 def end_of(chords: Chords, found: Continuations, edge: Int[Array, " one"]) -> End:
     """The far end of some directed edges."""
-    found = jax.tree.map(lambda column: column[edge], found)
     a = Chords(*(part[edge] for part in chords))
+    return far_end(a, jax.tree.map(lambda column: column[edge], found), chords)
+
+
+def far_end(a: Chords, found: Continuations, chords: Chords) -> End:
+    """The same of the directed edges `a`; `found` tells which of `chords` continue them."""
     columns, circles, are_found = [], [], []
     for kind in (0, 1):
         b = Chords(*(part[found.edge[kind]] for part in chords))

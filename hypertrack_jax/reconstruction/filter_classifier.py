@@ -27,7 +27,7 @@ from hypertrack_jax.networks.edge_filter import (
     apply_layers,
     bend_before,
     chords_of,
-    end_of,
+    far_end,
     filter_coordinates,
     is_outer,
     needs_cells,
@@ -74,17 +74,16 @@ def filter_logits(
     of_pair = pair_inputs(coordinates, degree, senders, receivers, count, clusters)
     logit = apply_layers(weights.pairs, of_pair)
     is_kept = senders != receivers
-    # An edge as seen from its receiver, and its way back.
-    there = jnp.cumsum(jnp.ones_like(receivers)) - 1
-    back = there + receivers.shape[0]
-    froms, tos = jnp.concatenate([senders, receivers]), jnp.concatenate([receivers, senders])
+    number = jnp.cumsum(jnp.ones_like(receivers)) - 1
     is_swapped = is_outer(coordinates[senders], coordinates[receivers])[:, None]
-    bend = jnp.zeros_like(jnp.concatenate([logit, logit]))
+    # Of an edge as it is, and of its way back.
+    bends = (jnp.zeros_like(logit),) * 2
     for layers, threshold in zip(weights.triplets, weights.thresholds[:-1], strict=True):
         is_kept &= logit >= threshold
-        chords = chords_of(coordinates, froms, tos, jnp.concatenate([logit, logit]), bend)
-        found = _continuations(chords, tos, receivers, is_kept, num_hits)
-        ends = [end_of(chords, found, edge) for edge in (back, there)]
+        there = chords_of(coordinates, senders, receivers, logit, bends[0])
+        back = chords_of(coordinates, receivers, senders, logit, bends[1])
+        found = _continuations((there, back), (receivers, senders), is_kept, num_hits)
+        ends = [far_end(*way, there) for way in zip((back, there), found[::-1], strict=True)]
         inputs = [
             of_pair,
             logit[:, None] / 3,
@@ -92,9 +91,10 @@ def filter_logits(
             jnp.where(is_swapped, ends[0].inputs, ends[1].inputs),
             across(ends),
         ]
-        bend = jnp.concatenate(
-            [bend_before(found, ends[0], back), bend_before(found, ends[1], there)]
+        at_receiver, at_sender = (
+            bend_before(*way, number) for way in zip(found[::-1], ends, strict=True)
         )
+        bends = at_receiver, at_sender
         logit = apply_layers(layers, jnp.concatenate(inputs, axis=1))
     return jnp.where(is_kept, logit, DROPPED)
 
@@ -148,23 +148,22 @@ def _clusters(node_features: Float[Array, "hit feat"]) -> Clusters:
 
 
 def _continuations(
-    chords: Chords,
-    tos: Int[Array, " both"],
-    receivers: Int[Array, " edge"],
+    ways: tuple[Chords, Chords],
+    tos: tuple[Int[Array, " edge"], Int[Array, " edge"]],
     is_kept: Bool[Array, " edge"],
     num_hits: int,
-) -> Continuations:
+) -> list[Continuations]:
     """What continues each edge and each way back, see `edge_filter.continuations`.
 
     Args:
-      chords: of the edges, and of their ways back.
-      tos: the hits at which they end.
-      receivers: the first half of `tos`.
+      ways: the edges, and their ways back.
+      tos: the hits at which either ends.
       is_kept: the edges that are left, which alone continue others.
       num_hits: number of hits.
     """
+    chords, receivers = ways[0], tos[0]
     number = jnp.cumsum(jnp.ones_like(receivers)) - 1
-    none, nothing = jnp.zeros_like(tos), jnp.zeros_like(chords.x)
+    none, nothing = jnp.zeros_like(receivers), jnp.zeros_like(chords.x)
 
     def before(last: Int[Array, " hit"]) -> Int[Array, " hit"]:
         """The next edge into each hit, by falling numbers; negative where none is left."""
@@ -172,28 +171,35 @@ def _continuations(
         return segment_max(jnp.where(is_left, number, -1), receivers, num_hits, sorted_ids=False)
 
     def look(state):
-        last, found = state
-        edge = last[tos]
-        b = Chords(*(part[jnp.maximum(edge, 0)] for part in chords))
-        goes_on = (chords.x * b.x + chords.y * b.y + chords.z * b.z < 0) & (edge >= 0)
-        turn = (chords.y * b.x - chords.x * b.y) / (chords.length * b.length)
-        expected = chords.bend * (chords.length + b.length) / LENGTH_SCALE
-        bends = jnp.abs(chords.kappa + b.kappa), jnp.abs(turn - expected)
-        dip, z0 = jnp.abs(chords.dip + b.dip), jnp.abs(chords.z0 - b.z0)
-        best, mismatch, soft = [], [], []
-        for kind, bend in enumerate(bends):
-            distance = DIP[kind] * dip + BEND[kind] * bend + Z0[kind] * z0
-            new = jnp.where(goes_on, distance - LOGIT[kind] * b.logit, FAR)
-            is_better = new < found.mismatch[kind]
-            mismatch.append(jnp.where(is_better, new, found.mismatch[kind]))
-            best.append(jnp.where(is_better, edge, found.edge[kind]))
-            near = jnp.where(goes_on, jax.nn.sigmoid(b.logit) * jnp.exp(-distance), 0.0)
-            soft.append(found.soft_count[kind] + near)
-        found = Continuations(
-            tuple(best), tuple(mismatch), tuple(soft), found.number + goes_on.astype(jnp.float32)
-        )
-        return before(last), found
+        last, *found = state
+        looked = zip(ways, tos, found, strict=True)
+        return before(last), *(_looked(a, chords, last[to], best) for a, to, best in looked)
 
     begin = Continuations((none,) * 2, (nothing + FAR,) * 2, (nothing,) * 2, nothing)
     last = before(jnp.zeros_like(segment_sum(number, receivers, num_hits)) + receivers.shape[0])
-    return jax.lax.while_loop(lambda state: state[0].max() >= 0, look, (last, begin))[1]
+    _, *found = jax.lax.while_loop(lambda state: state[0].max() >= 0, look, (last, begin, begin))
+    return found
+
+
+def _looked(
+    a: Chords, chords: Chords, edge: Int[Array, " edge"], found: Continuations
+) -> Continuations:
+    """What is found of `a` once it has been compared with an edge each; negative for none."""
+    b = Chords(*(part[jnp.maximum(edge, 0)] for part in chords))
+    goes_on = (a.x * b.x + a.y * b.y + a.z * b.z < 0) & (edge >= 0)
+    turn = (a.y * b.x - a.x * b.y) / (a.length * b.length)
+    expected = a.bend * (a.length + b.length) / LENGTH_SCALE
+    bends = jnp.abs(a.kappa + b.kappa), jnp.abs(turn - expected)
+    dip, z0 = jnp.abs(a.dip + b.dip), jnp.abs(a.z0 - b.z0)
+    best, mismatch, soft = [], [], []
+    for kind, bend in enumerate(bends):
+        distance = DIP[kind] * dip + BEND[kind] * bend + Z0[kind] * z0
+        new = jnp.where(goes_on, distance - LOGIT[kind] * b.logit, FAR)
+        is_better = new < found.mismatch[kind]
+        mismatch.append(jnp.where(is_better, new, found.mismatch[kind]))
+        best.append(jnp.where(is_better, edge, found.edge[kind]))
+        near = jnp.where(goes_on, jax.nn.sigmoid(b.logit) * jnp.exp(-distance), 0.0)
+        soft.append(found.soft_count[kind] + near)
+    return Continuations(
+        tuple(best), tuple(mismatch), tuple(soft), found.number + goes_on.astype(jnp.float32)
+    )

@@ -110,6 +110,17 @@ MEASUREMENTS = """measurement_id,geometry_id,local_key,local0,local1
 0,1224979236083728640,6,0,0
 5,1152921779484754176,6,0,0
 """
+# Volume 8, layer 2, sensitive 1; volume 9, layer 4, sensitive 12.
+_ONE, _TWO = (8 << 56) + (2 << 36) + (1 << 8), (9 << 56) + (4 << 36) + (12 << 8)
+MEASURED = f"""measurement_id,geometry_id,global_x,global_y,global_z
+9,{_ONE},1,2,3
+0,{_TWO},4,5,6
+"""
+CELLS = f"""geometry_id,measurement_id,channel0,channel1,timestamp,value
+{_TWO},0,10,300,0,0.25
+{_ONE},9,0,1279,0,0.5
+{_TWO},0,12,299,0,0.5
+"""
 LINKS = """measurement_id,hit_id
 5,1
 5,0
@@ -167,15 +178,7 @@ def test_a_measurement_of_no_simulated_hit_is_noise(tmp_path):
 
 
 def test_cells_where_the_modules_are_known(tmp_path):
-    header = "measurement_id,geometry_id,global_x,global_y,global_z\n"
-    # Volume 8, layer 2, sensitive 1; volume 9, layer 4, sensitive 12.
-    places = [(8 << 56) + (2 << 36) + (1 << 8), (9 << 56) + (4 << 36) + (12 << 8)]
-    rows = f"9,{places[0]},1,2,3\n0,{places[1]},4,5,6\n"
-    cells = (
-        "geometry_id,measurement_id,channel0,channel1,timestamp,value\n"
-        f"{places[1]},0,10,300,0,0.25\n{places[0]},9,0,1279,0,0.5\n{places[1]},0,12,299,0,0.5\n"
-    )
-    write(tmp_path, measurements=header + rows, measurement_simhit_map=LINKS, cells=cells)
+    write(tmp_path, measurements=MEASURED, measurement_simhit_map=LINKS, cells=CELLS)
     detector = tmp_path / "detectors.csv"
     detector.write_text(DETECTOR)
     assert read_acts_event(tmp_path, 7).cells is None
@@ -184,14 +187,14 @@ def test_cells_where_the_modules_are_known(tmp_path):
     assert found.charge.tolist() == [0.5, 0.75]
     # Of 336 channels along u and 1280 along v.
     assert found.is_cut.tolist() == [[True, True], [False, False]]
-    older = cells.replace("measurement_id", "hit_id")
+    older = CELLS.replace("measurement_id", "hit_id")
     write(tmp_path, cells=older)
     again = read_acts_event(tmp_path, 7, detector=detector).cells
     np.testing.assert_array_equal(again.extent, found.extent)
     for text, told in (
-        (cells.replace(",9,0,", ",8,0,"), "measurement_id 8 is not among the hits"),
-        (cells.replace("measurement_id", "id"), "neither the column measurement_id nor hit_id"),
-        (cells.replace("channel0", "cannel0"), "no column 'channel0'"),
+        (CELLS.replace(",9,0,", ",8,0,"), "measurement_id 8 is not among the hits"),
+        (CELLS.replace("measurement_id", "id"), "neither the column measurement_id nor hit_id"),
+        (CELLS.replace("channel0", "cannel0"), "no column 'channel0'"),
     ):
         write(tmp_path, cells=text)
         with pytest.raises(UserError, match=told):

@@ -139,6 +139,25 @@ def test_a_damaged_checkpoint_is_one_sentence(checkpoints):
     gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("content", [b"", b'{"a": [1', b"[]", b"\xff\xfe\x00"])
+def test_damaged_descriptions_are_one_sentence(checkpoints, content):
+    checkpoints.save(1, arrays(1), TUNE, auc=0.5)
+    step = checkpoints.directory / "1"
+    texts = [path for path in step.rglob("*") if path.is_file() and b"{" == path.read_bytes()[:1]]
+    assert len(texts) > 2
+    for path in texts:
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught, Checkpoints(checkpoints.directory) as again:
+            again.restore(again.describe(1).step, arrays(0))
+            # What the name of this file says is asked of nobody.
+            raise UserError(f"{path.name} is not needed")
+        assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+        path.write_bytes(whole)
+    gc.collect()
+
+
 def test_one_training_at_a_time_writes_to_a_tag(tmp_path):
     with Checkpoints(tmp_path / "tag", is_writer=True) as first:
         first.save(1, arrays(1), TUNE, auc=0.5)

@@ -15,6 +15,7 @@ import numpy as np
 
 from hypertrack_jax.events.acts_csv import read_acts_event
 from hypertrack_jax.events.colliderml import read_colliderml_events
+from hypertrack_jax.events.trackml import read_event
 from hypertrack_jax.model.published_net import read_published_net, write_published_net
 from hypertrack_jax.tunes.tune_5 import TUNE
 from hypertrack_jax.voxdyn.published_voxdyn import read_published_voxdyn
@@ -54,10 +55,19 @@ def made(make: Callable[[Path], object], place: Path) -> Path:
 
 
 def acts(place: Path) -> None:
-    """Hits, particles, measurements and links."""
+    """Hits, particles, measurements, links, cells and the list of modules."""
     files = importlib.import_module("test_acts_csv")
-    texts = {"measurements": files.MEASUREMENTS, "measurement_simhit_map": files.LINKS}
-    files.write(place, **texts)
+    texts = {"measurements": files.MEASURED, "measurement_simhit_map": files.LINKS}
+    files.write(place, **texts, cells=files.CELLS)
+    (place / "detectors.csv").write_text(files.DETECTOR)
+
+
+def trackml_cells(place: Path) -> None:
+    """An event of TrackML with cells and the list of modules."""
+    files = importlib.import_module("test_cells")
+    for kind, text in files.FILES.items():
+        (place / f"event000000007-{kind}.csv").write_text(text)
+    (place / "detectors.csv").write_text(files.DETECTOR)
 
 
 def colliderml(place: Path) -> None:
@@ -84,7 +94,11 @@ def net(place: Path) -> None:
 
 
 FORMATS: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
-    "ACTS csv": (acts, lambda place: validated(read_acts_event(place, 7))),
+    "ACTS csv": (
+        acts,
+        lambda p: validated(read_acts_event(p, 7, detector=p / "detectors.csv")),
+    ),
+    "TrackML cells": (trackml_cells, lambda place: validated(read_event(place, 7))),
     "ColliderML": (
         colliderml,
         lambda place: [validated(one.event) for one in read_colliderml_events(place)],
