@@ -146,15 +146,15 @@ def _end_inputs(
             channels = jnp.abs(channels)
             mismatch = (measured - 1 - channels) / (1 + RELATIVE * channels)
             # Behind the edge of a module a cluster goes on unseen.
-            mismatch = jnp.where(cut, jnp.maximum(mismatch, 0), mismatch)
+            mismatch = jnp.where(cut, jnp.maximum(mismatch, 0.0), mismatch)
             columns.append(jnp.clip(mismatch, -LARGEST, LARGEST) / 2)
     columns += [jnp.log1p(jnp.abs(channels)) / 2 for channels in of_helix]
     columns.append(slant * jnp.tanh(of_helix[0] * of_helix[1]))
     surplus = _charge_input(clusters.charge[hit], frame, helix)
-    columns.append(jnp.where(is_cut.any(axis=1), jnp.maximum(surplus, 0), surplus))
+    columns.append(jnp.where(is_cut.any(axis=1), jnp.maximum(surplus, 0.0), surplus))
     has_cells = extent[:, 0] > 0
-    columns = [jnp.where(has_cells, column, 0) for column in columns]
-    return [*columns, 1 - has_cells.astype(jnp.float32)]
+    columns = [jnp.where(has_cells, column, 0.0) for column in columns]
+    return [*columns, 1.0 - has_cells.astype(jnp.float32)]
 
 
 def _charge_input(
