@@ -1,8 +1,25 @@
 """Host side: tracks by the measures that others use, for any labels of hits.
 
 An efficiency depends on what counts as found, on which particles should be, and on which hits there
-are. `MEASURES` has one line for each choice, with a publication that measures so. What that leaves
-open, such as the fewest hits, is our choice: compare the conditions before you compare numbers.
+are. `MEASURES` has one line for each choice, with a publication that measures so. The programs of
+others that were compared, and in what they differ:
+
+- `score_event` in trackml/score.py of https://github.com/LAL/trackml-library: the weights of the
+  hits that a track shares with its majority particle, where both have more than half of their hits
+  there. The same here.
+- `tracking_metrics` in metrics/cluster_metrics.py of
+  https://github.com/gnn-tracking/gnn_tracking: tracks of at least 3 hits; more than half of the
+  track and of the particle; abs(eta) < 4. Differences: there pT may be equal to its bound; a
+  particle is reconstructable by its layers, here by its hits; fakes are counted among tracks whose
+  majority particle is within the cuts, here among all tracks.
+- docs/performance/matching_definitions.md of
+  https://github.com/HSF-reco-and-software-triggers/Tracking-ML-Exa.TrkX: the styles `two_way`, both
+  fractions, and `ATLAS`, the fraction of the track alone. Difference: ATLAS's own matching gives
+  hits of pixels more weight than those of strips; here all hits count alike.
+
+The transformer of arXiv:2411.07149 has its own cuts (pT from 0.6 GeV), for which a `Measure` is
+easily written. What a source leaves open, such as the fewest hits, is our choice: compare the
+conditions before you compare numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,7 +35,7 @@ from hypertrack_jax.events.event import Event, choose_hits
 from hypertrack_jax.events.kinematics import pseudorapidity
 
 PIXEL_VOLUMES = (7, 8, 9)
-"""Volumes of TrackML's detector that are pixels."""
+"""Volumes of TrackML's detector that are pixels; other detectors have other numbers."""
 
 
 class Measure(NamedTuple):
