@@ -2,11 +2,11 @@
 
 hypertrack reconstruct PATH... [--model=pu2] [--output=tracks]
     Finds the tracks of each event and writes event*-submission.csv: event_id, hit_id, track_id, 0
-    for a hit in no track. A PATH is a directory or zip of TrackML files, one event of these
-    (DIRECTORY/event000001000), or an event file (.npz) or a directory of them. Events whose
-    submission is there are skipped, so the same command goes on where it stopped. Where there is
-    truth, the scores are printed. With --pages=1 the first event is drawn, too: event*.html, and
-    event*.json for the event display Phoenix.
+    for a hit in no track. A PATH is a directory or zip of csv files of TrackML or ACTS, one event
+    of these (DIRECTORY/event000001000), a directory of ColliderML's Parquet tables, or an event
+    file (.npz) or a directory of them. Events whose submission is there are skipped, so the same
+    command goes on where it stopped. Where there is truth, the scores are printed. With --pages=1
+    the first event is drawn, too: event*.html, and event*.json for the event display Phoenix.
 
 hypertrack score TRUTH SUBMISSION
     Scores tracks, whoever found them, against the truth at a PATH. SUBMISSION is a csv file with
@@ -203,15 +203,15 @@ def _reconstructed(options: Options, places: Sequence[EventPlace]) -> tuple[list
     model = Reconstructor.load(options.model, voxdyn=options.voxdyn)
     min_hits = options.min_hits or model.tune.cluster.min_hits
     problems: list[str] = []
-    bar = iter(tqdm(places, unit="event"))
     rows = reconstruct_files(
         model,
-        bar,
+        places,
         options.output,
         min_hits,
         problems,
         lenient=options.lenient,
         num_pages=options.pages,
+        watched=functools.partial(tqdm, unit="event"),
     )
     return list(rows), problems
 

@@ -1,6 +1,6 @@
 """Host side: events from files to submissions, and submissions from files to scores."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.evaluation.phoenix import write_phoenix
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event, hits_of
-from hypertrack_jax.events.places import EventPlace, read_place
+from hypertrack_jax.events.places import EventPlace, read_place, reader_of
 from hypertrack_jax.events.submissions import Submission, submission_path, submitted_label
 from hypertrack_jax.events.trackml import write_submission
 
@@ -24,13 +24,14 @@ _HEADINGS = ("efficiency", "purity", "DMS", "TrackML", "hit efficiency", "hit pu
 
 def reconstruct_files(
     reconstruct: Callable[[np.ndarray | Event], Tracks],
-    places: Iterator[EventPlace],
+    places: Sequence[EventPlace],
     output: Path,
     min_hits: int,
     problems: list[str],
     *,
     lenient: bool = False,
     num_pages: int = 0,
+    watched: Callable[[Sequence[EventPlace]], Iterable[EventPlace]] = iter,
 ) -> Iterator[Row]:
     """Reconstructs events one by one, and writes each one's tracks as soon as they are found.
 
@@ -42,6 +43,7 @@ def reconstruct_files(
       problems: gets a sentence for each event that cannot be read or reconstructed.
       lenient: as in `read_event`.
       num_pages: events that are also written by `write_event_page` and `write_phoenix`.
+      watched: gives the places one by one, and may tell somebody how far it is.
 
     Yields:
       Size and scores of each event that was reconstructed, as `track_row` has them.
@@ -50,9 +52,12 @@ def reconstruct_files(
       ImportError: the model or a page needs a package that is missing.
       OSError: a file cannot be written.
     """
-    for place in places:
+    read = reader_of(places, lenient=lenient)
+    for place in watched(places):
         try:
-            event = read_place(place, lenient=lenient)
+            event = read(place)
+        except MissingPackageError:
+            raise
         except (UserError, OSError) as error:
             problems.append(str(error))
             continue

@@ -135,6 +135,14 @@ def test_it_goes_on_after_a_bad_event_and_where_it_stopped(model, files, capsys)
     assert "3 of 3 events have their tracks" in capsys.readouterr().out
 
 
+def test_a_model_that_needs_cells_says_so(files, capsys):
+    arguments = files / "data", "--model=pu200_cells", f"--output={files / 'found'}"
+    assert run("reconstruct", *arguments) == 1
+    told = capsys.readouterr().err
+    assert "event 3: this model looks at the shape of the hits' clusters" in told
+    assert "there are no cells; give an event that has cells" in told
+
+
 def test_pages_of_the_first_events_are_written(model, files):
     pytest.importorskip("plotly", reason="needs the extra plots")
     found = files / "found"
