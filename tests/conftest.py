@@ -1,5 +1,6 @@
 """Strict modes for every test, and the shapes in annotations checked by beartype."""
 
+import gc
 import os
 import platform
 import signal
@@ -12,6 +13,8 @@ from importlib.metadata import version
 flags = ["--xla_force_host_platform_device_count=2"]
 if "HYPERTRACK_TEST_PROGRAMS" not in os.environ:
     flags += ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    # In one piece: to part a small program for several cores takes more than it wins.
+    flags += ["--xla_cpu_parallel_codegen_split_count=1"]
     # XLA ends a process that gives it a flag it does not know; jaxlib 0.11 took this one away.
     if platform.machine() == "x86_64" and version("jaxlib").startswith("0.10."):
         flags += ["--xla_cpu_use_fusion_emitters=false"]
@@ -25,6 +28,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="compiled", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+# Tracing makes many small objects that live: to look for garbage after every 700 takes a tenth of the
+# tests' time.
+gc.set_threshold(100_000)
 
 # A shell has its background jobs ignore Ctrl-C, which the scripts started here would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -48,6 +48,7 @@ from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.batches import Batch, EventSource, graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
 from hypertrack_jax.training.step import begin_phase, init_state
+from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.compact import compact_voxdyn
 
 ROOT = Path(__file__).parents[2]
@@ -226,7 +227,7 @@ def batch_of(model: Reconstructor, sector: Sector) -> Batch:
 
 def step_work(model: Reconstructor, graphs: Any, phase: int, dtype: str) -> Callable[[], Any]:
     """Training steps on one batch, one after another from the model's weights."""
-    tune, devices, key = model.tune, spread_over(1), jax.random.key(0)
+    tune, devices, key = training_tune(model), spread_over(1), jax.random.key(0)
     train_step = make_spread_step(tune, dtype, phase, devices)
     trained = {"params": model.params, "batch_stats": model.batch_stats}
     fresh = jax.jit(init_state, static_argnums=0)(tune, key)._replace(**trained)
@@ -240,6 +241,12 @@ def step_work(model: Reconstructor, graphs: Any, phase: int, dtype: str) -> Call
     return work
 
 
+def training_tune(model: Reconstructor) -> Tune:
+    """The tune with which the model of full events is trained on."""
+    optimizer = replace(model.tune.optimizer, learning_rate=5e-4, scheduler_type="constant")
+    return replace(model.tune, name="accelerator", optimizer=optimizer)
+
+
 def size_scan(setting: Setting) -> None:
     """Other sizes for the device, each on the stage that it changes, and which to take."""
     model, event = load_model(setting, ROAD), next(events(setting, 1.0))
@@ -250,9 +257,10 @@ def size_scan(setting: Setting) -> None:
     for size, (stage, values) in sizes.items():
         start = model.run_to(before[stage], begun) if stage in before else begun
         scan(setting, size, values, partial(model.run_to, stage, start))
+    if setting.is_small:
+        return
     graphs = batch_of(model, sector_of_full_event(setting)).graphs
-    steps = {} if setting.is_small else {"training_edges": (32768, 2**20), "whole_edges": (2**20,)}
-    for size, values in steps.items():
+    for size, values in {"training_edges": (32768, 2**20), "whole_edges": (2**20,)}.items():
         # A step of its own each time: it is traced for the sizes that are then in use.
         scan(setting, size, values, lambda: step_work(model, graphs, GNN_PHASE, "float32"), True)
 
@@ -295,8 +303,7 @@ def road_training(setting: Setting) -> None:
 
     model, directory = load_model(setting, ROAD), setting.report.directory
     runs = directory / "training"
-    optimizer = replace(model.tune.optimizer, learning_rate=5e-4, scheduler_type="constant")
-    tune = replace(model.tune, name="accelerator", optimizer=optimizer)
+    tune = training_tune(model)
     held_out, *ids = stored_ids(setting.data)
     rfactor = share_of(setting, load_event(setting.data, held_out)) or 1.0
     run = TrainingRun(
