@@ -29,8 +29,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-# Tracing makes many small objects that live: to look for garbage after every 700 takes a tenth of the
-# tests' time.
+# Tracing makes many objects that live. Looking for garbage after every 700 of them takes a tenth of
+# the tests' time.
 gc.set_threshold(100_000)
 
 # A shell has its background jobs ignore Ctrl-C, which the scripts started here would inherit.

@@ -1,5 +1,6 @@
 """Micrographs by brute force, thresholds by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,9 @@ from test_pivots import NUM_HITS, random_graph, rows_of
 from hypertrack_jax.clustering.micrographs import component_micrographs, spanned_micrographs
 from hypertrack_jax.clustering.thresholds import fisher_threshold
 
+compiled_spans = jax.jit(spanned_micrographs, static_argnums=(3, 4, 5))
+compiled_components = jax.jit(component_micrographs, static_argnums=3)
+compiled_threshold = jax.jit(fisher_threshold)
 PIVOTS = np.array([[0, 1, 2], [10, 11, 12], [NUM_HITS] * 3, [5, 6, 7]], np.int32)
 
 
@@ -22,7 +26,7 @@ def active_hits():
 def test_all_active_hits_within_some_steps_of_a_pivot(hops, num_slots):
     dense, edges = random_graph(2, share=0.08)
     active = active_hits()
-    found = spanned_micrographs(
+    found = compiled_spans(
         jnp.asarray(PIVOTS), jnp.asarray(active), rows_of(edges), num_slots, hops
     )
     assert found.hit.shape == (4, num_slots)
@@ -45,9 +49,7 @@ def test_all_active_hits_within_some_steps_of_a_pivot(hops, num_slots):
 def test_the_nearest_hits_where_the_number_is_limited(largest):
     dense, edges = random_graph(2, share=0.08)
     active = active_hits()
-    found = spanned_micrographs(
-        jnp.asarray(PIVOTS), jnp.asarray(active), rows_of(edges), 32, 5, largest
-    )
+    found = compiled_spans(jnp.asarray(PIVOTS), jnp.asarray(active), rows_of(edges), 32, 5, largest)
     joined = (dense > 0.3) & active
     for row, pivots in enumerate(PIVOTS):
         reached = [np.isin(np.arange(NUM_HITS), pivots)]
@@ -68,10 +70,10 @@ def test_a_whole_component():
     component = np.array([0, 1, 0, 0, 1, 5, 0, 5], np.int32)
     active = np.array([1, 1, 1, 0, 1, 1, 1, 1], bool)
     pivot = np.array([[6, 0], [4, 1], [8, 8], [5, 7]], np.int32)
-    found = component_micrographs(*(jnp.asarray(a) for a in (pivot, active, component)), 3)
+    found = compiled_components(*(jnp.asarray(a) for a in (pivot, active, component)), 3)
     np.testing.assert_array_equal(found.hit, [[0, 2, 6], [1, 4, 8], [8, 8, 8], [5, 7, 8]])
     np.testing.assert_array_equal(found.size, [3, 2, 0, 2])
-    few = component_micrographs(*(jnp.asarray(a) for a in (pivot, active, component)), 2)
+    few = compiled_components(*(jnp.asarray(a) for a in (pivot, active, component)), 2)
     np.testing.assert_array_equal(few.hit[0], [0, 2])
     assert few.size[0] == 3
 
@@ -93,7 +95,7 @@ def test_fishers_threshold():
     probability = rng.random((20, 50)).astype(np.float32)
     number = rng.integers(2, 51, 20)
     mask = np.arange(50) < number[:, None]
-    found = fisher_threshold(jnp.asarray(probability), jnp.asarray(mask))
+    found = compiled_threshold(jnp.asarray(probability), jnp.asarray(mask))
     expected = [otsu(row[:n]) for row, n in zip(probability, number, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -103,4 +105,4 @@ def test_what_cannot_be_parted_is_taken_whole(values):
     probability = np.zeros((1, 4), np.float32)
     probability[0, : len(values)] = values
     mask = np.arange(4)[None] < len(values)
-    assert fisher_threshold(jnp.asarray(probability), jnp.asarray(mask))[0] == 0
+    assert compiled_threshold(jnp.asarray(probability), jnp.asarray(mask))[0] == 0

@@ -16,6 +16,10 @@ from hypertrack_jax.clustering.pivots import (
 from hypertrack_jax.tunes.tune import ClusterTune
 
 NUM_HITS = 40
+compiled_neighbors = jax.jit(kept_neighbors, static_argnums=(4, 5))
+compiled_seeds = jax.jit(choose_seeds, static_argnums=(3, 4))
+compiled_walk = jax.jit(walk, static_argnums=3)
+compiled_ranks = jax.jit(seed_ranks, static_argnums=0)
 
 
 def random_graph(seed, num_hits=NUM_HITS, share=0.15):
@@ -29,7 +33,13 @@ def random_graph(seed, num_hits=NUM_HITS, share=0.15):
 
 
 def rows_of(edges, num_hits=NUM_HITS, capacity=16, threshold=0.3):
-    return kept_neighbors(*(jnp.asarray(a) for a in edges), num_hits, capacity, threshold)
+    """The neighbours by some edges; padding behind them, so that few programs are compiled."""
+    missing = -len(edges[0]) % 512
+    probability, senders, receivers, mask = (
+        np.pad(array, (0, missing), constant_values=value)
+        for array, value in zip(edges, (1, num_hits - 1, num_hits - 1, False), strict=True)
+    )
+    return compiled_neighbors(probability, senders, receivers, mask, num_hits, capacity, threshold)
 
 
 def chain(*probabilities):
@@ -73,28 +83,28 @@ def test_ranks_follow_the_strategy():
     }
     for name, value in distance.items():
         rising = np.argsort(np.argsort(value))
-        largest = seed_ranks(f"largest_{name}", position, jax.random.key(0))
-        smallest = seed_ranks(f"smallest_{name}", position, jax.random.key(0))
+        largest = compiled_ranks(f"largest_{name}", position, jax.random.key(0))
+        smallest = compiled_ranks(f"smallest_{name}", position, jax.random.key(0))
         np.testing.assert_array_equal(largest, rising)
         np.testing.assert_array_equal(smallest, 49 - rising)
-    first, again, other = (seed_ranks("random", position, jax.random.key(k)) for k in (0, 0, 1))
+    first, again, other = (compiled_ranks("random", position, jax.random.key(k)) for k in (0, 0, 1))
     assert len(np.unique(first)) == 50 and np.all(first >= 0)
     np.testing.assert_array_equal(first, again)
     assert np.any(first != other)
-    padded = seed_ranks("random", jnp.zeros((80, 3)), jax.random.key(0))
+    padded = compiled_ranks("random", jnp.zeros((80, 3)), jax.random.key(0))
     np.testing.assert_array_equal(padded[:50], first)
 
 
 def test_random_ranks_do_not_go_with_the_order_of_the_hits():
     """The highest of 8 neighbours is any of them equally often."""
-    ranks = seed_ranks("random", jnp.zeros((8000, 3)), jax.random.key(0)).reshape(1000, 8)
+    ranks = compiled_ranks("random", jnp.zeros((8000, 3)), jax.random.key(0)).reshape(1000, 8)
     wins = np.bincount(np.argmax(ranks, axis=1), minlength=8)
     # Of a binomial distribution: 125 with a standard deviation of 10.5.
     assert np.all(np.abs(wins - 125) < 42)
 
 
 def test_hits_at_one_distance_are_ordered_by_the_key():
-    ranks = [seed_ranks("largest_3d", jnp.ones((50, 3)), jax.random.key(k)) for k in (0, 1)]
+    ranks = [compiled_ranks("largest_3d", jnp.ones((50, 3)), jax.random.key(k)) for k in (0, 1)]
     assert np.any(ranks[0] != ranks[1])
     np.testing.assert_array_equal(np.sort(ranks[0]), np.arange(50))
 
@@ -109,7 +119,7 @@ def test_seeds_outrank_all_active_hits_within_reach(hops):
         joined = (dense > 0.3) & active[:, None] & active
         reach = np.linalg.matrix_power(joined + np.eye(NUM_HITS, dtype=int), hops) > 0
         arguments = jnp.asarray(ranks), jnp.asarray(active), rows_of(edges)
-        found, few = (choose_seeds(*arguments, number, hops) for number in (64, 3))
+        found, few = (compiled_seeds(*arguments, number, hops) for number in (64, 3))
         for rank, seeds, first in zip(ranks, found, few, strict=True):
             expected = [
                 hit
@@ -129,7 +139,7 @@ def test_seeds_among_few_active_hits():
     ranks = np.stack([rng.permutation(num_hits) for _ in range(3)]).astype(np.int32)
     dense, edges = random_graph(0, num_hits, share=2 / num_hits)
     neighbors = rows_of(edges, num_hits)
-    found = choose_seeds(jnp.asarray(ranks), jnp.asarray(active), neighbors, 400, 2)
+    found = compiled_seeds(jnp.asarray(ranks), jnp.asarray(active), neighbors, 400, 2)
     joined = (dense > 0.3)[np.ix_(active, active)]
     reach = np.linalg.matrix_power((joined + np.eye(len(joined))), 2) > 0
     for rank, seeds in zip(ranks, found, strict=True):
@@ -142,7 +152,7 @@ def test_seeds_among_few_active_hits():
 def test_a_greedy_walk_follows_the_strongest_edges():
     """From 1 the edge to 2 is stronger; from 2 back to 1 is not allowed, so on to 3."""
     neighbors = chain(0.6, 0.9, 0.7)
-    walks = walk(
+    walks = compiled_walk(
         jnp.array([1, 0, 4], jnp.int32),
         jnp.ones(4, bool),
         neighbors,
@@ -159,10 +169,10 @@ def test_a_greedy_walk_follows_the_strongest_edges():
 
 def test_a_walk_stops_at_weak_edges_and_at_clustered_hits():
     neighbors, seed = chain(0.9, 0.4, 0.9), jnp.array([0], jnp.int32)
-    walks = walk(seed, jnp.ones(4, bool), neighbors, ClusterTune(), jax.random.key(0))
+    walks = compiled_walk(seed, jnp.ones(4, bool), neighbors, ClusterTune(), jax.random.key(0))
     assert (walks.length[0], walks.pivot[0].tolist()) == (2, [0, 1, 4])
     inactive = jnp.array([True, False, True, True])
-    assert walk(seed, inactive, neighbors, ClusterTune(), jax.random.key(0)).length[0] == 1
+    assert compiled_walk(seed, inactive, neighbors, ClusterTune(), jax.random.key(0)).length[0] == 1
 
 
 def test_monte_carlo_steps_are_drawn_in_proportion_to_p():
@@ -176,7 +186,7 @@ def test_monte_carlo_steps_are_drawn_in_proportion_to_p():
     seeds = jnp.zeros(3000, jnp.int32)
     # All seeds of a call draw on their own; of two paths the better is kept.
     second = np.asarray(
-        walk(seeds, jnp.ones(4, bool), neighbors, one, jax.random.key(3)).pivot[:, 1]
+        compiled_walk(seeds, jnp.ones(4, bool), neighbors, one, jax.random.key(3)).pivot[:, 1]
     )
     share = p / p.sum()
     best_of_two = np.cumsum(share) ** 2 - np.concatenate([[0], np.cumsum(share)[:-1]]) ** 2

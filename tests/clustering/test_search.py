@@ -229,12 +229,15 @@ def test_few_seeds_of_several_draws_walk_as_those_of_one(num_real):
     num_hits = len(event.position)
     mask = jnp.ones(len(senders), bool)
     edges = (jnp.asarray(a) for a in (probability, senders, receivers))
-    neighbors = kept_neighbors(*edges, mask, num_hits, NUM_NEIGHBORS, 0.55)
+    neighbors = jax.jit(kept_neighbors, static_argnums=(4, 5))(
+        *edges, mask, num_hits, NUM_NEIGHBORS, 0.55
+    )
+    walked = jax.jit(walk_from, static_argnums=(3, 4))
     seeds = np.random.default_rng(0).permutation(num_hits)[:num_real]
     in_one, in_three = (np.full(n * SIZES.num_seeds, num_hits, np.int32) for n in (1, 3))
     in_one[:num_real] = in_three[1 : 3 * num_real : 3] = seeds
     one, three = (
-        walk_from(
+        walked(
             jnp.asarray(seed),
             jnp.ones(num_hits, bool),
             neighbors,

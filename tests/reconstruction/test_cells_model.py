@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from handmade import with_cells
 from toy import helix_event
-from toy_graph import SMALL_NETWORK
+from toy_model import FILTERED_TUNE, filtered_model, toy_voxdyn
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import choose_hits
@@ -16,45 +16,22 @@ from hypertrack_jax.events.sectors import whole
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.filters import load_filter
-from hypertrack_jax.model.parameters import init_parameters
 from hypertrack_jax.networks.edge_filter import init_filter, needs_cells
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.export import export_reconstruction
 from hypertrack_jax.reconstruction.filter_classifier import filter_logits, node_features_of
-from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.filter_training import FilterRun, train_filter
-from hypertrack_jax.tunes.tune import (
-    ClusterTune,
-    FilterTune,
-    Tune,
-    VoxdynTune,
-    tune_from_json,
-    tune_to_json,
-)
-from hypertrack_jax.voxdyn.fit import fit_voxdyn
+from hypertrack_jax.tunes.tune import FilterTune, Tune, tune_from_json, tune_to_json
 
 EVENT = with_cells(helix_event(0, num_particles=20))
-TUNE = Tune(
-    "small",
-    voxdyn=VoxdynTune(ncell=64),
-    edge_filter=FilterTune(filter="triplets", width=8, cells="shape"),
-    network=replace(
-        SMALL_NETWORK,
-        node_features="cylindrical",
-        edge_features="helix+filter",
-        num_heads=1,
-        num_attention_blocks=1,
-    ),
-    cluster=ClusterTune(cluster="cut"),
-)
+TUNE = replace(FILTERED_TUNE, edge_filter=FilterTune(filter="triplets", width=8, cells="shape"))
 
 
 @pytest.fixture(scope="module")
 def voxdyn():
-    events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
-    return fit_voxdyn(events, 64, "hyper", num_iterations=2)
+    return toy_voxdyn()
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +39,7 @@ def model(voxdyn):
     """The filter takes a part of the edges out by what it sees of the clusters."""
     weights = init_filter(jax.random.key(0), 8, "shape")
     weights = weights._replace(thresholds=jnp.array([-0.05, -1, -1]))
-    parameters = jax.jit(init_parameters, static_argnums=0)(TUNE, jax.random.key(0))
-    return Reconstructor(TUNE, voxdyn, *parameters, weights)
+    return filtered_model(TUNE, voxdyn, weights)
 
 
 def edges_of(tracks):

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import helix_event
-from toy_graph import SMALL_NETWORK
+from toy_model import FILTERED_TUNE as TUNE
+from toy_model import filtered_model, toy_voxdyn
 
 from hypertrack_jax import device
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation.compiled_time import watched_compilation
 from hypertrack_jax.events.sectors import whole
-from hypertrack_jax.model.parameters import init_parameters
 from hypertrack_jax.networks.edge_filter import init_filter
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.capacities import (
@@ -30,27 +30,12 @@ from hypertrack_jax.reconstruction.filter_classifier import (
     filter_logits,
 )
 from hypertrack_jax.reconstruction.onnx_file import INPUTS, OUTPUT
-from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.reconstruction.stages import filtered_edges, raw_pairs
 from hypertrack_jax.training.filter_training import most_neighbors, sector_pairs, stage_logits
-from hypertrack_jax.tunes.tune import ClusterTune, FilterTune, Tune, VoxdynTune
-from hypertrack_jax.voxdyn.fit import fit_voxdyn
+from hypertrack_jax.tunes.tune import ClusterTune
 from hypertrack_jax.voxdyn.lookup import TOO_MANY
 
 EVENT = helix_event(0, num_particles=20)
-TUNE = Tune(
-    "small",
-    voxdyn=VoxdynTune(ncell=64),
-    edge_filter=FilterTune(filter="triplets", width=8),
-    network=replace(
-        SMALL_NETWORK,
-        node_features="cylindrical",
-        edge_features="helix+filter",
-        num_heads=1,
-        num_attention_blocks=1,
-    ),
-    cluster=ClusterTune(cluster="cut"),
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -64,8 +49,7 @@ def small_blocks():
 @pytest.fixture(scope="module")
 def model():
     """A model whose filter takes about half of the edges out, and whose cuts leave components."""
-    events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
-    voxdyn = fit_voxdyn(events, 64, "hyper", num_iterations=2)
+    voxdyn = toy_voxdyn()
     weights = init_filter(jax.random.key(0), 8)
     made = sector_pairs(*whole(EVENT), voxdyn, TUNE)
     thresholds = []
@@ -78,8 +62,7 @@ def model():
         widest = int(np.argmax(np.diff(rising)))
         thresholds.append(float(rising[widest : widest + 2].mean()))
     weights = weights._replace(thresholds=jnp.array(thresholds, jnp.float32))
-    parameters = jax.jit(init_parameters, static_argnums=0)(TUNE, jax.random.key(0))
-    fresh = Reconstructor(TUNE, voxdyn, *parameters, weights)
+    fresh = filtered_model(TUNE, voxdyn, weights)
     rising = np.sort(fresh(EVENT.position, with_edges=True).probability)
     best = rising[int(0.85 * len(rising)) : int(0.95 * len(rising))]
     widest = int(np.argmax(np.diff(best)))

@@ -43,17 +43,19 @@ def model():
 
 def test_products_and_bytes_of_the_stages(model, monkeypatch):
     monkeypatch.setattr(device, "ACCELERATOR", device.ACCELERATOR._replace(filter_pairs=64))
+    # Before the programs of an accelerator take the place of those of this machine.
+    looked_up = model.run_to("VD", model.begin(EVENT.position))
+    hits, lists = looked_up.made
+    made = model.run_to("GNN", looked_up).made
     found = {limit.what.split(", ")[1]: limit for limit in stage_limits(model, EVENT, "toy")}
     assert list(found) == ["VD", "filter", "GNN", "CC", "cluster"]
     assert found["VD"].cost.products == found["CC"].cost.products == 0
-    made = model.run_to("GNN", model.begin(EVENT.position)).made
     with programs_of_an_accelerator():
         assert found["GNN"].cost.products == gnn_products(made[1].graph, model)
     assert found["GNN"].edges == int(made[1].graph.n_edge[0])
     columns = model.voxdyn.rows.columns
     assert found["VD"].num_bytes > columns.size * columns.dtype.itemsize
     # The loop over raw pairs counts as often as it runs.
-    hits, lists = model.run_to("VD", model.begin(EVENT.position)).made
     stage = model.stages(len(EVENT.position))[1]
     traced = jax.jit(stage.function, static_argnums=(0, 1)).trace(
         stage.method, stage.capacities, model.shared(), hits, lists
