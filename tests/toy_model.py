@@ -14,6 +14,20 @@ from hypertrack_jax.tunes.tune import ClusterTune, FilterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
+TUNE = Tune(
+    "small",
+    voxdyn=VoxdynTune(ncell=64),
+    # Tokens of 11, which one head alone can take.
+    network=replace(
+        SMALL_NETWORK,
+        node_features="cylindrical",
+        edge_features="helix",
+        num_heads=1,
+        num_attention_blocks=1,
+    ),
+    cluster=ClusterTune(cluster="cut"),
+)
+"""Of the simplest model: no filter, and tracks that are components."""
 FILTERED_TUNE = Tune(
     "small",
     voxdyn=VoxdynTune(ncell=64),

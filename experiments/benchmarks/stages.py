@@ -19,7 +19,7 @@ from benchmarks.program_cost import (
 from benchmarks.timing import Timing, Works, in_turn, timing_of
 from hypertrack_jax.clustering.density import dbscan, hdbscan
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.evaluation.metrics import auc
+from hypertrack_jax.evaluation.edge_metrics import auc
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.sectors import whole
 from hypertrack_jax.events.topology import edge_labels

@@ -12,8 +12,9 @@ from jaxtyping import Bool
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.evaluation.compiled_time import compiled_seconds, watched_compilation
+from hypertrack_jax.evaluation.edge_metrics import edge_scores, graph_scores
 from hypertrack_jax.evaluation.graph_quality import graph_row
-from hypertrack_jax.evaluation.metrics import edge_scores, graph_scores, track_scores
+from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event, hits_of
 from hypertrack_jax.events.topology import edge_labels, truth_edges

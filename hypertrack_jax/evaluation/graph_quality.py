@@ -12,7 +12,7 @@ from jaxtyping import Float64, Int, Int32, Int64
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from hypertrack_jax.evaluation.metrics import GraphScores, graph_scores
+from hypertrack_jax.evaluation.edge_metrics import GraphScores, graph_scores
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.events.topology import edge_labels, require_topology, truth_edges

@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float, Int, Integer
 from numpy.typing import ArrayLike
 
 from hypertrack_jax.errors import MissingPackageError, UserError
-from hypertrack_jax.evaluation.metrics import NO_CLUSTER, Matching, auc, match_tracks, roc_curve
+from hypertrack_jax.evaluation.edge_metrics import auc, roc_curve
+from hypertrack_jax.evaluation.metrics import NO_CLUSTER, Matching, match_tracks
 from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.files import replace_file
 

@@ -5,8 +5,8 @@ import pytest
 from toy import helix_event
 
 from hypertrack_jax.evaluation import graph_quality
+from hypertrack_jax.evaluation.edge_metrics import graph_scores
 from hypertrack_jax.evaluation.graph_quality import GraphQuality
-from hypertrack_jax.evaluation.metrics import graph_scores
 from hypertrack_jax.events.event import NOISE, no_particles
 from hypertrack_jax.events.topology import TOPOLOGIES, edge_labels, truth_edges
 from hypertrack_jax.reconstruction.candidates import CandidateEdges, predict_edges

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from toy import helix_event
 
-from hypertrack_jax.evaluation import metrics, plots
+from hypertrack_jax.evaluation import edge_metrics, metrics, plots
 from hypertrack_jax.events.event import NOISE, no_particles
 
 needs_plots = pytest.mark.skipif(
@@ -153,9 +153,9 @@ def test_roc_figure_names_each_area(tmp_path, figures):
     assert (tmp_path / "roc").read_bytes().startswith(b"\x89PNG")
     helix, tune_5, _ = figures[0].axes[0].get_lines()
     for line, (name, edges) in zip((helix, tune_5), classifiers.items(), strict=True):
-        assert line.get_label() == f"{name} (AUC {metrics.auc(*edges):.4f})"
-        np.testing.assert_array_equal(line.get_ydata(), metrics.roc_curve(*edges).tpr)
-        np.testing.assert_array_equal(line.get_xdata(), metrics.roc_curve(*edges).fpr)
+        assert line.get_label() == f"{name} (AUC {edge_metrics.auc(*edges):.4f})"
+        np.testing.assert_array_equal(line.get_ydata(), edge_metrics.roc_curve(*edges).tpr)
+        np.testing.assert_array_equal(line.get_xdata(), edge_metrics.roc_curve(*edges).fpr)
 
 
 @needs_plots

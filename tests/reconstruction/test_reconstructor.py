@@ -1,6 +1,5 @@
 """The product: hits in, tracks out, and how tracks are scored against the truth."""
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -11,11 +10,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from toy import helix_event
-from toy_graph import SMALL_NETWORK
-from toy_model import taking_all
+from toy_model import TUNE, taking_all
 
 from hypertrack_jax import memory
-from hypertrack_jax.capacities import capacity_for
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.compilation import use_compilation_cache
 from hypertrack_jax.errors import UserError
@@ -24,54 +21,15 @@ from hypertrack_jax.evaluation.evaluate import evaluate_events
 from hypertrack_jax.events.event import NOISE
 from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.graph.event_graph import Bucket, hit_graph
-from hypertrack_jax.model import weights as training_weights
-from hypertrack_jax.model.checkpoint import Checkpoints
-from hypertrack_jax.model.counts import count_pairs
-from hypertrack_jax.model.weights import Weights, save_weights
-from hypertrack_jax.reconstruction import capacities
 from hypertrack_jax.reconstruction import reconstructor as reconstruct
 from hypertrack_jax.reconstruction.candidates import predict_edges
-from hypertrack_jax.reconstruction.capacities import GraphCapacities, KeptCapacities, require_room
+from hypertrack_jax.reconstruction.capacities import GraphCapacities
 from hypertrack_jax.reconstruction.hits import ordered_hits
-from hypertrack_jax.reconstruction.reconstructor import Reconstructor, run_stage
-from hypertrack_jax.training.step import init_state
-from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
-from hypertrack_jax.voxdyn.compact import compact_voxdyn
-from hypertrack_jax.voxdyn.fit import fit_voxdyn
-from hypertrack_jax.voxdyn.lookup import TOO_MANY
-from hypertrack_jax.voxdyn.storage import save_voxdyn, voxdyn_path
+from hypertrack_jax.reconstruction.reconstructor import run_stage
+from hypertrack_jax.tunes.tune import ClusterTune
 
 EVENT = helix_event(0, num_particles=6)
-TUNE = Tune(
-    "small",
-    voxdyn=VoxdynTune(ncell=64),
-    # Tokens of 11, which one head alone can take.
-    network=replace(
-        SMALL_NETWORK,
-        node_features="cylindrical",
-        edge_features="helix",
-        num_heads=1,
-        num_attention_blocks=1,
-    ),
-    cluster=ClusterTune(cluster="cut"),
-)
 SCORES = ("VD TPR", "GNN AUC", "DMS", "efficiency", "purity", "TrackML")
-
-
-@pytest.fixture(scope="module")
-def state():
-    return jax.jit(init_state, static_argnums=0)(TUNE, jax.random.key(0))
-
-
-@pytest.fixture(scope="module")
-def voxdyn():
-    events = [helix_event(1, num_particles=20, event_id=number) for number in range(3)]
-    return fit_voxdyn(events, TUNE.voxdyn.ncell, "hyper", num_iterations=2)
-
-
-@pytest.fixture(scope="module")
-def model(state, voxdyn):
-    return Reconstructor(TUNE, voxdyn, state.params, state.batch_stats)
 
 
 def with_edges(model):
@@ -209,58 +167,6 @@ def test_capacities_grow_until_they_suffice_stage_by_stage(model, monkeypatch, c
     assert set(runs[6:]) == {"cluster"} and len(runs) > 8
     assert caplog.text.count("do not suffice; running again in") == len(runs) - 4
     assert expected.hit_label.max() > 0
-
-
-def test_the_first_capacities_follow_from_the_number_of_hits(model):
-    first = [model.capacities(number) for number in (1, 100, 1000, 10_000, 100_000)]
-    assert first == sorted(first)
-    assert first[2].num_hits > 1000
-    # Small events share their programs.
-    assert first[0] == first[1]
-    # Denser rows of C, more edges.
-    sparse = replace(model, tune=replace(model.tune, voxdyn=VoxdynTune(ncell=64, min_count=9)))
-    assert sparse.capacities(10_000).graph.num_edges < first[3].graph.num_edges
-
-
-def test_searches_begin_with_capacities_that_their_hits_decide(voxdyn):
-    for num_hits, hops, largest, expected in (
-        (128, 1, None, (32, 64)),
-        (4095, 1, None, (32, 64)),
-        (4096, 1, None, (64, 64)),
-        (10**6, 1, None, (128, 128)),
-        (65535, 2, None, (16, 128)),
-        (10**6, 8, None, (32, 128)),
-        (10**6, 8, 48, (32, 48)),
-        (4095, 1, 500, (32, 64)),
-    ):
-        cluster = ClusterTune(micrograph_hops=hops, largest_micrograph=largest)
-        tune = Tune("x", cluster=cluster)
-        first = capacities.first_capacities(num_hits, voxdyn, 1, tune)
-        assert (first.kept.num_neighbors, first.search.num_slots) == expected
-        assert first.search.num_seeds == first.num_hits // 16
-    by_cut = capacities.first_capacities(
-        128, voxdyn, 1, Tune("x", cluster=ClusterTune(cluster="cut"))
-    )
-    assert by_cut.kept.num_neighbors == 0
-
-
-def test_a_graph_that_32_bits_do_not_reach_is_refused():
-    with pytest.raises(UserError, match="more edges than 32-bit indices reach; choose"):
-        require_room(GraphCapacities(1, capacity_for(TOO_MANY)), 5)
-
-
-def test_micrographs_too_large_for_the_memory_are_refused(model, monkeypatch):
-    monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
-    search = model.capacities(1000).search
-    require_room(search, 1000)
-    with pytest.raises(UserError, match=r"of 1000 hits with num_slots=8192.* needs about"):
-        require_room(search._replace(num_slots=8192), 1000)
-
-
-def test_hits_with_too_many_neighbors_are_refused():
-    require_room(KeptCapacities(1024), 5)
-    with pytest.raises(UserError, match=r"a hit has more than 1024 neighbours .* at one place"):
-        require_room(KeptCapacities(1536), 5)
 
 
 @pytest.mark.parametrize(
@@ -404,86 +310,6 @@ def test_hits_outside_the_detector_belong_to_no_track(model):
     assert edge_set(tracks) == edge_set(expected)
     with pytest.raises(ValueError, match=r"2 of 2 hits lie outside .* give positions in mm"):
         model(outside)
-
-
-def test_a_loaded_model_is_the_saved_one(model, state, voxdyn, tmp_path):
-    with Checkpoints(tmp_path / "tag", is_writer=True) as checkpoints:
-        checkpoints.save(7, state, TUNE, auc=0.5)
-    path = voxdyn_path(tmp_path, "hyper", TUNE.voxdyn.ncell)
-    with pytest.raises(FileNotFoundError, match="voxdyn_hyper_64"):
-        Reconstructor.load("tag", tmp_path)
-    save_voxdyn(path, voxdyn)
-    loaded = Reconstructor.load("tag", tmp_path)
-    assert loaded.tune == TUNE
-    assert_same(loaded(EVENT.position), model(EVENT.position))
-    assert Reconstructor.load(tmp_path / "tag", step=7).tune == TUNE
-    with pytest.raises(FileNotFoundError, match="no step 8 here"):
-        Reconstructor.load("tag", tmp_path, 8)
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"other: no such model; .* package: pu2, pu20, pu200, pu200_cells\.",
-    ):
-        Reconstructor.load("other", tmp_path)
-    assert not (tmp_path / "other").exists()
-
-
-def test_a_checkpoint_is_not_loaded_with_another_graph_constructor(state, voxdyn, tmp_path, caplog):
-    save_voxdyn(voxdyn_path(tmp_path, "hyper", TUNE.voxdyn.ncell), voxdyn)
-    for tag, num_pairs in (("same", count_pairs(voxdyn)), ("other", 7), ("former", None)):
-        with Checkpoints(tmp_path / tag, is_writer=True) as checkpoints:
-            checkpoints.save(1, state, TUNE, auc=0.5, num_pairs=num_pairs)
-    Reconstructor.load("same", tmp_path)
-    with pytest.raises(ValueError, match=r"voxdyn_hyper_64\.npz: .* with one that counted 7; fit"):
-        Reconstructor.load("other", tmp_path)
-    assert not caplog.text
-    Reconstructor.load("former", tmp_path)
-    assert "make sure that it was trained with the one at hand" in caplog.text
-
-
-def test_a_transformer_that_was_not_trained_is_not_used(state, voxdyn, tmp_path, caplog):
-    tune = replace(TUNE, cluster=ClusterTune())
-    save_voxdyn(voxdyn_path(tmp_path, "hyper", TUNE.voxdyn.ncell), voxdyn)
-    for phase, expected in ((1, "cut"), (2, "transformer")):
-        tag = f"phase{phase}"
-        with Checkpoints(tmp_path / tag, is_writer=True) as checkpoints:
-            checkpoints.save(1, state._replace(phase=jnp.int32(phase)), tune, auc=0.5)
-        assert Reconstructor.load(tag, tmp_path).tune.cluster.cluster == expected
-        assert ("has not been trained" in caplog.text) == (phase == 1)
-        caplog.clear()
-
-
-def test_a_model_that_comes_with_the_package_is_found_by_name(model, tmp_path, monkeypatch):
-    """Unless the user has one of that name; with the Voxel-Dynamics that it was trained with."""
-    weights = Weights(TUNE, model.params, model.batch_stats, count_pairs(model.voxdyn))
-    monkeypatch.setattr(training_weights, "SHIPPED", tmp_path / "shipped")
-    save_weights(tmp_path / "shipped" / "good.npz", weights)
-    save_weights(tmp_path / "shipped" / "other.npz", weights._replace(num_pairs=7))
-    save_voxdyn(voxdyn_path(tmp_path, "hyper", TUNE.voxdyn.ncell), model.voxdyn)
-    expected = model(EVENT.position)
-    assert_same(Reconstructor.load("good", tmp_path)(EVENT.position), expected)
-    copied = shutil.copy(tmp_path / "shipped" / "good.npz", tmp_path / "mine.npz")
-    assert_same(Reconstructor.load(copied)(EVENT.position), expected)
-    with pytest.raises(ValueError, match="the weights were trained with one that counted 7"):
-        Reconstructor.load("other", tmp_path)
-    (tmp_path / "good").mkdir()
-    with pytest.raises(FileNotFoundError, match="good: no checkpoint here"):
-        Reconstructor.load("good", tmp_path)
-
-
-def test_a_model_with_its_graph_constructor_is_one_file(model, tmp_path):
-    """Or it takes one of the user's, which must have counted the same."""
-    num_pairs = count_pairs(model.voxdyn)
-    compact = compact_voxdyn(model.voxdyn, TUNE.voxdyn.min_count)
-    weights = Weights(TUNE, model.params, model.batch_stats, num_pairs, compact)
-    alone = save_weights(tmp_path / "alone" / "model.npz", weights)
-    expected = model(EVENT.position)
-    assert_same(Reconstructor.load(alone)(EVENT.position), expected)
-    own = save_voxdyn(tmp_path / "own.npz", model.voxdyn._replace(num_events=77))
-    assert Reconstructor.load(alone, voxdyn=own).voxdyn.num_events == 77
-    save_weights(alone, weights._replace(num_pairs=7))
-    for voxdyn, named in ((None, alone), (own, own)):
-        with pytest.raises(ValueError, match=f"{named}: .* with one that counted 7"):
-            Reconstructor.load(alone, voxdyn=voxdyn)
 
 
 def test_evaluation_scores_events_in_their_order(model):

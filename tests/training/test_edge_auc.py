@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hypertrack_jax.evaluation import metrics
+from hypertrack_jax.evaluation import edge_metrics
 from hypertrack_jax.training.edge_auc import masked_auc
 
 
@@ -21,7 +21,7 @@ def edges(seed, num_edges, num_levels, dtype=np.float32):
 def test_equals_the_host_side_auc(num_edges, num_levels):
     logit, label, mask = edges(num_edges, num_edges, num_levels)
     label[:2] = True, False
-    assert masked_auc(logit, label, mask) == pytest.approx(metrics.auc(label, logit), abs=1e-7)
+    assert masked_auc(logit, label, mask) == pytest.approx(edge_metrics.auc(label, logit), abs=1e-7)
 
 
 def test_separated_edges_and_their_reverse():
@@ -79,10 +79,10 @@ def test_jitted_equals_unjitted_in_half_precision_too():
         unjitted = masked_auc(half, jnp.asarray(label), jnp.asarray(mask))
     assert masked_auc(half, label, mask) == unjitted
     assert unjitted.dtype == jnp.float32
-    expected = metrics.auc(label, np.asarray(half.astype(jnp.float32)))
+    expected = edge_metrics.auc(label, np.asarray(half.astype(jnp.float32)))
     assert unjitted == pytest.approx(expected, abs=1e-7)
 
 
 def test_two_million_edges_lose_nothing_to_int32_or_float32():
     logit, label, mask = edges(3, 2_000_000, 1000)
-    assert masked_auc(logit, label, mask) == pytest.approx(metrics.auc(label, logit), abs=2e-7)
+    assert masked_auc(logit, label, mask) == pytest.approx(edge_metrics.auc(label, logit), abs=2e-7)

@@ -15,7 +15,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event as LogEvent
 
 from hypertrack_jax.errors import UserError
-from hypertrack_jax.evaluation.metrics import auc
+from hypertrack_jax.evaluation.edge_metrics import auc
 from hypertrack_jax.graph.event_graph import event_graph
 from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.model.counts import count_pairs
