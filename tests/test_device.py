@@ -28,7 +28,7 @@ from hypertrack_jax.training.event_loss import loss_method
 from hypertrack_jax.training.step import Model, event_gradient
 from hypertrack_jax.tunes.tune import ClusterTune, FilterTune, LossTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
-from hypertrack_jax.voxdyn.lookup import edges_of_cells
+from hypertrack_jax.voxdyn.hit_edges import edges_of_cells
 from hypertrack_jax.voxdyn.voronoi import assign_cells
 
 EVENT = helix_event(0, num_particles=8)

@@ -30,7 +30,7 @@ from hypertrack_jax.reconstruction.candidates import raw_pairs_of
 from hypertrack_jax.streams import stream
 from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.tunes.tune import OptimizerTune
-from hypertrack_jax.voxdyn.lookup import pair_block
+from hypertrack_jax.voxdyn.hit_pairs import pair_block
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 EFFICIENCY = 0.98

@@ -25,7 +25,7 @@ from hypertrack_jax.reconstruction.stages import (
     filtered_edges,
     raw_pairs,
 )
-from hypertrack_jax.voxdyn.lookup import PairLists
+from hypertrack_jax.voxdyn.hit_pairs import PairLists
 from hypertrack_jax.voxdyn.model import (
     VoxelDynamics,
     required_count,

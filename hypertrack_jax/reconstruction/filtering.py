@@ -26,7 +26,8 @@ from hypertrack_jax.networks.edge_filter import (
     triplet_scores,
 )
 from hypertrack_jax.reconstruction.capacities import FilterCapacities
-from hypertrack_jax.voxdyn.lookup import TOO_MANY, PairLists, pair_block
+from hypertrack_jax.voxdyn.hit_pairs import PairLists, pair_block
+from hypertrack_jax.voxdyn.lookup import TOO_MANY
 
 
 class FilteredPairs(NamedTuple):

@@ -34,7 +34,8 @@ from hypertrack_jax.reconstruction.capacities import (
 from hypertrack_jax.reconstruction.filtering import filtered_pairs
 from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune
 from hypertrack_jax.voxdyn.connectivity import Rows
-from hypertrack_jax.voxdyn.lookup import PairLists, edges_of_cells, pair_lists
+from hypertrack_jax.voxdyn.hit_edges import edges_of_cells
+from hypertrack_jax.voxdyn.hit_pairs import PairLists, pair_lists
 from hypertrack_jax.voxdyn.model import is_inside
 from hypertrack_jax.voxdyn.voronoi import VoronoiIndex, assign_cells
 

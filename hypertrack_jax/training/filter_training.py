@@ -49,7 +49,7 @@ from hypertrack_jax.streams import stream
 from hypertrack_jax.training.metrics_file import MetricsFile
 from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.tunes.tune import OptimizerTune, Tune
-from hypertrack_jax.voxdyn.lookup import pair_block
+from hypertrack_jax.voxdyn.hit_pairs import pair_block
 from hypertrack_jax.voxdyn.model import VoxelDynamics, required_count
 
 _LOG = logging.getLogger(__name__)

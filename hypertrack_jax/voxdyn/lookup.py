@@ -1,17 +1,13 @@
-"""Device side: the event graph from the cells of its hits, by reading rows of C; all jitted.
+"""Device side: which cells of an event C connects, by reading its rows; all jitted.
 
-Three programs, each with fixed capacities that the one before it has measured:
-
-1. `find_connected` reads the rows of all occupied cells in blocks of `BLOCK` entries and keeps one
+1. `group_hits` groups the hits by cell.
+2. `find_connected` reads the rows of all occupied cells in blocks of `BLOCK` entries and keeps one
    bit per entry: set where the other cell is occupied too and the count is large enough. Nothing
    as long as the rows is ever written.
-2. `list_senders` turns the bits into one list of sending hits for each occupied cell.
-3. `connect_hits` gives each receiving hit a copy of the list of its cell. It works on a range of
-   hits, so that a large event passes through it in pieces.
+3. `list_senders` turns the bits into one list of sending hits for each occupied cell.
 
-Receivers ascend, so nothing is sorted; the senders of a receiver follow the order of their cells.
-`edges_of_cells` runs all three at once, in capacities that are guessed and not measured, and tells
-what would have been needed.
+`hit_edges` and `hit_pairs` make edges and pairs from the lists. Capacities are guessed; each result
+tells what would have been needed.
 """
 
 from functools import partial
@@ -80,56 +76,6 @@ class SenderLists(NamedTuple):
     """True where the capacity was too small: the lists are not complete."""
 
 
-class PairLists(NamedTuple):
-    """The pairs of hits that C joins, each once, in lists that are far shorter than they are."""
-
-    cells: EventCells
-    lists: SenderLists
-    list_length: Int32[Array, " slot"]
-    """Length of each slot's list."""
-    degree: Int32[Array, " hit"]
-    """Edges of each hit in the whole graph, a self-loop among them."""
-    num_blocks: Int32[Array, ""]
-    """The capacity for blocks that is needed."""
-    num_places: Int32[Array, ""]
-    """The capacity for the lists that is needed, if that for blocks suffices."""
-    num_raw: Int32[Array, ""]
-    """Pairs that `pair_block` counts through, or `TOO_MANY`."""
-
-
-class PairBlock(NamedTuple):
-    """Pairs of hits, each once and none of a hit with itself."""
-
-    one: Int32[Array, " pair"]
-    """The hit whose list the pair is from; it ascends."""
-    other: Int32[Array, " pair"]
-    count: Int32[Array, " pair"]
-    """C at the cells of both."""
-    mask: Bool[Array, " pair"]
-    """False where there is no pair."""
-
-
-class HitEdges(NamedTuple):
-    """Edges sorted by receiver."""
-
-    senders: Int32[Array, " edge"]
-    receivers: Int32[Array, " edge"]
-    counts: Int32[Array, " edge"]
-    num_edges: Int32[Array, ""]
-    """How many edges there are, also where the places do not suffice; or `TOO_MANY`."""
-    is_overflow: Bool[Array, ""]
-    """True where a capacity was too small: the edges are not complete."""
-
-
-class EdgesOfCells(NamedTuple):
-    """The edges of a whole event."""
-
-    edges: HitEdges
-    num_blocks: Int32[Array, ""]
-    """The capacity for blocks that was needed; where it was exceeded, the edges have not been
-    counted to the end."""
-
-
 @jax.jit
 def group_hits(
     cell: Int32[Array | np.ndarray, " hit"], num_cells: int | Int[Array, ""]
@@ -143,7 +89,7 @@ def group_hits(
     num_hits = len(cell)
     hit = jnp.arange(num_hits, dtype=jnp.int32)
     order = jnp.argsort(cell, stable=True).astype(jnp.int32)
-    ordered = _take(cell, order)
+    ordered = take(cell, order)
     is_first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
     slot = jnp.cumsum(is_first, dtype=jnp.int32) - 1
     first_slot = jnp.where(is_first, slot, num_hits + 1)
@@ -153,38 +99,6 @@ def group_hits(
         order=order,
         hit_slot=jnp.zeros(num_hits, jnp.int32).at[order].set(slot, unique_indices=True),
     )
-
-
-@partial(jax.jit, static_argnames=("block_capacity", "edge_capacity"))
-def edges_of_cells(
-    rows: Rows,
-    cell: Int32[Array | np.ndarray, " hit"],
-    min_count: Int32[Array | np.ndarray, ""],
-    *,
-    block_capacity: int,
-    edge_capacity: int,
-) -> EdgesOfCells:
-    """The edges of a whole event.
-
-    Args:
-      rows: C.
-      cell: the cell of each hit; V for hits without one, and for padding.
-      min_count: smallest count of an entry that makes edges.
-      block_capacity: room for the blocks of the rows of all occupied cells: each row
-        takes as many of `BLOCK` entries as it needs.
-      edge_capacity: room for the edges.
-
-    Returns:
-      The edges.
-    """
-    rows = _readable(rows)
-    cells = group_hits(cell, len(rows.row_offsets) - 1)
-    connected = find_connected(rows, cells, min_count, capacity=block_capacity)
-    # A list has at least one receiver, so the edges' capacity is enough for all lists.
-    lists = list_senders(rows, cells, connected, capacity=edge_capacity)
-    all_hits = jnp.array([0, len(cell)], jnp.int32)
-    edges = connect_hits(cells, lists, connected.list_length, all_hits, capacity=edge_capacity)
-    return EdgesOfCells(edges, connected.num_blocks)
 
 
 @partial(jax.jit, static_argnames=("capacity", "is_once"))
@@ -213,20 +127,20 @@ def find_connected(
     row_start = row_offsets.at[cells.cell].get(mode="clip")
     row_end = row_offsets.at[cells.cell + 1].get(mode="clip")
     num_blocks = -((row_start - row_end) // BLOCK)
-    slot, place, is_block, is_overflow = _expand(num_blocks, capacity)
-    entry = jnp.where(is_block, _take(row_start, slot) + BLOCK * place, 0)
-    end = jnp.where(is_block, _take(row_end, slot), 0)
+    slot, place, is_block, is_overflow = expand(num_blocks, capacity)
+    entry = jnp.where(is_block, take(row_start, slot) + BLOCK * place, 0)
+    end = jnp.where(is_block, take(row_end, slot), 0)
 
     lane = jnp.arange(BLOCK, dtype=jnp.int32)[None, :]
     lane_entry = entry[:, None] + lane
     near = jnp.minimum(lane_entry, len(rows.columns) - 1)
     slot_size = jnp.diff(cells.hit_start)
     cell_size = jnp.zeros(num_cells, jnp.int32).at[cells.cell].set(slot_size, mode="drop")
-    senders = _take(cell_size, _take(rows.columns, near))
+    senders = take(cell_size, take(rows.columns, near))
     is_kept = (
         (lane_entry < end[:, None])
         & (senders > 0)
-        & (_take(rows.counts, near).astype(jnp.int32) >= min_count)
+        & (take(rows.counts, near).astype(jnp.int32) >= min_count)
     )
 
     def list_length(is_kept):
@@ -235,10 +149,10 @@ def find_connected(
 
     degree = length = list_length(is_kept)
     if is_once:
-        is_kept &= _take(rows.columns, near) >= _take(cells.cell, slot)[:, None]
+        is_kept &= take(rows.columns, near) >= take(cells.cell, slot)[:, None]
         length = list_length(is_kept)
     mask = (is_kept.astype(jnp.uint32) << lane.astype(jnp.uint32)).sum(axis=1, dtype=jnp.uint32)
-    return Connected(slot, entry, mask, length, degree, _sum(num_blocks), is_overflow)
+    return Connected(slot, entry, mask, length, degree, total(num_blocks), is_overflow)
 
 
 @partial(jax.jit, static_argnames="capacity")
@@ -260,125 +174,32 @@ def list_senders(
     slots = jnp.arange(num_slots, dtype=jnp.int32)
     slot_of_cell = jnp.zeros(num_cells, jnp.int32).at[cells.cell].set(slots, mode="drop")
     # Every pair of cells has at least one sender, so the lists' capacity is enough for the pairs.
-    block, rank, is_pair, _ = _expand(
+    block, rank, is_pair, _ = expand(
         lax.population_count(connected.mask).astype(jnp.int32), capacity
     )
-    entry = _take(connected.entry, block) + _select_bit(_take(connected.mask, block), rank)
+    entry = take(connected.entry, block) + _select_bit(take(connected.mask, block), rank)
     entry = jnp.where(is_pair, entry, 0)
-    sender_slot = _take(slot_of_cell, _take(rows.columns, entry))
+    sender_slot = take(slot_of_cell, take(rows.columns, entry))
     slot_size = jnp.diff(cells.hit_start)
-    pair_senders = jnp.where(is_pair, _take(slot_size, sender_slot), 0)
-    pair, place, is_place, is_overflow = _expand(pair_senders, capacity)
-    hit = _take(_take(jnp.asarray(cells.hit_start), sender_slot), pair) + place
+    pair_senders = jnp.where(is_pair, take(slot_size, sender_slot), 0)
+    pair, place, is_place, is_overflow = expand(pair_senders, capacity)
+    hit = take(take(jnp.asarray(cells.hit_start), sender_slot), pair) + place
     return SenderLists(
         start=jnp.cumsum(connected.list_length) - connected.list_length,
-        sender=_take(cells.order, jnp.where(is_place, hit, 0)),
-        count=_take(_take(rows.counts, entry).astype(jnp.int32), pair),
+        sender=take(cells.order, jnp.where(is_place, hit, 0)),
+        count=take(take(rows.counts, entry).astype(jnp.int32), pair),
         is_overflow=connected.is_overflow | is_overflow,
     )
 
 
-@partial(jax.jit, static_argnames="capacity")
-def connect_hits(
-    cells: EventCells,
-    lists: SenderLists,
-    list_length: Int32[Array, " slot"],
-    hits: Int32[Array | np.ndarray, "2"],
-    *,
-    capacity: int,
-) -> HitEdges:
-    """The edges into a range of hits.
-
-    Args:
-      cells: the event, padded.
-      lists: from `list_senders`.
-      list_length: length of each slot's list.
-      hits: first hit, and the hit after the last.
-      capacity: room for the edges.
-
-    Returns:
-      The edges; places after the last edge hold edge 0 of the lists and have to be left out.
-    """
-    hit = jnp.arange(len(cells.hit_slot), dtype=jnp.int32)
-    in_range = (hit >= hits[0]) & (hit < hits[1])
-    degree = jnp.where(in_range, _take(list_length, cells.hit_slot), 0)
-    receiver, place, is_edge, is_overflow = _expand(degree, capacity)
-    at = _take(_take(lists.start, cells.hit_slot), receiver) + place
-    at = jnp.where(is_edge, at, 0)
-    return HitEdges(
-        senders=_take(lists.sender, at),
-        receivers=receiver,
-        counts=_take(lists.count, at),
-        num_edges=_sum(degree),
-        is_overflow=lists.is_overflow | is_overflow,
-    )
-
-
-@partial(jax.jit, static_argnames=("block_capacity", "place_capacity"))
-def pair_lists(
-    rows: Rows,
-    cell: Int32[Array | np.ndarray, " hit"],
-    min_count: Int32[Array | np.ndarray, ""],
-    *,
-    block_capacity: int,
-    place_capacity: int,
-) -> PairLists:
-    """What `pair_block` makes the pairs of an event from, a block at a time.
-
-    Args:
-      rows: C.
-      cell: the cell of each hit; V for hits without one, and for padding.
-      min_count: smallest count of an entry that makes edges.
-      block_capacity: as in `edges_of_cells`.
-      place_capacity: room for the lists of all occupied cells.
-    """
-    rows = _readable(rows)
-    cells = group_hits(cell, len(rows.row_offsets) - 1)
-    connected = find_connected(rows, cells, min_count, capacity=block_capacity, is_once=True)
-    lists = list_senders(rows, cells, connected, capacity=place_capacity)
-    return PairLists(
-        cells,
-        lists,
-        connected.list_length,
-        _take(connected.degree, cells.hit_slot),
-        connected.num_blocks,
-        _sum(connected.list_length),
-        _sum(_take(connected.list_length, cells.hit_slot)),
-    )
-
-
-def pair_block(made: PairLists, first: Int32[Array, ""], *, size: int) -> PairBlock:
-    """Pairs number `first` to `first + size`, of `num_raw` in all.
-
-    Args:
-      made: from `pair_lists`.
-      first: the first of them.
-      size: how many.
-    """
-    cells, lists = made.cells, made.lists
-    lengths = _take(made.list_length, cells.hit_slot)
-    end = jnp.cumsum(lengths)
-    start = end - lengths
-    inside = jnp.clip(end, first, first + size) - jnp.clip(start, first, first + size)
-    one, place, is_pair, _ = _expand(inside, size)
-    # The first hit of the block may have begun in the one before.
-    place += jnp.maximum(first - _take(start, one), 0)
-    at = jnp.where(is_pair, _take(_take(lists.start, cells.hit_slot), one) + place, 0)
-    other = _take(lists.sender, at)
-    # Hits of one cell find each other in both orders.
-    is_same_cell = _take(cells.hit_slot, one) == _take(cells.hit_slot, other)
-    mask = is_pair & jnp.where(is_same_cell, other < one, True)
-    return PairBlock(one, other, _take(lists.count, at), mask)
-
-
-def _readable(rows: Rows) -> Rows:
+def readable(rows: Rows) -> Rows:
     """C with at least one entry: an empty array cannot be read, and no row is as long as it."""
     if len(rows.columns):
         return rows
     return rows._replace(columns=jnp.zeros(1, jnp.int32), counts=jnp.zeros(1, jnp.uint16))
 
 
-def _expand(
+def expand(
     lengths: Int32[Array, " item"], size: int
 ) -> tuple[Int32[Array, " place"], Int32[Array, " place"], Bool[Array, " place"], Bool[Array, ""]]:
     """Lays out `lengths[k]` places for each item k, one item after the other.
@@ -391,11 +212,11 @@ def _expand(
     start = jnp.cumsum(lengths) - lengths
     item = jnp.repeat(items, lengths, total_repeat_length=size)
     places = jnp.arange(size, dtype=jnp.int32)
-    total = _sum(lengths)
-    return item, places - _take(start, item), places < total, total > size
+    number = total(lengths)
+    return item, places - take(start, item), places < number, number > size
 
 
-def _sum(lengths: Int32[Array, " item"]) -> Int32[Array, ""]:
+def total(lengths: Int32[Array, " item"]) -> Int32[Array, ""]:
     """Their sum, or `TOO_MANY`."""
     # The sum in floating point sees totals that wrap around in 32 bits; the exact one all others.
     is_too_large = lengths.astype(jnp.float32).sum() > 2**30
@@ -415,6 +236,6 @@ def _select_bit(mask: UInt32[Array, " n"], rank: Int32[Array, " n"]) -> Int32[Ar
     return position
 
 
-def _take(table: Array | np.ndarray, index: Array | np.ndarray) -> Array:
+def take(table: Array | np.ndarray, index: Array | np.ndarray) -> Array:
     """Reads `table[index]`; every index here is in bounds by construction."""
     return jnp.asarray(table).at[index].get(mode="promise_in_bounds")

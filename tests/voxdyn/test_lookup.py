@@ -1,6 +1,5 @@
 """The look-up against dense matrices."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +7,7 @@ from dense import random_rows
 
 from hypertrack_jax.voxdyn import lookup
 from hypertrack_jax.voxdyn.connectivity import Rows
+from hypertrack_jax.voxdyn.hit_edges import connect_hits, edges_of_cells
 
 NUM_CELLS = 90
 
@@ -22,23 +22,14 @@ def padded(cell, size, num_cells=NUM_CELLS):
     return np.pad(cell, (0, size - len(cell)), constant_values=num_cells)
 
 
-def look_up(
-    rows, cell, hits=None, min_count=1, block_capacity=512, list_capacity=4096, edge_capacity=8192
-):
-    """Both programs; all edges into `hits`, and how many of the places are real."""
+def look_up(rows, cell, min_count=1, block_capacity=512, list_capacity=4096, edge_capacity=8192):
+    """The edges by one program after another, how many there are, and what joins cells."""
     cells = lookup.group_hits(padded(cell, 128), NUM_CELLS)
     connected = lookup.find_connected(rows, cells, np.int32(min_count), capacity=block_capacity)
     lists = lookup.list_senders(rows, cells, connected, capacity=list_capacity)
-    first, last = hits or (0, len(cell))
     degree = np.asarray(connected.list_length)[np.asarray(cells.hit_slot)]
-    edges = lookup.connect_hits(
-        cells,
-        lists,
-        connected.list_length,
-        np.array([first, last], np.int32),
-        capacity=edge_capacity,
-    )
-    return edges, int(degree[first:last].sum()), int(degree.sum()), connected
+    edges = connect_hits(cells, lists, connected.list_length, capacity=edge_capacity)
+    return edges, int(degree.sum()), connected
 
 
 def sorted_edges(senders, receivers, counts):
@@ -58,19 +49,15 @@ def clustered_cells(rng, num_hits):
 
 @pytest.mark.parametrize("min_count", [1, 3])
 @pytest.mark.parametrize("fill", [0.05, 0.8])
-@pytest.mark.parametrize("hits", [None, (13, 41)])
-def test_edges_are_those_of_the_dense_matrix(hits, fill, min_count):
+def test_edges_are_those_of_the_dense_matrix(fill, min_count):
     rng = np.random.default_rng(2)
     dense, rows = random_rows(rng, NUM_CELLS, fill)
     cell = clustered_cells(rng, 70)
-    made, num_edges, _, _ = look_up(rows, cell, hits, min_count)
+    made, num_edges, _ = look_up(rows, cell, min_count)
     edges = [np.asarray(part)[:num_edges] for part in made[:3]]
     padded = np.pad(dense, (0, 1))
     counts = padded[cell[:, None], cell[None, :]]
-    first, last = hits or (0, len(cell))
     receivers, senders = np.nonzero(counts >= min_count)
-    is_wanted = (receivers >= first) & (receivers < last)
-    receivers, senders = receivers[is_wanted], senders[is_wanted]
     assert not made.is_overflow
     assert len(receivers) > 10
     assert (np.diff(edges[1]) >= 0).all()
@@ -83,7 +70,7 @@ def test_senders_follow_their_cells():
     rng = np.random.default_rng(3)
     _, rows = random_rows(rng, NUM_CELLS, 0.5)
     cell = clustered_cells(rng, 70)
-    made, num_edges, _, _ = look_up(rows, cell)
+    made, num_edges, _ = look_up(rows, cell)
     receivers, senders = np.asarray(made.receivers)[:num_edges], np.asarray(made.senders)
     sender_cell = cell[senders[:num_edges]]
     assert (np.diff(sender_cell)[np.diff(receivers) == 0] >= 0).all()
@@ -93,7 +80,7 @@ def test_every_exceeded_capacity_is_reported():
     rng = np.random.default_rng(3)
     _, rows = random_rows(rng, NUM_CELLS, 0.4)
     cell = clustered_cells(rng, 50)
-    made, num_edges, _, connected = look_up(rows, cell)
+    made, num_edges, connected = look_up(rows, cell)
     occupied = np.unique(cell[cell < NUM_CELLS])
     needed = {
         "block_capacity": count_blocks(np.diff(rows.row_offsets)[occupied]),
@@ -107,12 +94,11 @@ def test_every_exceeded_capacity_is_reported():
 
 
 def test_padding_hits_make_no_edges():
-    """Not even where the range of hits takes them in."""
     rng = np.random.default_rng(3)
     _, rows = random_rows(rng, NUM_CELLS, 0.4)
     cell = clustered_cells(rng, 50)
     num_edges = look_up(rows, cell)[1]
-    made, *_ = look_up(rows, cell, hits=(0, 128), edge_capacity=num_edges)
+    made, *_ = look_up(rows, cell, edge_capacity=num_edges)
     assert not made.is_overflow
     assert np.asarray(made.receivers).max() < 50
 
@@ -121,7 +107,7 @@ def test_exact_capacities_give_the_same_edges():
     rng = np.random.default_rng(4)
     _, rows = random_rows(rng, NUM_CELLS, 0.4)
     cell = clustered_cells(rng, 50)
-    wide, num_edges, _, connected = look_up(rows, cell)
+    wide, num_edges, connected = look_up(rows, cell)
     capacity = int(connected.list_length.sum())
     tight, *_ = look_up(rows, cell, list_capacity=capacity, edge_capacity=num_edges)
     for one, other in zip(wide[:3], tight[:3], strict=True):
@@ -139,8 +125,7 @@ def test_more_edges_than_32_bits_count_overflow():
     assert connected.list_length[:2].tolist() == [2**16, 2**16]
     lists = lookup.list_senders(rows, cells, connected, capacity=2**17)
     assert not lists.is_overflow
-    everything = np.array([0, 2**17], np.int32)
-    edges = lookup.connect_hits(cells, lists, connected.list_length, everything, capacity=2**18)
+    edges = connect_hits(cells, lists, connected.list_length, capacity=2**18)
     assert edges.is_overflow
     assert edges.num_edges == lookup.TOO_MANY
 
@@ -159,12 +144,12 @@ def test_the_whole_look_up_tells_what_it_needs():
     rng = np.random.default_rng(7)
     _, rows = random_rows(rng, NUM_CELLS, 0.4)
     cell = clustered_cells(rng, 50)
-    expected, num_edges, _, _ = look_up(rows, cell)
+    expected, num_edges, _ = look_up(rows, cell)
     occupied = np.unique(cell[cell < NUM_CELLS])
     num_blocks = count_blocks(np.diff(rows.row_offsets)[occupied])
 
     def whole(block_capacity, edge_capacity):
-        return lookup.edges_of_cells(
+        return edges_of_cells(
             rows,
             padded(cell, 128),
             np.int32(1),
@@ -186,7 +171,7 @@ def test_the_whole_look_up_tells_what_it_needs():
 def test_a_matrix_without_entries_makes_no_edges():
     rows = Rows(np.zeros(91, np.int32), np.zeros(0, np.int32), np.zeros(0, np.uint16))
     cell = np.arange(10, dtype=np.int32)
-    found = lookup.edges_of_cells(rows, cell, np.int32(1), block_capacity=4, edge_capacity=8)
+    found = edges_of_cells(rows, cell, np.int32(1), block_capacity=4, edge_capacity=8)
     assert (found.edges.num_edges, found.num_blocks) == (0, 0)
     assert not found.edges.is_overflow
 
@@ -207,34 +192,8 @@ def test_the_look_up_is_one_program_for_events_of_one_bucket():
     rng = np.random.default_rng(6)
     _, rows = random_rows(rng, NUM_CELLS, 0.3)
     look_up(rows, clustered_cells(rng, 50))
-    programs = (lookup.find_connected, lookup.list_senders, lookup.connect_hits)
+    programs = (lookup.find_connected, lookup.list_senders, connect_hits)
     before = [program._cache_size() for program in programs]
     for num_hits in (20, 60, 90):
         look_up(rows, clustered_cells(rng, num_hits), min_count=2)
     assert [program._cache_size() for program in programs] == before
-
-
-@pytest.mark.parametrize("size", [16, 100, 5000])
-def test_blocks_of_pairs_have_every_edge_once(size):
-    rng = np.random.default_rng(3)
-    dense, rows = random_rows(rng, NUM_CELLS, 0.3)
-    cell = clustered_cells(rng, 70)
-    capacities = {"block_capacity": 512, "place_capacity": 4096}
-    made = lookup.pair_lists(rows, padded(cell, 128), np.int32(2), **capacities)
-    block = jax.jit(lookup.pair_block, static_argnames="size")
-    found = []
-    for first in range(0, int(made.num_raw), size):
-        pairs = block(made, jnp.int32(first), size=size)
-        columns = (pairs.one, pairs.other, pairs.count)
-        found += list(zip(*(np.asarray(c)[np.asarray(pairs.mask)] for c in columns), strict=True))
-    counts = np.pad(dense, (0, 1))[cell[:, None], cell[None, :]]
-    wanted = [(i, j, counts[i, j]) for i, j in zip(*np.nonzero(counts >= 2), strict=True) if i > j]
-    assert sorted((max(i, j), min(i, j), n) for i, j, n in found) == sorted(wanted)
-    assert len(wanted) > 100
-    assert [one for one, _, _ in found] == sorted(one for one, _, _ in found)
-    np.testing.assert_array_equal(np.asarray(made.degree)[:70], (counts >= 2).sum(axis=1))
-    assert made.num_places <= 4096
-    small = lookup.pair_lists(
-        rows, padded(cell, 128), np.int32(2), block_capacity=512, place_capacity=8
-    )
-    assert small.num_places == made.num_places > 8
