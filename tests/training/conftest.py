@@ -43,7 +43,6 @@ def small_tune() -> Tune:
         voxdyn=VoxdynTune(ncell=64),
         network=replace(
             SMALL_NETWORK,
-            num_layers=1,
             node_features="cylindrical",
             edge_features="helix",
             num_heads=1,
