@@ -86,3 +86,16 @@ def test_hits_off_their_modules_are_refused(event, is_known):
         wrong = event._replace(module=event.module + np.array([30, 0, 0], np.int32))
     with pytest.raises(ValueError, match=r"is not on module \[.*compare with ACTS on events"):
         find_tracks(wrong)
+
+
+def test_a_second_pass_adds_tracks_of_displaced_particles(event, found):
+    both = find_tracks(event, is_displaced=True)
+    is_first = found.hit_label >= 0
+    np.testing.assert_array_equal(both.hit_label[is_first], found.hit_label[is_first])
+    is_second = ~is_first & (both.hit_label >= 0)
+    assert both.hit_label[is_second].min() > found.hit_label.max()
+    matched = [
+        particle_matched(match_tracks(event, label.hit_label)).sum() for label in (found, both)
+    ]
+    assert matched[1] > matched[0] + 5
+    assert both.seconds > found.seconds / 2

@@ -1,0 +1,51 @@
+"""Compares models with chains of ACTS on the same events: a table and a figure in figs/acts/.
+
+Each program runs in a process of its own, and what has been run is not run again.
+
+python experiments/compare_acts.py --models=pu200,pu200_cells --rfactor=0.1 --event_start=8750
+"""
+
+from pathlib import Path
+
+import command_line
+from absl import flags
+from benchmarks.timing import machine
+from studies.acts_comparison import CHAINS, Setting, compare, draw, results, table
+
+from hypertrack_jax.events.store import require_events
+
+flags.adopt_module_key_flags(command_line)
+
+MODELS = flags.DEFINE_list("models", ["pu200", "pu200_cells"], "Models to run, or none.")
+CHAIN = flags.DEFINE_multi_enum(
+    "chains",
+    ["0", "1", "2"],
+    ["0", "1", "2", "none"],
+    "Chains of ACTS to run: seeds from 0.15 GeV, from 0.5 GeV, and from 0.15 GeV with a second "
+    "pass for displaced particles.",
+)
+RFACTOR = flags.DEFINE_float("rfactor", 0.1, "Fraction of particles kept.", 0.0, 1.0)
+EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
+EVENT_END = flags.DEFINE_list("event_end", ["8759"], "Last events of the ranges.")
+SEED = flags.DEFINE_integer("seed", 0, "Decides the thinning.", lower_bound=0)
+
+
+def main() -> None:
+    """Runs what is missing at one pile-up, then reports on all that has been run."""
+    directory = command_line.workdir("figs", "acts")
+    event_ids = command_line.event_range(EVENT_START, EVENT_END)
+    data = command_line.workdir("data")
+    require_events(data, event_ids)
+    setting = Setting(data, command_line.workdir("models"), event_ids, RFACTOR.value, SEED.value)
+    chains = [list(CHAINS)[int(number)] for number in CHAIN.value if number != "none"]
+    models = [name for name in MODELS.value if name != "none"]
+    compare(directory, setting, [*chains, *models])
+    found = results(directory)
+    print(table(found), machine(), sep="\n\n")
+    figure = Path(directory, "acts.png")
+    draw(figure, found)
+    print(figure)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
