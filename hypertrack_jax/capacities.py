@@ -24,8 +24,13 @@ def capacity_for(size: int, least: int = 256) -> int:
       size: how much has to fit.
       least: the step to begin with, a power of two of at least 2.
     """
-    power = max(least, 1 << (max(size, 1) - 1).bit_length())
+    power = power_above(size, least)
     return power * 3 // 4 if size <= power * 3 // 4 and power > least else power
+
+
+def power_above(size: int, least: int) -> int:
+    """The smallest power of two with room for `size`, and at least `least`, which is one."""
+    return max(least, 1 << (max(size, 1) - 1).bit_length())
 
 
 def enlarged(capacities: Capacities, needed: Any) -> Capacities:

@@ -459,9 +459,13 @@ def triplet_scores(
             jnp.stack([at_one, at_other], axis=1),
         )
 
+    def of_filled(block: Int[Array, " some"]) -> Scored:
+        nothing = Scored(jnp.zeros(size), no_bend(size))
+        return jax.lax.cond(block[0] < pairs.number, of_block, lambda _: nothing, block)
+
     # In blocks, so that the inputs of all pairs are never in memory together.
     size = min(device.blocks().filter_pairs, capacity)
     every = jnp.arange(capacity + -capacity % size, dtype=jnp.int32)
     blocks = jnp.minimum(every, capacity - 1).reshape(-1, size)
-    scored = jax.lax.map(of_block, blocks)
+    scored = jax.lax.map(of_filled, blocks)
     return Scored(scored.logit.reshape(-1)[:capacity], scored.bend.reshape(-1, 2)[:capacity])

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32, Int32
 
-from hypertrack_jax.capacities import capacity_for, until_enough
+from hypertrack_jax.capacities import power_above, until_enough
 from hypertrack_jax.events.cells import Cells
 from hypertrack_jax.networks.cluster_shape import padded_clusters
 from hypertrack_jax.networks.edge_filter import FilterWeights, needs_cells
@@ -32,6 +32,9 @@ from hypertrack_jax.voxdyn.model import (
     warn_of_outside,
     warn_of_units,
 )
+
+LEAST_PAIRS = 65536
+"""Least number of raw pairs that the capacities of a filter are chosen for."""
 
 
 class CandidateEdges(NamedTuple):
@@ -82,16 +85,20 @@ def predict_edges(
     if num_hits == 0:
         return CandidateEdges(*(np.zeros(0, np.int32) for _ in range(3)))
     padded = padded_hits(voxdyn, checked)
-    first = graph_capacities(num_hits, voxdyn, int(constructor.min_count))
+    # By what is padded, and in powers of two: training has sectors of all sizes.
+    num_places = len(padded.position)
+    first = graph_capacities(num_places, voxdyn, int(constructor.min_count))
     if edge_filter is None:
         graph, num_outside = _enough(candidate_edges, constructor, padded, first)
     else:
-        if needs_cells(edge_filter):
+        has_cells = needs_cells(edge_filter)
+        if has_cells:
             clusters = padded_clusters(require_cells(cells), len(padded.position))
             padded = padded._replace(clusters=clusters)
-        of_lists = list_capacities(num_hits, voxdyn, first, is_sector=True)
+        of_lists = list_capacities(num_places, voxdyn, first, is_sector=True)
         raw = _enough(raw_pairs, constructor, padded, of_lists)
-        of_filter = filter_capacities(num_hits, int(raw.lists.num_raw))
+        num_raw = power_above(int(raw.lists.num_raw), LEAST_PAIRS)
+        of_filter = filter_capacities(num_places, num_raw, "shape" if has_cells else "none")
         graph, num_outside = _enough(filtered_edges, edge_filter, padded, of_filter, raw)
     warn_of_outside(voxdyn, int(num_outside), num_hits)
     num_edges = int(np.asarray(graph.n_edge)[0])
@@ -110,8 +117,9 @@ def raw_pairs_of(
     """
     padded = padded_hits(voxdyn, position)
     constructor = graph_constructor(voxdyn, min_count)
-    graph = graph_capacities(len(position), voxdyn, int(constructor.min_count))
-    first = list_capacities(len(position), voxdyn, graph, is_sector=True)
+    num_places = len(padded.position)
+    graph = graph_capacities(num_places, voxdyn, int(constructor.min_count))
+    first = list_capacities(num_places, voxdyn, graph, is_sector=True)
     return _enough(raw_pairs, constructor, padded, first).lists, padded
 
 
@@ -128,7 +136,7 @@ def graph_constructor(voxdyn: VoxelDynamics, min_count: float | int | None) -> G
 def padded_hits(voxdyn: VoxelDynamics, position: Float32[np.ndarray, "hit 3"]) -> PaddedHits:
     """The hits in places of a capacity; a warning tells of positions in other units than mm."""
     warn_of_units(voxdyn, position)
-    missing = capacity_for(len(position) + 1, LEAST_HITS) - len(position)
+    missing = power_above(len(position) + 1, LEAST_HITS) - len(position)
     return PaddedHits(np.pad(position, ((0, missing), (0, 0))), np.array(len(position), np.int32))
 
 

@@ -40,9 +40,10 @@ SLOTS = {32768: 64, 2**31: 128}
 limit."""
 NUM_ROUNDS = 200
 """Rounds of the search."""
-TRUE_PAIRS, KEPT_SHARES = 3, (0.55, 0.25, 0.12)
-"""Pairs of a hit that the filter keeps because they are true, and shares of all others that pairs,
-first and second round keep, about."""
+TRUE_PAIRS = 1.5
+"""Pairs of a hit that the filter keeps because they are true, about."""
+KEPT_SHARES = {"none": (0.5, 0.22, 0.11), "shape": (0.16, 0.06, 0.035)}
+"""Shares of all others that pairs, first and second round keep, about, by `FilterTune.cells`."""
 PLACES_OF_SECTOR = 24
 """Places of the lists for each hit of a sector of a full event."""
 CROWDED = 2.5
@@ -121,7 +122,7 @@ def first_capacities(
     if tune.edge_filter.filter != "none":
         num_raw = graph.num_edges // 2
         graph = list_capacities(num_hits, voxdyn, graph)
-        edge_filter = filter_capacities(num_hits, num_raw)
+        edge_filter = filter_capacities(num_hits, num_raw, tune.edge_filter.cells)
     has_search = cluster.cluster == "transformer"
     of_hops = NEIGHBORS[min(cluster.micrograph_hops, 2)]
     kept = KeptCapacities(_of(of_hops, num_places) if has_search else 0)
@@ -171,12 +172,15 @@ def list_capacities(
     return ListCapacities(graph.num_blocks, capacity_for(max(num_places, least)))
 
 
-def filter_capacities(num_hits: int, num_raw: int) -> FilterCapacities:
-    """Room in the filter of so many hits, by the number of the pairs that it begins with."""
+def filter_capacities(num_hits: int, num_raw: int, cells: str) -> FilterCapacities:
+    """Room in the filter of so many hits, by the number of the pairs that it begins with.
+
+    `cells` is that of the `FilterTune`.
+    """
     num_hits = max(num_hits, LEAST_HITS)
     num_pairs, num_first, num_second = (
         capacity_for(min(int(TRUE_PAIRS * num_hits + share * num_raw), num_raw), LEAST_EDGES)
-        for share in KEPT_SHARES
+        for share in KEPT_SHARES[cells]
     )
     neighbors, neighbors_second = (
         capacity_for(int(CROWDED * 2 * number / num_hits) + 16) for number in (num_pairs, num_first)

@@ -207,7 +207,7 @@ def test_thresholds_that_keep_nothing_give_no_tracks(model):
 
 
 def test_a_filter_that_memory_cannot_hold_is_refused():
-    capacities = filter_capacities(1000, 5000)
+    capacities = filter_capacities(1000, 5000, "none")
     require_room(capacities, 1000)
     with pytest.raises(UserError, match="more pairs of this event than 32-bit indices reach"):
         require_room(capacities._replace(num_pairs=TOO_MANY), 1000)
