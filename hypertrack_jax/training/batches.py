@@ -10,11 +10,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from hypertrack_jax.capacities import power_above
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.pileup import thin
 from hypertrack_jax.events.sectors import Sector, draw_sector, whole
 from hypertrack_jax.events.store import load_event, step_event_ids
-from hypertrack_jax.graph.event_graph import EventGraph, bucket_for, event_graph
+from hypertrack_jax.graph.event_graph import LEAST_EDGES, EventGraph, bucket_for, event_graph
 from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.streams import stream
@@ -34,7 +35,8 @@ class EventSource(NamedTuple):
     event_ids: Sequence[int]
     """Events to draw from."""
     rfactor_start: float
-    """Smallest fraction of particles kept; each event draws its own between start and end."""
+    """Smallest fraction of particles kept; each event draws its own between start and end, with a
+    logarithm that is uniform."""
     rfactor_end: float
     """Largest fraction of particles kept."""
     noise_ratio: float | None
@@ -97,7 +99,8 @@ def graph_batch(
     has_halo = not all(sector.is_core.all() for sector in sectors)
     num_hits = max(len(event.position) for event in events)
     num_edges = max(len(candidates.senders) for candidates in edges)
-    bucket = bucket_for(num_hits, num_edges)
+    # In powers of two: each size has a program of its own, which takes long to compile.
+    bucket = bucket_for(num_hits, power_above(num_edges, LEAST_EDGES))
     graphs = [
         event_graph(
             sector.event,
@@ -170,7 +173,9 @@ def prefetched(
 
 def _drawn(source: EventSource, event_id: int, rng: np.random.Generator) -> Sector:
     event = load_event(source.directory, event_id)
-    rfactor = rng.uniform(source.rfactor_start, source.rfactor_end)
+    # By the logarithm, or of a range of pile-up 2 to 200 hardly any would be below 20.
+    rfactor = np.exp(rng.uniform(np.log(source.rfactor_start), np.log(source.rfactor_end)))
+    rfactor = np.clip(rfactor, source.rfactor_start, source.rfactor_end)
     thinned = thin(event, rfactor, source.noise_ratio, rng)
     if source.sector_hits is None:
         return whole(thinned)

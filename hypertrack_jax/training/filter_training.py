@@ -20,11 +20,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int32
 
-from hypertrack_jax.capacities import capacity_for
+from hypertrack_jax.capacities import power_above
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import Event
-from hypertrack_jax.events.sectors import draw_sector, require_sectors
-from hypertrack_jax.events.store import load_event, step_event_ids
+from hypertrack_jax.events.sectors import require_sectors
 from hypertrack_jax.files import locked
 from hypertrack_jax.graph.pair_graph import HitPairs, pair_graph, pairs_kept, rows_kept
 from hypertrack_jax.graph.segment import segment_sum
@@ -43,9 +42,9 @@ from hypertrack_jax.networks.edge_filter import (
     triplet_scores,
 )
 from hypertrack_jax.npz import ArrayType, NpzFormat, read_npz, write_npz
-from hypertrack_jax.reconstruction.candidates import raw_pairs_of
+from hypertrack_jax.reconstruction.candidates import LEAST_PAIRS, raw_pairs_of
 from hypertrack_jax.reconstruction.hits import require_cells
-from hypertrack_jax.streams import stream
+from hypertrack_jax.training.batches import EventSource, fixed_sectors, step_events
 from hypertrack_jax.training.metrics_file import MetricsFile
 from hypertrack_jax.training.optimizer import learning_rate_schedule
 from hypertrack_jax.tunes.tune import OptimizerTune, Tune
@@ -62,6 +61,11 @@ LOST_BEFORE = 0.35, 0.7
 first round together."""
 TRACK_PAIRS = 3
 """Pairs that hold the four hits of the shortest track together."""
+LEAST_NEIGHBORS = 64
+"""Least room for the neighbours of a hit."""
+CROWD = 64.0, 8.0, 2.0
+"""False pairs for each hit of a full event, before pairs and rounds. So many weigh as much together
+as all true ones."""
 SAVE_STEPS = 50
 """Steps between two savings of the state."""
 _STATE = NpzFormat(
@@ -98,16 +102,11 @@ class FilterMetrics(NamedTuple):
 class FilterRun:
     """What to train a filter with."""
 
-    directory: Path
-    """Directory of the event files."""
-    event_ids: Sequence[int]
-    """Events to train with."""
-    held_out: Sequence[int]
-    """Events that the thresholds are chosen by."""
+    source: EventSource
+    """Sectors to train with."""
+    held_out: EventSource
+    """Sectors that the thresholds are chosen by."""
     num_steps: int
-    sector_hits: int
-    """Hits of a sector on average, the halo included."""
-    seed: int
     path: Path
     """File of the filter; the state of an unfinished training stands beside it."""
     log_directory: Path
@@ -132,9 +131,11 @@ def train_filter(
       UserError: a sector is no larger than its halo; another process trains this filter; the saved
         state is damaged.
     """
-    require_sectors(run.directory, [*run.event_ids, *run.held_out], run.sector_hits)
+    for source in (run.source, run.held_out):
+        if source.sector_hits is not None:
+            require_sectors(source.directory, source.event_ids, source.sector_hits)
     optimizer = _optimizer(run.num_steps)
-    key = jax.random.key(run.seed)
+    key = jax.random.key(run.source.seed)
     of_filter = tune.edge_filter
     begin = init_filter(key, of_filter.width, of_filter.cells, tune.network.length_scale)
     unfinished = run.path.with_suffix(".unfinished.npz")
@@ -144,16 +145,14 @@ def train_filter(
         first, state = _read_state(unfinished, (begin, optimizer.init(begin)))
         with closing(MetricsFile(run.log_directory, first)) as metrics:
             for step in progress(range(first, run.num_steps)):
-                sector = sector_pairs(*_drawn(run, step), voxdyn, tune)
+                (drawn,) = step_events(run.source, step, 1)
+                sector = sector_pairs(*drawn, voxdyn, tune)
                 *state, told = _update(optimizer, most_neighbors(sector), *state, sector)
                 metrics.write(step, _told(told))
                 if (step + 1) % SAVE_STEPS == 0 or step + 1 == run.num_steps:
                     _write_state(unfinished, step + 1, state)
-        held_out = (
-            sector_pairs(*_held_out(run, number), voxdyn, tune)
-            for number in range(len(run.held_out))
-        )
-        weights = with_thresholds(state[0], list(held_out), tune.edge_filter.efficiency)
+        held_out = [sector_pairs(*drawn, voxdyn, tune) for drawn in fixed_sectors(run.held_out)]
+        weights = with_thresholds(state[0], held_out, tune.edge_filter.efficiency)
         min_count = required_count(voxdyn, tune.voxdyn.min_count)
         save_filter(run.path, weights, count_pairs(voxdyn), min_count)
         unfinished.unlink(missing_ok=True)
@@ -163,12 +162,11 @@ def train_filter(
 def sector_pairs(
     event: Event, is_core: Bool[np.ndarray, " hit"], voxdyn: VoxelDynamics, tune: Tune
 ) -> SectorPairs:
-    """The raw pairs of a sector, in room for the next size of the ladder."""
+    """The raw pairs of a sector, in room of few sizes, each of which is compiled by itself."""
     num_hits = len(event.position)
     raw, padded = raw_pairs_of(voxdyn, event.position, tune.voxdyn.min_count)
-    size = capacity_for(int(raw.num_raw))
-    missing = len(padded.position) - num_hits
-    clusters = None
+    size = power_above(int(raw.num_raw), LEAST_PAIRS)
+    missing, clusters = len(padded.position) - num_hits, None
     if tune.edge_filter.cells != "none":
         clusters = padded_clusters(require_cells(event.cells), len(padded.position))
     return SectorPairs(
@@ -190,7 +188,7 @@ def _all_pairs(raw, size: int) -> HitPairs:
 
 def most_neighbors(sector: SectorPairs) -> int:
     """Room for the neighbours of a hit, which rounds have no more of than the raw pairs."""
-    return capacity_for(int(sector.degree.max()))
+    return power_above(int(sector.degree.max()), LEAST_NEIGHBORS)
 
 
 def stage_logits(
@@ -240,13 +238,18 @@ def true_weights(pairs: HitPairs, sector: SectorPairs) -> Float[Array, " pair"]:
 def filter_loss(
     weights: FilterWeights, sector: SectorPairs, num_neighbors: int
 ) -> tuple[Array, FilterMetrics]:
-    """The balanced cross entropies of pairs and rounds."""
+    """The cross entropies of pairs and rounds.
+
+    A true pair is worth more false ones where there are fewer, so that the thresholds of crowded
+    events lose little of others.
+    """
     stages = stage_logits(num_neighbors, weights, sector, [None] * NUM_ROUNDS)
     losses = []
-    for pairs in stages:
+    num_hits = (sector.degree > 0).sum()
+    for pairs, crowd in zip(stages, CROWD, strict=True):
         right = true_weights(pairs, sector)
         is_false = (_is_pair(pairs) & (right == 0)).astype(jnp.float32)
-        wrong = is_false / jnp.maximum(is_false.sum(), 1)
+        wrong = is_false / jnp.maximum(crowd * num_hits, 1)
         losses.append(
             (right * jax.nn.softplus(-pairs.logit) + wrong * jax.nn.softplus(pairs.logit)).sum()
         )
@@ -352,18 +355,6 @@ def _update(optimizer, num_neighbors: int, weights: FilterWeights, state: Any, s
     gradient, told = jax.grad(filter_loss, has_aux=True)(weights, sector, num_neighbors)
     updates, state = optimizer.update(gradient, state, weights)
     return optax.apply_updates(weights, updates), state, told
-
-
-def _drawn(run: FilterRun, step: int) -> tuple[Event, Bool[np.ndarray, " hit"]]:
-    (event_id,) = step_event_ids(run.event_ids, run.seed, step, 1)
-    rng = stream("sector to train a filter", run.seed, step)
-    return draw_sector(load_event(run.directory, event_id), run.sector_hits, rng)
-
-
-def _held_out(run: FilterRun, number: int) -> tuple[Event, Bool[np.ndarray, " hit"]]:
-    rng = stream("sector to choose thresholds", run.seed, number)
-    event = load_event(run.directory, run.held_out[number])
-    return draw_sector(event, run.sector_hits, rng)
 
 
 def _told(metrics: FilterMetrics) -> dict[str, float]:

@@ -13,5 +13,5 @@ TUNE = replace(
     name="dense-cells",
     # The filter leaves few false edges, so that fewer true ones have to go.
     cluster=replace(dense.TUNE.cluster, edge_threshold=0.35),
-    edge_filter=replace(dense.TUNE.edge_filter, cells="shape", efficiency=0.95),
+    edge_filter=replace(dense.TUNE.edge_filter, cells="shape", efficiency=0.96),
 )

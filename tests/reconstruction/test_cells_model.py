@@ -21,7 +21,7 @@ from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.export import export_reconstruction
 from hypertrack_jax.reconstruction.filter_classifier import filter_logits, node_features_of
-from hypertrack_jax.training.batches import graph_batch
+from hypertrack_jax.training.batches import EventSource, graph_batch
 from hypertrack_jax.training.filter_training import FilterRun, train_filter
 from hypertrack_jax.tunes.tune import FilterTune, Tune, tune_from_json, tune_to_json
 
@@ -106,7 +106,8 @@ def test_a_filter_is_trained_with_cells_and_belongs_to_its_tune(tmp_path, voxdyn
         save_event(tmp_path, with_cells(helix_event(5, num_particles=20, event_id=number)))
     save_event(tmp_path, helix_event(5, num_particles=20, event_id=2))
     # Without a step: its program takes long to compile, and takes the same inputs.
-    run = FilterRun(tmp_path, [0], [1], 0, 10**6, 0, tmp_path / "f.npz", tmp_path / "log")
+    source = EventSource(tmp_path, [0], 1.0, 1.0, -1, 0)
+    run = FilterRun(source, source._replace(event_ids=[1]), 0, tmp_path / "f.npz", tmp_path / "log")
     weights = train_filter(run, TUNE, voxdyn, iter)
     assert needs_cells(weights)
     counts = count_pairs(voxdyn), 1
@@ -114,7 +115,12 @@ def test_a_filter_is_trained_with_cells_and_belongs_to_its_tune(tmp_path, voxdyn
     with pytest.raises(UserError, match="and the cells 'none' of the tune"):
         load_filter(run.path, replace(TUNE.edge_filter, cells="none"), *counts)
     with pytest.raises(UserError, match="there are no cells"):
-        train_filter(replace(run, held_out=[2], path=tmp_path / "g.npz"), TUNE, voxdyn, iter)
+        train_filter(
+            replace(run, held_out=source._replace(event_ids=[2]), path=tmp_path / "g.npz"),
+            TUNE,
+            voxdyn,
+            iter,
+        )
 
 
 def test_a_tune_with_cells_has_a_filter():

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
+from hypertrack_jax.capacities import power_above
 from hypertrack_jax.events.sectors import Sector
 from hypertrack_jax.events.store import step_event_ids
-from hypertrack_jax.graph.event_graph import bucket_for, core_edges, event_graph
+from hypertrack_jax.graph.event_graph import LEAST_EDGES, bucket_for, core_edges, event_graph
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.training.batches import (
     fixed_events,
@@ -77,7 +78,7 @@ def test_a_batch_is_the_graphs_of_its_events_in_one_bucket(source, voxdyn, small
     edges = [predict_edges(voxdyn, event.position) for event in events]
     assert batch.num_hits == max(len(event.position) for event in events)
     assert batch.num_edges == max(len(candidates.senders) for candidates in edges)
-    bucket = bucket_for(batch.num_hits, batch.num_edges)
+    bucket = bucket_for(batch.num_hits, power_above(batch.num_edges, LEAST_EDGES))
     assert batch.graphs.globals is None
     assert batch.graphs.senders.shape[0] == 3
     for i in range(3):

@@ -13,6 +13,7 @@ from hypertrack_jax.events.store import save_event
 from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.filters import load_filter
 from hypertrack_jax.training import filter_training
+from hypertrack_jax.training.batches import EventSource
 from hypertrack_jax.training.filter_training import (
     FilterRun,
     filter_loss,
@@ -52,7 +53,13 @@ def data(tmp_path_factory):
 @pytest.fixture
 def run(data, tmp_path):
     # Sectors of a size have programs of a size.
-    return FilterRun(data, [0, 1, 2], [3], 4, 10**6, 0, tmp_path / "f.npz", tmp_path / "log")
+    return FilterRun(
+        EventSource(data, [0, 1, 2], 1.0, 1.0, -1, 0),
+        EventSource(data, [3], 1.0, 1.0, -1, 0),
+        4,
+        tmp_path / "f.npz",
+        tmp_path / "log",
+    )
 
 
 def test_a_stopped_training_goes_on_to_the_same_filter(run, voxdyn, tmp_path, monkeypatch):
