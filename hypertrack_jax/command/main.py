@@ -7,6 +7,7 @@ hypertrack reconstruct PATH... [--model=pu2] [--output=tracks]
     file (.npz) or a directory of them. Events whose submission is there are skipped, so the same
     command goes on where it stopped. Where there is truth, the scores are printed. With --pages=1
     the first event is drawn, too: event*.html, and event*.json for the event display Phoenix.
+    With --scheduler=ADDRESS the workers of a running dask cluster share the events.
 
 hypertrack score TRUTH SUBMISSION
     Scores tracks, whoever found them, against the truth at a PATH. SUBMISSION is a csv file with
@@ -23,7 +24,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 from tqdm import tqdm
@@ -35,11 +36,17 @@ from hypertrack_jax.command.start import (
     keep_programs,
     quiet_xla,
 )
-from hypertrack_jax.errors import UserError
-from hypertrack_jax.evaluation.report import Row, event_table, summary_table
+from hypertrack_jax.errors import MissingPackageError, UserError
+from hypertrack_jax.evaluation.report import EVENT_ID, Row, event_table, summary_table
 from hypertrack_jax.events.places import EventPlace, find_events
 from hypertrack_jax.events.submissions import read_submissions, submission_path
 from hypertrack_jax.files import require_writable
+
+if TYPE_CHECKING:
+    from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+else:
+    # The tests check annotations at run time; jax is loaded when it is needed.
+    Reconstructor = Any
 
 MOST_LISTED = 20
 """Events up to which each has a line of its own."""
@@ -56,6 +63,7 @@ class Options(NamedTuple):
     lenient: bool
     device: str
     compilation_cache: str | None
+    scheduler: str | None
 
 
 def main() -> None:
@@ -161,6 +169,12 @@ def _flags() -> flags.FlagValues:
         "there are no weights; warnings count each.",
         flag_values=values,
     )
+    string(
+        "scheduler",
+        None,
+        "Address of the scheduler of a running dask cluster, whose workers share the events; they "
+        "have to see all files under the same paths.",
+    )
     flags.DEFINE_enum("device", "auto", DEVICES, "Where to compute.", flag_values=values)
     values.set_gnu_getopt(True)
     return values
@@ -182,9 +196,10 @@ def _parsed(argv: Sequence[str]) -> tuple[Options, str, list[str]]:
             "hypertrack --help explains them."
         )
     given: dict[str, Any] = {name: values[name].value for name in Options._fields}
-    for name in ("model", "output", "voxdyn"):
+    for name in ("model", "output", "voxdyn", "scheduler"):
         if given[name] == "":
             raise UserError(f"--{name}=: a value is missing.")
+    for name in ("model", "output", "voxdyn"):
         given[name] = given[name] and Path(given[name]).expanduser()
     return Options(**given), verb, paths
 
@@ -194,26 +209,58 @@ def _reconstructed(options: Options, places: Sequence[EventPlace]) -> tuple[list
     quiet_xla()
     # Here and not above: mistakes in the paths are told before jax is there.
     from hypertrack_jax.evaluation.reconstruct_files import reconstruct_files
+
+    model = load_model(options)
+    min_hits = options.min_hits or model.tune.cluster.min_hits
+    problems: list[str] = []
+    how: dict[str, Any] = {"lenient": options.lenient, "num_pages": options.pages}
+    how["watched"] = functools.partial(tqdm, unit="event")
+    if options.scheduler is not None:
+        return _shared(options, options.scheduler, places, min_hits, problems, how), problems
+    rows = reconstruct_files(model, places, options.output, min_hits, problems, **how)
+    return list(rows), problems
+
+
+def _shared(
+    options: Options,
+    scheduler: str,
+    places: Sequence[EventPlace],
+    min_hits: int,
+    problems: list[str],
+    how: dict[str, Any],
+) -> list[Row]:
+    """The rows of the events, which the workers of a cluster reconstruct."""
+    try:
+        from hypertrack_jax.evaluation.cluster_files import reconstruct_on_cluster
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"--scheduler needs {error.name}, which is not installed; "
+            "run pip install 'hypertrack-jax[cluster]'."
+        ) from error
+    # Workers have directories of their own.
+    there = options._replace(output=options.output.absolute())
+    if options.model.exists():
+        there = there._replace(model=options.model.absolute())
+    if options.voxdyn is not None:
+        there = there._replace(voxdyn=options.voxdyn.absolute())
+    if options.compilation_cache:
+        there = there._replace(compilation_cache=str(Path(options.compilation_cache).absolute()))
+    places = [place._replace(source=place.source.absolute()) for place in places]
+    load = functools.partial(load_model, there)
+    rows = reconstruct_on_cluster(scheduler, load, places, there.output, min_hits, problems, **how)
+    return sorted(rows, key=lambda row: row[EVENT_ID] or 0)
+
+
+def load_model(options: Options) -> Reconstructor:
+    """The model, on the device and with the kept programs that were chosen; on a worker, too."""
+    quiet_xla()
     from hypertrack_jax.memory import keep_freed_memory
     from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 
     keep_freed_memory()
     choose_device(options.device)
     keep_programs(options.compilation_cache)
-    model = Reconstructor.load(options.model, voxdyn=options.voxdyn)
-    min_hits = options.min_hits or model.tune.cluster.min_hits
-    problems: list[str] = []
-    rows = reconstruct_files(
-        model,
-        places,
-        options.output,
-        min_hits,
-        problems,
-        lenient=options.lenient,
-        num_pages=options.pages,
-        watched=functools.partial(tqdm, unit="event"),
-    )
-    return list(rows), problems
+    return Reconstructor.load(options.model, voxdyn=options.voxdyn)
 
 
 def _tables(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int
@@ -22,8 +23,14 @@ _SCORES = ("efficiency", "purity", "dms", "trackml", "hit_efficiency", "hit_puri
 _HEADINGS = ("efficiency", "purity", "DMS", "TrackML", "hit efficiency", "hit purity")
 
 
+Reconstruct: TypeAlias = Callable[[np.ndarray | Event], Tracks]
+"""From hit positions in mm, or an event with cells, to tracks."""
+Found: TypeAlias = Row | str
+"""Size and scores of an event, or what is wrong with it."""
+
+
 def reconstruct_files(
-    reconstruct: Callable[[np.ndarray | Event], Tracks],
+    reconstruct: Reconstruct,
     places: Sequence[EventPlace],
     output: Path,
     min_hits: int,
@@ -36,7 +43,7 @@ def reconstruct_files(
     """Reconstructs events one by one, and writes each one's tracks as soon as they are found.
 
     Args:
-      reconstruct: from hit positions in mm, or an event with cells, to tracks.
+      reconstruct: what finds the tracks.
       places: where the events lie.
       output: directory for `event000001000-submission.csv` and so on, each whole or not at all.
       min_hits: fewest hits of a particle that should be found.
@@ -53,30 +60,50 @@ def reconstruct_files(
       OSError: a file cannot be written.
     """
     read = reader_of(places, lenient=lenient)
-    for place in watched(places):
-        try:
-            event = read(place)
-        except MissingPackageError:
-            raise
-        except (UserError, OSError) as error:
-            problems.append(str(error))
-            continue
-        try:
-            tracks = reconstruct(hits_of(event))
-        except MissingPackageError:
-            # Every other event would fail in the same way.
-            raise
-        except UserError as error:
-            problems.append(f"event {event.event_id}: {error}")
-            continue
-        label = tracks.hit_label
-        if num_pages > 0:
-            page = output / f"event{place.event_id:09d}.html"
-            write_event_page(page, event, label, tracks.membership, min_hits)
-            write_phoenix(page.with_suffix(".json"), event, label, min_hits)
-            num_pages -= 1
-        write_submission(submission_path(output, place.event_id), event, label)
-        yield track_row(event, label, min_hits)
+    for number, place in enumerate(watched(places)):
+        found = reconstruct_place(
+            reconstruct, read, place, output, min_hits, has_page=number < num_pages
+        )
+        if isinstance(found, str):
+            problems.append(found)
+        else:
+            yield found
+
+
+def reconstruct_place(
+    reconstruct: Reconstruct,
+    read: Callable[[EventPlace], Event],
+    place: EventPlace,
+    output: Path,
+    min_hits: int,
+    *,
+    has_page: bool = False,
+) -> Found:
+    """Reconstructs one event, and writes its tracks; arguments are those of `reconstruct_files`.
+
+    Returns:
+      Size and scores, or a sentence on what is wrong with the event.
+    """
+    try:
+        event = read(place)
+    except MissingPackageError:
+        # Every other event would fail in the same way.
+        raise
+    except (UserError, OSError) as error:
+        return str(error)
+    try:
+        tracks = reconstruct(hits_of(event))
+    except MissingPackageError:
+        raise
+    except UserError as error:
+        return f"event {event.event_id}: {error}"
+    label = tracks.hit_label
+    if has_page:
+        page = output / f"event{place.event_id:09d}.html"
+        write_event_page(page, event, label, tracks.membership, min_hits)
+        write_phoenix(page.with_suffix(".json"), event, label, min_hits)
+    write_submission(submission_path(output, place.event_id), event, label)
+    return track_row(event, label, min_hits)
 
 
 def score_files(

@@ -135,6 +135,33 @@ def test_it_goes_on_after_a_bad_event_and_where_it_stopped(model, files, capsys)
     assert "3 of 3 events have their tracks" in capsys.readouterr().out
 
 
+def test_workers_of_a_cluster_find_the_same_tracks(model, files, monkeypatch, capsys):
+    distributed = pytest.importorskip("distributed", reason="needs the extra cluster")
+    monkeypatch.chdir(files)
+    assert run("reconstruct", "data", "csv", f"--model={model}", "--output=alone") == 0
+    alone = capsys.readouterr().out
+    # In this process, which has loaded jax and compiled the programs.
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        arguments = "data", "csv", f"--model={model}", "--output=shared"
+        status = run("reconstruct", *arguments, f"--scheduler={cluster.scheduler_address}")
+    assert status == 0
+    for number in (1, 3, 4):
+        np.testing.assert_array_equal(
+            tracks_in(files / "shared", number), tracks_in(files / "alone", number)
+        )
+    assert capsys.readouterr().out.split("\n\n")[0] == alone.split("\n\n")[0]
+
+
+def test_without_distributed_the_extra_is_named(model, files, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    monkeypatch.delitem(sys.modules, "hypertrack_jax.evaluation.cluster_files", raising=False)
+    arguments = files / "data", f"--model={model}", f"--output={files / 'found'}"
+    assert run("reconstruct", *arguments, "--scheduler=tcp://x:1") == 2
+    assert "pip install 'hypertrack-jax[cluster]'" in capsys.readouterr().err
+
+
 def test_a_model_that_needs_cells_says_so(files, capsys):
     arguments = files / "data", "--model=pu200_cells", f"--output={files / 'found'}"
     assert run("reconstruct", *arguments) == 1
