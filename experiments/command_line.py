@@ -47,7 +47,11 @@ def run(main: Callable[[], None], before_devices: Callable[[], None] | None = No
                 before_devices()
             choose_device(DEVICE.value)
             keep_programs(CACHE.value)
-            main()
+            # Here and not above: jax has to wait for `before_devices`.
+            from hypertrack_jax.device import memory_told
+
+            with memory_told("this run", "fewer or smaller events, fewer cells"):
+                main()
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

@@ -113,7 +113,7 @@ def free_memory() -> int | None:
 
 @contextlib.contextmanager
 def memory_told(what: str, remedy: str) -> Iterator[None]:
-    """Turns XLA's error of a device without memory into one sentence.
+    """Turns the errors of XLA and NumPy where memory is used up into one sentence.
 
     Args:
       what: the work in the block, for the message.
@@ -124,8 +124,8 @@ def memory_told(what: str, remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
             f"the memory ran out in {what}; choose {remedy}, or a device with more memory."

@@ -8,8 +8,8 @@ from jaxtyping import Float32, Int
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.cells import Cells, take_cells
 
-MOST_COPIES = 16
-"""Hits at exactly one position that are taken; a detector gives no more."""
+CROWD, MOST_IN_CROWD = 0.02, 16
+"""Side of a cube in mm, and most hits in it that are taken; a detector gives no more."""
 
 
 class OrderedHits(NamedTuple):
@@ -51,7 +51,7 @@ def ordered_hits(position: Any, cells: Cells | None = None) -> OrderedHits:
 
     Raises:
       UserError: positions of another shape or type, that are masked or not finite, or with more
-        than `MOST_COPIES` hits at one of them; as many clusters as hits are not there.
+        than `MOST_IN_CROWD` hits at nearly one of them; as many clusters as hits are not there.
     """
     hits = checked_positions(position)
     if cells is not None and len(cells.slant) != len(hits):
@@ -61,16 +61,24 @@ def ordered_hits(position: Any, cells: Cells | None = None) -> OrderedHits:
         )
     order = canonical_order(hits)
     hits = hits[order]
-    start = np.flatnonzero(np.any(hits[1:] != hits[:-1], axis=1)) + 1
-    copies = np.diff(start, prepend=0, append=len(hits))
-    if copies.max(initial=0) > MOST_COPIES:
-        first = int(np.argmax(copies))
-        x, y, z = hits[copies[:first].sum()].tolist()
-        raise UserError(
-            f"{copies[first]} hits lie at one position, ({x:g}, {y:g}, {z:g}) mm, which no "
-            "detector gives; remove copies and hits without a measurement."
-        )
+    _require_apart(hits)
     return OrderedHits(hits, order, take_cells(cells, order))
+
+
+def _require_apart(hits: Float32[np.ndarray, "hit 3"]) -> None:
+    """Refuses hits that crowd: all are joined with all, which takes memory and time for nothing."""
+    cube = np.clip(np.floor(hits.astype(np.float64) / CROWD), -(2**20), 2**20 - 1).astype(np.int64)
+    key = ((cube + 2**20) << np.array([42, 21, 0])).sum(axis=1)
+    order = np.argsort(key, kind="stable")
+    start = np.flatnonzero(np.diff(key[order], prepend=-1))
+    number = np.diff(start, append=len(key))
+    if number.max(initial=0) > MOST_IN_CROWD:
+        x, y, z = hits[order[start[np.argmax(number)]]].tolist()
+        raise UserError(
+            f"{number.max()} hits lie within {CROWD} mm at ({x:g}, {y:g}, {z:g}) mm, which no "
+            "detector gives; remove copies and hits without a measurement, and give positions in "
+            "mm."
+        )
 
 
 def require_cells(cells: Cells | None) -> Cells:

@@ -125,8 +125,8 @@ class Reconstructor:
 
         Raises:
           UserError: the positions are not of that shape and type, are masked or not finite; many
-            hits lie at one position; all hits are outside the detector; the model needs cells, and
-            there are none; the event is too large for the memory.
+            hits lie at nearly one position; all hits are outside the detector; the model needs
+            cells, and there are none; the event is too large for the memory.
           ImportError: the tune asks for scikit-learn, which is missing.
         """
         started = time.perf_counter()

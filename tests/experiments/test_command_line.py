@@ -62,6 +62,13 @@ def test_a_users_mistake_is_one_sentence(error):
     assert (done.returncode, done.stderr) == (2, "error: a mistake.\n")
 
 
+def test_memory_that_runs_out_is_one_sentence():
+    done = run("import numpy\ndef main(): numpy.zeros(2**60, numpy.uint8)")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the memory ran out in this run; choose fewer or smaller")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("error", ["ImportError('ours')", "KeyError('ours')", "ValueError('ours')"])
 def test_a_defect_keeps_its_traceback(error):
     done = run(f"def main(): raise {error}")

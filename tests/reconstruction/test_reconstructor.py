@@ -185,11 +185,14 @@ def test_memory_that_runs_out_is_told(model, monkeypatch, told, error, match):
         model(EVENT.position)
 
 
-def test_many_hits_at_one_position_are_refused(model):
+def test_many_hits_at_nearly_one_position_are_refused(model):
     copies = np.zeros((17, 3), np.float32)
-    with pytest.raises(UserError, match=r"17 hits lie at one position, \(0, 0, 0\) mm"):
+    with pytest.raises(UserError, match=r"17 hits lie within 0\.02 mm at \(0, 0, 0\) mm, which no"):
         model(np.vstack([EVENT.position, copies]))
     model(np.vstack([EVENT.position, copies[:16]]))
+    crowd = np.array([-32, 5, 100]) + np.random.default_rng(0).uniform(-0.01, 0.01, (500, 3))
+    with pytest.raises(UserError, match=r"\d+ hits lie within 0\.02 mm at \(-3[12]"):
+        model(np.vstack([EVENT.position, crowd.astype(np.float32)]))
 
 
 def test_an_event_too_large_for_the_memory_is_refused(model, monkeypatch):
