@@ -15,7 +15,7 @@ from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.evaluation.phoenix import write_phoenix
 from hypertrack_jax.evaluation.report import EVENT_ID, Row
 from hypertrack_jax.events.event import Event, hits_of
-from hypertrack_jax.events.places import EventPlace, read_place, reader_of
+from hypertrack_jax.events.places import EventPlace, reader_of
 from hypertrack_jax.events.submissions import Submission, submission_path, submitted_label
 from hypertrack_jax.events.trackml import write_submission
 
@@ -136,6 +136,7 @@ def score_files(
             )
         submissions = {places[0].event_id: submissions[None]}
     by_number = {place.event_id: place for place in places}
+    read = reader_of([by_number[number] for number in sorted(by_number) if number in submissions])
     for number in sorted(
         by_number.keys() | {number for number in submissions if number is not None}
     ):
@@ -145,7 +146,7 @@ def score_files(
             problems.append(f"event {number}: there is a submission, but no truth.")
         else:
             try:
-                event = read_place(by_number[number])
+                event = read(by_number[number])
                 if not event.has_truth:
                     raise UserError(f"event {number} has no truth; there is nothing to score by.")
                 label = submitted_label(submissions[number], event)
