@@ -1,4 +1,4 @@
-"""All that is to be known of a machine with an accelerator, in one command of eight minutes.
+"""Measures a machine with an accelerator, in one command of eight minutes.
 
 Runs stages one after another, each as a process with a time limit; what a stage finds is written at
 once to accelerator.json and accelerator.md in --output. A stage that fails or hangs is told of, and
@@ -28,7 +28,7 @@ OUTPUT = flags.DEFINE_string("output", None, "Directory of the results.", requir
 MINUTES = flags.DEFINE_float("minutes", 8.0, "Time for all stages.", lower_bound=0.1)
 ASKED = flags.DEFINE_list("stages", list(STAGES), f"Some of {', '.join(STAGES)}.")
 DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "All stages in small, with a small network: whether they run, not how fast."
+    "dry_run", False, "Run all stages with a small network, to see whether they run, not how fast."
 )
 ALONE = flags.DEFINE_enum("stage", None, list(STAGES), "Run this stage in this process.")
 SECONDS = flags.DEFINE_float("seconds", 60.0, "Time for the stage of --stage.", lower_bound=0)

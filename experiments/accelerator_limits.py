@@ -1,6 +1,6 @@
 """Prints the least time that a card needs for our programs, by their products and bytes.
 
-A bound and no measurement; accelerator.py measures. Needs one full event and takes minutes.
+This is a bound; accelerator.py measures. Needs one full event and takes minutes.
 
 python experiments/accelerator_limits.py --workdir=work --event=8752
 """

@@ -18,11 +18,13 @@ flags.adopt_module_key_flags(command_line)
 OUTPUT = flags.DEFINE_string("output", "carried", "The folder, which must not exist yet.")
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["8752"], "Last events of the ranges.")
-PYTHON = flags.DEFINE_string("python", "3.12", "Version of Python there.")
+PYTHON = flags.DEFINE_string("python", "3.12", "Version of Python on that machine.")
 AT_HAND = flags.DEFINE_list(
     "at_hand", ["jax==0.11.2", "jaxlib==0.11.2", "numpy==2.5.*"], "Packages there."
 )
-MEGABYTES = flags.DEFINE_float("megabytes", 60.0, "Most that the folder may have.", lower_bound=1)
+MEGABYTES = flags.DEFINE_float(
+    "megabytes", 60.0, "Largest size of the folder, in MB.", lower_bound=1
+)
 
 
 def main() -> None:

@@ -29,7 +29,9 @@ PLATFORM = flags.DEFINE_list("platforms", list(PLATFORMS), "Where the file can r
 CLUSTER = flags.DEFINE_enum(
     "cluster", None, choices(ClusterTune, "cluster"), "What makes tracks; default: the tune's."
 )
-EDGE_THRESHOLD = flags.DEFINE_float("edge_threshold", None, "Default: the tune's.", 0.0, 1.0)
+EDGE_THRESHOLD = flags.DEFINE_float(
+    "edge_threshold", None, "Edges less probable than this are cut; default: the tune's.", 0.0, 1.0
+)
 
 
 def main() -> None:

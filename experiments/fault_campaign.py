@@ -41,8 +41,12 @@ PARTS: dict[str, tuple[int, Callable[[Path, int], str]]] = {
 """Tries of a whole campaign, and the try itself: what it came to."""
 
 ASKED = flags.DEFINE_list("parts", list(PARTS), "Parts to go on with.")
-TRIES = flags.DEFINE_integer("tries", None, "Further tries of each part; default: up to its full.")
-WORKER = flags.DEFINE_integer("worker", None, "Of a process of this script: its first try.")
+TRIES = flags.DEFINE_integer(
+    "tries", None, "Further tries of each part; default: up to its full number."
+)
+WORKER = flags.DEFINE_integer(
+    "worker", None, "Set by this script for its own processes: the first try."
+)
 
 
 def main() -> None:

@@ -50,7 +50,9 @@ EVAL_END = flags.DEFINE_list("eval_end", [], "Last held-out event of each range.
 RFACTORS = flags.DEFINE_list(
     "rfactors", ["0.01", "0.1"], "Fractions of particles at which to judge the graphs; 1: all."
 )
-MIN_COUNT = flags.DEFINE_float("min_count", 1, "Smallest C, or quantile, that makes edges in them.")
+MIN_COUNT = flags.DEFINE_float(
+    "min_count", 1, "Smallest C, or quantile, that makes edges in the judged graphs."
+)
 
 
 def main() -> None:

@@ -22,10 +22,12 @@ NUM_EVENTS = flags.DEFINE_integer("num_events", 10, "How many events to simulate
 EVENT_START = flags.DEFINE_integer("event_start", 1000, "Number of the first event.", lower_bound=0)
 PILEUP = flags.DEFINE_float("pileup", 200.0, "Mean number of collisions; TrackML has 200.")
 SEED = flags.DEFINE_integer(
-    "seed", 0, "With the number of an event, decides the event.", lower_bound=0
+    "seed", 0, "Decides the events, together with their numbers.", lower_bound=0
 )
 FORMAT = flags.DEFINE_enum("format", "npz", ["npz", "csv"], "What to write; csv is TrackML's own.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Default: one per core.", lower_bound=1)
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes that simulate; default: one per core.", lower_bound=1
+)
 
 
 def main() -> None:

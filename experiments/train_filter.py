@@ -23,7 +23,7 @@ flags.adopt_module_key_flags(tune_flags)
 EVENT_START = flags.DEFINE_list("event_start", ["2450"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["5899"], "Last events of the ranges.")
 VALIDATION_START = flags.DEFINE_list(
-    "validation_start", ["7500"], "First events of the ranges that the thresholds are chosen by."
+    "validation_start", ["7500"], "First events of the ranges that decide the thresholds."
 )
 VALIDATION_END = flags.DEFINE_list("validation_end", ["7519"], "Last events of these ranges.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 400, "Updates in all.", lower_bound=1)

@@ -40,7 +40,7 @@ AUC_THRESHOLD = flags.DEFINE_float(
     upper_bound=1,
 )
 OPTIMIZER = flags.DEFINE_enum(
-    "optimizer", None, choices(OptimizerTune, "optimizer"), "Default: the tune's."
+    "optimizer", None, choices(OptimizerTune, "optimizer"), "Optimiser; default: the tune's."
 )
 LEARNING_RATE = flags.DEFINE_float(
     "learning_rate", None, "Peak learning rate; default: the tune's.", lower_bound=0

@@ -25,7 +25,9 @@ flags.adopt_module_key_flags(command_line)
 CLAIM_LIST = flags.DEFINE_list("claims", [*CLAIMS], f"Some of {', '.join(CLAIMS)}.")
 NCELL = flags.DEFINE_list("ncell", ["16384"], "Numbers of cells; those fitted are measured.")
 NODE2NODE = flags.DEFINE_list("node2node", ["hyper"], f"Some of {', '.join(TOPOLOGIES)}.")
-JUDGED = flags.DEFINE_enum("judged", None, TOPOLOGIES, "True edges; default: as fitted.")
+JUDGED = flags.DEFINE_enum(
+    "judged", None, TOPOLOGIES, "Topology of the true edges; default: as fitted."
+)
 EVENT_START = flags.DEFINE_list("event_start", ["1000"], "First training events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["1999"], "Last training events of the ranges.")
 EVAL_START = flags.DEFINE_list("eval_start", ["8750"], "First held-out events of the ranges.")
@@ -35,7 +37,9 @@ RFACTORS = flags.DEFINE_list(
 )
 RFACTOR = flags.DEFINE_float("rfactor", 0.1, "events, centroids: fraction of particles kept.")
 MIN_COUNT = flags.DEFINE_list("min_count", ["1"], "Smallest count of C that makes edges.")
-TRADE = flags.DEFINE_list("trade_min_count", ["1", "2", "4", "8", "16"], "trade: the same.")
+TRADE = flags.DEFINE_list(
+    "trade_min_count", ["1", "2", "4", "8", "16"], "trade: smallest counts of C that make edges."
+)
 MILESTONES = flags.DEFINE_list(
     "milestones", ["10", "30", "100", "300", "1000"], "events: numbers of events counted."
 )

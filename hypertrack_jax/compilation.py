@@ -11,11 +11,9 @@ from hypertrack_jax.files import replace_file
 
 SHORTEST = 0.2
 """Seconds; a program that compiles faster is not kept."""
-LARGEST = 2**30
+LARGEST_STORE = 2**30
 """Bytes that a directory may hold; beyond it, programs go that were not read for longest."""
 _CHECKSUM_BYTES = 4
-_MAPPINGS = Path("/proc/self/maps")
-_MOST_MAPPINGS = Path("/proc/sys/vm/max_map_count")
 
 
 class ProgramFiles:
@@ -75,38 +73,16 @@ def default_cache() -> Path | None:
     return user / "hypertrack_jax" / "programs" if user.is_absolute() else None
 
 
-def forget_programs_if_many() -> bool:
-    """Drops all compiled programs of this process where they hold half of its memory mappings.
-
-    Linux gives a process 65530 mappings. On CPU a program holds some hundred of them, and XLA
-    crashes where it gets no more, mostly while it compiles or serialises a program. So a process
-    that compiles many programs calls this between them. What is needed again is compiled anew, or
-    loaded from the compilation cache.
-
-    Returns:
-      Whether they were dropped; False where the system has no such limit.
-    """
-    try:
-        most = int(_MOST_MAPPINGS.read_text())
-        with open(_MAPPINGS, "rb") as mappings:
-            is_many = 2 * sum(1 for _ in mappings) > most
-    except OSError:
-        return False
-    if is_many:
-        jax.clear_caches()
-    return is_many
-
-
 def _checksum(program: bytes) -> bytes:
     return zlib.crc32(program).to_bytes(_CHECKSUM_BYTES, "big")
 
 
 def _forget_oldest(directory: Path) -> None:
-    """Removes programs until the others fit in `LARGEST`, those first that were read long ago."""
+    """Removes the programs that were read longest ago, until the others fit in `LARGEST_STORE`."""
     files = [(path.stat(), path) for path in directory.iterdir() if path.is_file()]
     total = sum(status.st_size for status, _ in files)
     for status, path in sorted(files, key=lambda file: file[0].st_atime):
-        if total <= LARGEST:
+        if total <= LARGEST_STORE:
             return
         path.unlink(missing_ok=True)
         total -= status.st_size

@@ -64,17 +64,17 @@ def require_writable(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, work: str) -> Iterator[None]:
-    """Keeps a piece of work to one process at a time, by the lock of a file.
+    """Lets one process at a time do a piece of work, by the lock of a file.
 
-    The lock ends with the process, however that ends. It does nothing on file systems without.
+    The lock ends with the process, however that ends. A file system without locks locks nothing.
 
     Args:
       path: the file. It is removed afterwards, and so are directories that were made for it and
         are empty.
-      work: what is kept to one, for the message.
+      work: names the work in the message.
 
     Raises:
-      UserError: another process is at it.
+      UserError: another process is doing this work.
       OSError: the file cannot be made.
     """
     made = [parent for parent in path.parents if not parent.exists()]
@@ -83,7 +83,7 @@ def locked(path: Path, work: str) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "ab")
         except FileNotFoundError:
-            # The one before has just removed the directory.
+            # The process before has just removed the directory.
             continue
         except OSError as error:
             raise OSError(
@@ -95,7 +95,7 @@ def locked(path: Path, work: str) -> Iterator[None]:
                 raise UserError(
                     f"{path}: another process is at {work}; wait for its end, or stop it."
                 )
-            # The one before may have removed it before it was locked.
+            # The process before may have removed it before it was locked.
             if os.fstat(file.fileno()).st_nlink:
                 try:
                     yield
@@ -131,7 +131,7 @@ def _open_aside(path: Path) -> tuple[BinaryIO, Path]:
         writer = f"{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
         aside = path.with_name(f".{path.name}.{writer}")
         file = open(aside, "xb")
-        # Somebody may have removed it as abandoned before it was locked.
+        # Another process may have removed it as abandoned before it was locked.
         if _lock(file) and os.fstat(file.fileno()).st_nlink == 0:
             file.close()
             continue
@@ -141,7 +141,7 @@ def _open_aside(path: Path) -> tuple[BinaryIO, Path]:
 @functools.cache
 def _remove_abandoned(directory: Path) -> None:
     """Removes what killed writers of this machine left there; looked for once in a process."""
-    # Locks may end at the machine, so the files of others are theirs to remove.
+    # Locks may not reach other machines, so each machine removes only its own files.
     name = re.compile(rf"\..+\.{re.escape(_host())}\.\d+\.[0-9a-f]{{8}}")
     with contextlib.suppress(OSError):
         for entry in os.listdir(directory):

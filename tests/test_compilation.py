@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import few_programs
 import jax
 import jax.numpy as jnp
 import pytest
@@ -14,7 +15,6 @@ from hypertrack_jax import compilation
 from hypertrack_jax.compilation import (
     ProgramFiles,
     default_cache,
-    forget_programs_if_many,
     use_compilation_cache,
 )
 
@@ -73,7 +73,7 @@ def test_programs_not_read_for_longest_make_room(tmp_path, monkeypatch):
     for age, key in enumerate("abcd"):
         store.put(key, bytes(96))
         os.utime(tmp_path / key, (1000 - age, 1000))
-    monkeypatch.setattr(compilation, "LARGEST", 250)
+    monkeypatch.setattr(compilation, "LARGEST_STORE", 250)
     ProgramFiles(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
@@ -125,12 +125,12 @@ def test_programs_are_dropped_before_the_system_refuses_them(tmp_path, monkeypat
 
     program = jax.jit(lambda x: jnp.sort(x @ x))
     program(jnp.eye(8))
-    assert not forget_programs_if_many()
+    assert not few_programs.forget_programs_if_many()
     before, limit = mappings(), tmp_path / "max_map_count"
     limit.write_text(str(before))
-    monkeypatch.setattr(compilation, "_MOST_MAPPINGS", limit)
-    assert forget_programs_if_many()
+    monkeypatch.setattr(few_programs, "MOST_MAPPINGS", limit)
+    assert few_programs.forget_programs_if_many()
     assert mappings() < before
     assert program(jnp.eye(8)).sum() == 8
-    monkeypatch.setattr(compilation, "_MAPPINGS", tmp_path / "none")
-    assert not forget_programs_if_many()
+    monkeypatch.setattr(few_programs, "MAPPINGS", tmp_path / "none")
+    assert not few_programs.forget_programs_if_many()

@@ -24,7 +24,7 @@ from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.voxdyn.centroids import CentroidFit, fit_centroids
 from hypertrack_jax.voxdyn.fit import (
     Centroids,
-    Progress,
+    ShowProgress,
     Training,
     count_events,
     estimator,
@@ -84,7 +84,7 @@ class Study(NamedTuple):
 
 
 def measure_claims(
-    study: Study, claims: Sequence[str], count_c: CountC, progress: Progress
+    study: Study, claims: Sequence[str], count_c: CountC, progress: ShowProgress
 ) -> Iterator[tuple[str, Points]]:
     """Measures the claims one after another.
 
@@ -200,7 +200,7 @@ def count_snapshots(
     milestones: Sequence[int],
     training: Training,
     directory: Path,
-    progress: Progress,
+    progress: ShowProgress,
 ) -> Iterator[VoxelDynamics]:
     """Counts C and gives the estimator at every milestone.
 
@@ -230,7 +230,7 @@ def count_snapshots(
 
 
 def _measure_centroids(
-    study: Study, held_out: HeldOut, count_c: CountC, progress: Progress
+    study: Study, held_out: HeldOut, count_c: CountC, progress: ShowProgress
 ) -> Iterator[CentroidPoint]:
     """Fits centroids to parts of one sample of hits; larger parts contain the smaller ones."""
     training = study.training

@@ -58,11 +58,11 @@ def large_components(
     """
     size = segment_sum(jnp.ones_like(component), component, len(component), sorted_ids=False)
     is_cluster = size >= min_hits
-    # Only a component's smallest node is its name; the sizes of all other names are 0.
+    # A component is named after its smallest node; all other names have size 0.
     number = jnp.cumsum(is_cluster, dtype=jnp.int32) - 1
     return jnp.where(is_cluster, number, -1)[component]
 
 
 def no_clusters(num_nodes: int) -> Int32[Array, " node"]:
-    """-1 for every node: what `none` finds, which leaves the edges to be judged alone."""
+    """-1 for every node: the result of `none`, with which only the edges are judged."""
     return jnp.full(num_nodes, -1, jnp.int32)

@@ -37,7 +37,7 @@ def connected_components(
     Returns:
       The label of each node; its own index for a node without edges.
     """
-    # An edge that does not count becomes a self-loop, which changes nothing.
+    # A masked edge becomes a self-loop, which joins nothing.
     senders = jnp.where(edge_mask, senders, receivers)
 
     def next_round(

@@ -35,14 +35,14 @@ def spanned_micrographs(
 ) -> Micrographs:
     """All active hits within `hops` steps of a pivot; 1 is the published `pivot-spanned`.
 
-    Breadth first, every row from a queue of its own; rows go in chunks, of which each ends when it
-    is through.
+    The search is breadth first, with a queue for each row. Rows go in chunks; a chunk ends when all
+    of its rows have ended.
 
     Args:
       pivot: pivots of each seed, all different, or no hits at all.
       active: True for hits that are in no cluster yet.
       neighbors: kept edges.
-      num_slots: capacity; where `size` is above it hits were lost, maybe more than it says.
+      num_slots: capacity. If `size` exceeds it, hits were dropped and `size` is a lower bound.
       hops: largest number of steps.
       largest: the search for a micrograph ends at so many hits; those nearest to its pivots by
         steps are then in it.
@@ -114,7 +114,7 @@ def _span(
         place = head[:, None] + ahead
         near = jnp.take_along_axis(steps, jnp.minimum(place, num_slots - 1), axis=1) < hops
         is_waiting = place < jnp.minimum(size, num_slots)[:, None]
-        # What does not fit is searched again in larger rows: this one is of no more use.
+        # A micrograph that does not fit is searched again in larger rows, so this search may end.
         goes_on = size <= num_slots
         if largest is not None:
             goes_on &= size < largest
@@ -127,7 +127,7 @@ def _span(
         steps = jnp.take_along_axis(queue.hops, place, axis=1) + 1
         source = jnp.where(queue.is_open, source, num_hits)
 
-        # One source after another: no hit is twice among the neighbours of one.
+        # One source at a time: a hit occurs once among the neighbours of a source.
         def add_neighbors(k: Array, reached: tuple[Array, Array, Array]) -> tuple[Array, ...]:
             hit, hops_of, size = reached
             around = at_hits(neighbors.hit, source[:, k], num_hits)
@@ -164,7 +164,8 @@ def _is_among(
 ) -> Bool[Array, "row entry"]:
     """Whether each value is among the members of its row.
 
-    Slot by slot: XLA on CPU makes one pass of it, in a quarter of the time that all at once take.
+    The comparison goes slot by slot. XLA on CPU fuses it into one pass, in a quarter of the time
+    that all slots at once take.
     """
     columns = in_groups(members, -1)
 

@@ -111,7 +111,7 @@ def best_walks(walks: Walks, neighbors: Neighbors) -> Bool[Array, " seed"]:
     """True for complete walks with the largest score of all that visit their hits or neighbours."""
     num_hits, num_pivots = len(neighbors.hit), walks.pivot.shape[1]
     is_complete = walks.length == num_pivots
-    # Ranks and not scores: no two are the same.
+    # Ranks instead of scores, because no two ranks are equal.
     rank = ranks_of(walks.score)
     visited = jnp.where(is_complete[:, None], walks.pivot, num_hits).reshape(-1)
     best = segment_max(jnp.repeat(rank, num_pivots), visited, num_hits, sorted_ids=False)

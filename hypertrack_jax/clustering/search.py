@@ -37,7 +37,7 @@ class SearchSizes(NamedTuple):
     """Micrographs that are handed out, for training; further ones are left out."""
 
 
-class Hits(NamedTuple):
+class SearchHits(NamedTuple):
     """What the search knows of the hits of an event."""
 
     position: Float[Array, "hit 3"]
@@ -57,7 +57,7 @@ class Members(NamedTuple):
     """True where it passes the threshold; False in empty slots."""
 
 
-class Clusters(NamedTuple):
+class FoundClusters(NamedTuple):
     """What the search found, and whether its capacities were enough."""
 
     label: Int32[Array, " hit"]
@@ -82,17 +82,17 @@ class _State(NamedTuple):
     round: Int32[Array, ""]
     active: Bool[Array, " hit"]
     failures: Int32[Array, " hit"]
-    found: Clusters
+    found: FoundClusters
 
 
 def search_clusters(
-    hits: Hits,
+    hits: SearchHits,
     neighbors: Neighbors,
     membership: Membership,
     tune: ClusterTune,
     sizes: SearchSizes,
     key: PRNGKeyArray,
-) -> Clusters:
+) -> FoundClusters:
     """Finds clusters until no walk can start any more.
 
     Args:
@@ -114,7 +114,7 @@ def search_clusters(
 
     is_short = (neighbors.degree > neighbors.hit.shape[1]).any()
 
-    def is_lost(found: Clusters) -> Bool[Array, ""]:
+    def is_lost(found: FoundClusters) -> Bool[Array, ""]:
         return is_short | (found.needed_slots > sizes.num_slots)
 
     def goes_on(state: _State) -> Bool[Array, ""]:
@@ -139,7 +139,7 @@ def open_hits(
     return hit_mask & (size[component] >= min_hits)
 
 
-def with_left_over(found: Clusters, neighbors: Neighbors, min_hits: int) -> Clusters:
+def with_left_over(found: FoundClusters, neighbors: Neighbors, min_hits: int) -> FoundClusters:
     """Gives each hit without a cluster to that of its surest neighbour in one, if it has any.
 
     One step and no more: a hit that joins brings no other. Clusters that then have too few hits are
@@ -217,7 +217,7 @@ def walk_from(
 
 def _one_round(
     state: _State,
-    hits: Hits,
+    hits: SearchHits,
     neighbors: Neighbors,
     membership: Membership,
     tune: ClusterTune,
@@ -247,7 +247,7 @@ def _one_round(
 
 
 def _draw_seeds(
-    hits: Hits,
+    hits: SearchHits,
     active: Bool[Array, " hit"],
     neighbors: Neighbors,
     tune: ClusterTune,
@@ -267,7 +267,7 @@ def _micrographs(
     pivot: Int32[Array, "seed pivot"],
     is_asked: Bool[Array, " seed"],
     active: Bool[Array, " hit"],
-    hits: Hits,
+    hits: SearchHits,
     neighbors: Neighbors,
     tune: ClusterTune,
     sizes: SearchSizes,
@@ -301,11 +301,11 @@ def _is_in(
 
 def _nothing_found(
     num_hits: int, neighbors: Neighbors, tune: ClusterTune, sizes: SearchSizes
-) -> Clusters:
+) -> FoundClusters:
     def no_hits(width: int) -> Int32[Array, "seed width"]:
         return jnp.full((sizes.num_micrographs, width), num_hits, jnp.int32)
 
-    return Clusters(
+    return FoundClusters(
         label=jnp.full(num_hits, -1, jnp.int32),
         membership=jnp.zeros(num_hits, neighbors.probability.dtype),
         num_clusters=jnp.int32(0),
@@ -321,13 +321,13 @@ def _nothing_found(
 
 
 def _add(
-    found: Clusters,
+    found: FoundClusters,
     micrographs: Micrographs,
     members: Members,
     is_asked: Bool[Array, " seed"],
     is_taken: Bool[Array, " seed"],
     is_kept: Bool[Array, "seed slot"],
-) -> Clusters:
+) -> FoundClusters:
     """What was found, with a round's clusters and micrographs added."""
     num_hits = len(found.label)
     number = found.num_clusters + jnp.cumsum(is_taken, dtype=jnp.int32) - 1

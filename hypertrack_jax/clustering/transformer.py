@@ -15,9 +15,9 @@ from hypertrack_jax.clustering.components import connected_components
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.clustering.neighbors import Neighbors, at_hits, kept_neighbors
 from hypertrack_jax.clustering.search import (
-    Clusters,
-    Hits,
+    FoundClusters,
     Members,
+    SearchHits,
     SearchSizes,
     open_hits,
     search_clusters,
@@ -187,7 +187,7 @@ def transformer_clusters(
     sizes: SearchSizes,
     key: PRNGKeyArray,
     dtype: DTypeLike = jnp.float32,
-) -> Clusters:
+) -> FoundClusters:
     """Clusters of an event whose edges have been scored.
 
     Args:
@@ -206,7 +206,7 @@ def transformer_clusters(
     """
     num_hits, neighbors = len(nodes.mask), kept.neighbors
     is_open = open_hits(kept.component, nodes.mask, cluster.min_hits)
-    hits = Hits(nodes.position, kept.component, is_open)
+    hits = SearchHits(nodes.position, kept.component, is_open)
     tokens = hit_tokens(network, embedding, nodes.position)
 
     def membership(micrographs: Micrographs) -> Members:

@@ -28,7 +28,7 @@ EVENTS_PER_DEVICE = 4
 """Events that are read at once for each device. Events of about the same size run together."""
 
 
-Hits = np.ndarray | Event
+HitsOrEvent = np.ndarray | Event
 """Hit positions in mm, or an event with cells."""
 
 
@@ -46,13 +46,13 @@ class Evaluated(NamedTuple):
 class Batched(NamedTuple):
     """A way to reconstruct several events at once, such as a `SpreadReconstructor`."""
 
-    reconstruct: Callable[[Sequence[Hits]], Sequence[Tracks]]
+    reconstruct: Callable[[Sequence[HitsOrEvent]], Sequence[Tracks]]
     """From the hits of some events to their tracks."""
     batch_size: int
     """How many events it is given at once."""
 
 
-def as_evaluated(model: Reconstructor) -> Callable[[Hits], Tracks] | Batched:
+def as_evaluated(model: Reconstructor) -> Callable[[HitsOrEvent], Tracks] | Batched:
     """A way to call a model in an evaluation, on all devices of this process.
 
     On one device, the programs for a new size of events are compiled before its first event. If a
@@ -65,7 +65,7 @@ def as_evaluated(model: Reconstructor) -> Callable[[Hits], Tracks] | Batched:
 
 
 def evaluate_events(
-    reconstruct: Callable[[Hits], Tracks] | Batched,
+    reconstruct: Callable[[HitsOrEvent], Tracks] | Batched,
     events: Iterable[Event],
     tune: Tune,
     problems: list[str] | None = None,
@@ -155,7 +155,7 @@ def score_event(event: Event, tracks: Tracks, tune: Tune) -> Evaluated:
 
 
 def _evaluated(
-    call: Callable[[Sequence[Hits]], Sequence[Tracks]],
+    call: Callable[[Sequence[HitsOrEvent]], Sequence[Tracks]],
     batch: Sequence[Event],
     tune: Tune,
     problems: list[str] | None,
@@ -180,11 +180,13 @@ def _note(problems: list[str] | None, event: Event, error: UserError) -> None:
     problems.append(f"event {event.event_id}: {error}")
 
 
-def _one_by_one(reconstruct: Callable[[Hits], Tracks], events: Sequence[Hits]) -> list[Tracks]:
+def _one_by_one(
+    reconstruct: Callable[[HitsOrEvent], Tracks], events: Sequence[HitsOrEvent]
+) -> list[Tracks]:
     return [reconstruct(hits) for hits in events]
 
 
-def _reconstruct_warm(model: Reconstructor, warm: set, hits: Hits) -> Tracks:
+def _reconstruct_warm(model: Reconstructor, warm: set, hits: HitsOrEvent) -> Tracks:
     num_hits = len(hits.position if isinstance(hits, Event) else hits)
     first = model.capacities(num_hits)
     if first not in warm:
@@ -195,7 +197,7 @@ def _reconstruct_warm(model: Reconstructor, warm: set, hits: Hits) -> Tracks:
     return _untimed(tracks) if compiled else tracks
 
 
-def _reconstruct_spread(spread: SpreadReconstructor, events: Sequence[Hits]) -> list[Tracks]:
+def _reconstruct_spread(spread: SpreadReconstructor, events: Sequence[HitsOrEvent]) -> list[Tracks]:
     with watched_compilation() as compiled:
         tracks = spread(events, with_edges=True)
     return [_untimed(one) for one in tracks] if compiled else tracks

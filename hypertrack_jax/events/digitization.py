@@ -41,7 +41,7 @@ CELL_SIZE = {
 # strips say 1. A cell fires however short the path is: none of the shortest is missing.
 PIXEL_VOLUMES = (7, 8, 9)
 CHARGE_NOISE = 0.1
-EDGE = 1e-6  # channels; paths end so far within the module, beyond all rounding
+MARGIN = 1e-6  # channels; paths end so far within the module, beyond all rounding
 
 # The real event has 15.0 % noise, on pixels and strips alike 0.04 hits per module within the
 # statistical error: noise picks a module, then a place on it.
@@ -181,7 +181,7 @@ def fire_cells(
     num_channels = module_channels(modules)[module]
     local = np.einsum("hax,hx->ha", modules.axes[module], position - modules.center[module])
     middle = local / modules.pitch[module] + num_channels / 2
-    middle = np.clip(middle, EDGE, num_channels - EDGE)
+    middle = np.clip(middle, MARGIN, num_channels - MARGIN)
     at, hit = _borders(middle, span, *_inside(middle, span, num_channels))
     is_cell = hit[1:] == hit[:-1]
     share, center, hit = np.diff(at)[is_cell], (at[1:] + at[:-1])[is_cell] / 2, hit[1:][is_cell]
@@ -283,7 +283,7 @@ def _draw_noise(modules, num_particle_hits, rng):
 def _inside(middle, span, num_channels):
     """Part of each path, from -1/2 to 1/2, that is on the module."""
     span = np.where(span == 0, 1e-12, span)
-    ends = np.sort([(EDGE - middle) / span, (num_channels - EDGE - middle) / span], axis=0)
+    ends = np.sort([(MARGIN - middle) / span, (num_channels - MARGIN - middle) / span], axis=0)
     return np.maximum(ends[0].max(axis=1), -0.5), np.minimum(ends[1].min(axis=1), 0.5)
 
 

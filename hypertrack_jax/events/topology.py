@@ -17,11 +17,11 @@ from hypertrack_jax.events.event import NOISE, Event
 TOPOLOGIES = ("hyper", "eom", "cricket")
 """The choices of `node2node`."""
 
-Edges = tuple[Int32[np.ndarray, " edge"], Int32[np.ndarray, " edge"]]
+EdgeEnds = tuple[Int32[np.ndarray, " edge"], Int32[np.ndarray, " edge"]]
 """Senders and receivers."""
 
 
-def truth_edges(event: Event, node2node: str) -> Edges:
+def truth_edges(event: Event, node2node: str) -> EdgeEnds:
     """The true edges of an event.
 
     - `hyper`: all ordered pairs of hits of one particle.
@@ -100,7 +100,7 @@ def _edge_key(
     return receivers.astype(np.int64) * num_hits + senders
 
 
-def _same_particle_edges(hit_particle: Int32[np.ndarray, " hit"]) -> Edges:
+def _same_particle_edges(hit_particle: Int32[np.ndarray, " hit"]) -> EdgeEnds:
     """All pairs within particles; receivers ascend, and so do the senders of each."""
     hits = np.flatnonzero(hit_particle != NOISE).astype(np.int32)
     particle = hit_particle[hits]

@@ -1,4 +1,4 @@
-"""Device side: sums, means, extrema and softmax over segments; the only file that scatters.
+"""Device side: sums, extrema and rows of segments; the only file that scatters.
 
 A segment is the set of entries that share an id, here mostly the edges of one receiver. Ids are
 sorted unless a caller says otherwise: XLA then writes each segment once and in order. Ids outside
@@ -75,44 +75,6 @@ def segment_min(
 ) -> Shaped[Array, "segment ..."]:
     """Smallest entry of each segment; the type's highest value (inf for floats) where empty."""
     return jax.ops.segment_min(data, segment_ids, num_segments, indices_are_sorted=sorted_ids)
-
-
-def segment_mean(
-    data: Shaped[Array, "entry ..."],
-    segment_ids: Int[Array, " entry"],
-    num_segments: int,
-    mask: Bool[Array, " entry"],
-    *,
-    sorted_ids: bool = True,
-) -> Shaped[Array, "segment ..."]:
-    """Mean of the real entries of each segment; 0 for a segment without any."""
-    weight = mask.astype(data.dtype)
-    count = segment_sum(weight, segment_ids, num_segments, sorted_ids=sorted_ids)
-    columns = (1,) * (data.ndim - 1)
-    total = segment_sum(
-        data * weight.reshape(-1, *columns), segment_ids, num_segments, sorted_ids=sorted_ids
-    )
-    return total / jnp.maximum(count, 1).reshape(-1, *columns)
-
-
-def segment_softmax(
-    logit: Shaped[Array, " entry"],
-    segment_ids: Int[Array, " entry"],
-    num_segments: int,
-    mask: Bool[Array, " entry"],
-    *,
-    sorted_ids: bool = True,
-) -> Shaped[Array, " entry"]:
-    """Softmax within each segment over its real entries; 0 where `mask` is False."""
-    lowest = jnp.finfo(logit.dtype).min
-    real = jnp.where(mask, logit, lowest)
-    peak = segment_max(real, segment_ids, num_segments, sorted_ids=sorted_ids)
-    # The peak only guards against overflow; its gradient cancels exactly.
-    peak = jax.lax.stop_gradient(jnp.maximum(peak, lowest))
-    weight = jnp.where(mask, jnp.exp(real - peak[segment_ids]), 0)
-    total = segment_sum(weight, segment_ids, num_segments, sorted_ids=sorted_ids)
-    safe_total = jnp.where(total > 0, total, 1)
-    return weight / safe_total[segment_ids]
 
 
 def ordered_rows(

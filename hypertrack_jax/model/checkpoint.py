@@ -305,7 +305,7 @@ class Checkpoints:
         keep_best = policies.BestN(
             get_metric_fn=lambda metrics: metrics["auc"],
             n=1,
-            # Such are left over where a process was killed while it deleted one.
+            # A process that was killed while it deleted a step leaves such directories.
             keep_checkpoints_without_metrics=False,
         )
         # Any: orbax's own annotations refuse what its documentation passes.
@@ -346,7 +346,7 @@ def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], director
 
 
 def _is_lockable(file: BinaryIO) -> bool:
-    """Locks a file, unless another process has it. Where there are no locks, it is nobody's."""
+    """Locks a file and says whether that succeeded; True where the file system has no locks."""
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -35,7 +35,7 @@ class Parameters(NamedTuple):
 
 
 def init_parameters(tune: Tune, key: PRNGKeyArray) -> Parameters:
-    """Fresh weights, and statistics that have seen nothing."""
+    """Fresh weights and fresh running statistics."""
     no_edges = np.zeros(0, np.int32)
     score = np.zeros(0, np.float32) if tune.edge_filter.filter != "none" else None
     graph = hit_graph(np.zeros((1, 3), np.float32), *3 * (no_edges,), score=score)

@@ -76,7 +76,7 @@ def read_published_net(path: Path) -> PublishedNet:
     try:
         _require_checksums(path)
         with warnings.catch_warnings(), torch.serialization.safe_globals(named):
-            # Of damaged bytes, which are refused anyway.
+            # These warnings are about damaged bytes, which are refused below.
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
         epoch, state = int(content["epoch"]), content["model"]

@@ -75,7 +75,7 @@ def aggregate(
 ) -> Float[Array, "hit feat"]:
     """The aggregate of all messages that were taken in: `mean`, `sum` or `max`.
 
-    Sums are taken before the norm, which commutes with a mean, and so acts on hits, not on edges.
+    The norm commutes with a mean, so it is applied to the sums over hits and not to edges.
     """
     column = degree[:, None]
     if kind == "max":
@@ -191,7 +191,7 @@ def softmax_mean(
     peak = jax.lax.stop_gradient(segment_max(real, edges.receivers, num_hits))
     weight = jnp.where(mask, jnp.exp(real - peak[edges.receivers]), 0)
     total = segment_sum(weight, edges.receivers, num_hits)
-    # Padding is emptied first, because 0 times what is not finite is not 0.
+    # Padding is set to 0 first, because 0 times infinity is not 0.
     real = jnp.where(mask[..., None], value.astype(wide), 0)
     weighted = segment_sum(weight[..., None] * real, edges.receivers, num_hits)
     return (weighted / jnp.where(total > 0, total, 1)[..., None]).astype(score.dtype)

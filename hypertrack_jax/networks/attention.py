@@ -58,7 +58,7 @@ class AttentionBlock(nn.Module):
         other: Float[Array, "cluster other feat"],
         other_mask: Bool[Array, "cluster other"],
     ) -> Float[Array, "cluster hit feat"]:
-        """X, updated; of Y only the members of the mask are seen, and if there is none, nothing."""
+        """X, updated by the members of Y that the mask selects; an empty mask adds nothing."""
         key, value = self.keys_and_values(other)
         return self.given(x, key, value, other_mask)
 
@@ -106,8 +106,8 @@ def attention(
     scale = 1 / math.sqrt(query.shape[-1])
     wide = wide_dtype(query.dtype)
     seen = []
-    # One head after the other: XLA on CPU is slower on a batch over clusters and heads, for which
-    # it has to transpose.
+    # One head after the other, because XLA on CPU transposes for a batch over clusters and heads,
+    # which is slower.
     for q, k, v in zip(
         *(jnp.split(x, num_heads, axis=-1) for x in (query, key, value)), strict=True
     ):

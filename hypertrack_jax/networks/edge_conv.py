@@ -65,7 +65,7 @@ class PairLinear(NamedTuple):
             rows_at(self.of_receiver, edges.receivers)
             + rows_at(self.of_sender, edges.senders, sorted_ids=False)
             + tall_matmul(product, self.product)
-            # Apart from the other scalars, which have no gradient that would have to be computed.
+            # Apart from the other scalars, for which no gradient has to be computed.
             + tall_matmul(distance[:, None], self.distance)
             + tall_matmul(edges.scalars, self.scalar)
         )
@@ -206,9 +206,9 @@ class SuperEdgeConv(nn.Module):
 def _distance(x, product, edges: EdgeInputs):
     """|x_j - x_i| per edge, with a finite gradient where it is 0.
 
-    In a wide latent it is taken from |x_i|^2 + |x_j|^2 - 2 x_i . x_j, which spares passes over
-    [edge, feat] forth and back; rounding is then cut off at 1e-6 of the terms, and a self-loop is
-    exactly 0. Positions in mm would lose too much to rounding, and have only a few columns.
+    A wide latent uses |x_i|^2 + |x_j|^2 - 2 x_i . x_j, which saves passes over [edge, feat] in both
+    directions. The square is at least 1e-6 of its terms, since less is rounding; a self-loop is 0.
+    Positions in mm would lose too much to rounding, and they have few columns anyway.
     """
     if x.shape[1] < WIDE:
         x_i, x_j = rows_at(x, edges.receivers), rows_at(x, edges.senders, sorted_ids=False)

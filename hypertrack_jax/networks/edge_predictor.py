@@ -186,7 +186,7 @@ class EdgePredictor(nn.Module):
     def _logit_in_training(self, embedding, edges: EdgeInputs):
         kind = self.tune.edge_type
         inputs = _edge_mlp_inputs(kind, embedding, edges)
-        # Where both orders are looked at, they share the statistics of their norms.
+        # Both orders of the hits share the statistics of their norms.
         mask = jnp.tile(edges.mask, len(inputs) // len(edges.mask))
         return _edge_logit(kind, self.edge_mlp(inputs, mask, True))
 

@@ -67,29 +67,6 @@ def flow_noise(
     return z, log_determinant
 
 
-def flow_inverse(
-    params: Params, noise: Float[Array, "row feat"], condition: Float[Array, "row condition"]
-) -> Float[Array, "row feat"]:
-    """The z that noise gives; with standard normal noise, a sample of the density.
-
-    In each block the channels come one after the other, so it takes as many passes as `flow_noise`
-    has blocks, times the width of z.
-    """
-    z = noise
-    for i in reversed(range(len(params))):
-        z = _inverse_of_block(params[f"block_{i}"], z[:, ::-1], condition)
-    return z
-
-
-def _inverse_of_block(block, noise, condition):
-    def one_more_channel(_, z):
-        shift, log_scale = _shift_and_log_scale(block, z, condition)
-        return noise * jnp.exp(log_scale) + shift
-
-    # Channel k needs those before it alone, so pass k makes it right and leaves them so.
-    return jax.lax.fori_loop(0, noise.shape[1], one_more_channel, jnp.zeros_like(noise))
-
-
 def _shift_and_log_scale(block, z, condition):
     """Shift and log-scale of each channel, from the channels before it and the condition."""
     to_hidden, between, to_output = _masks(z.shape[1], block["hidden"]["kernel"].shape[0])

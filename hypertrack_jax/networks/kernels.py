@@ -84,7 +84,7 @@ def _silu_forward(x):
 
 
 def _silu_backward(x, gradient):
-    # Else XLA finds this sigmoid in the forward pass, and keeps it in memory up to here.
+    # Otherwise XLA reuses the sigmoid of the forward pass and keeps it in memory until here.
     x = jax.lax.optimization_barrier(x)
     sigmoid = jax.nn.sigmoid(x)
     return (gradient * (sigmoid + x * sigmoid * (1 - sigmoid)),)
@@ -167,7 +167,7 @@ def _moments_forward(x, mask):
 def _moments_backward(residuals, gradients):
     x, mask, mean, count = residuals
     of_mean, of_var, _ = gradients
-    # The mean that the variance is about does not matter: there its derivative is 0.
+    # The derivative of the variance by its mean is 0, so the mean needs no gradient here.
     centred = x.astype(mean.dtype) - mean[None, :]
     of_row = of_mean[None, :] + 2 * of_var[None, :] * centred
     return (jnp.where(mask[:, None], of_row / count, 0).astype(x.dtype), None)
@@ -197,7 +197,7 @@ def _product_forward(x, senders, receivers):
 
 def _product_backward(residuals, gradient):
     x, senders, receivers = residuals
-    # Else XLA finds the same x_i and x_j in the forward pass, and keeps them in memory up to here.
+    # Otherwise XLA reuses x_i and x_j of the forward pass and keeps them in memory until here.
     x = jax.lax.optimization_barrier(x)
 
     def total(other, ids, sorted_ids):

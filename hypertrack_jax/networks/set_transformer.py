@@ -75,7 +75,7 @@ class SetTransformer(nn.Module):
             for block in self.of_hits:
                 x = block.over_itself(x, hit_mask)
             return x
-        # In a loop, because all of them are compiled at the price of one.
+        # A loop compiles one block instead of all of them.
         alike = self.of_hits[0].clone(parent=None, name=None)
 
         def next_block(x, variables):
@@ -87,7 +87,7 @@ class SetTransformer(nn.Module):
         return jax.lax.scan(next_block, x, stacked)[0]
 
     def _encoded(self, tokens, mask, dtype):
-        # Padding is emptied, so that even what is not finite there reaches no gradient.
+        # Padding is set to 0, so that infinities in it reach no gradient.
         real = jnp.where(mask[..., None], tokens, 0).astype(dtype)
         return _chain(self.encoder, real)
 
@@ -108,7 +108,7 @@ def membership_logit(
     pivot_mask: Bool[Array, "cluster pivot"],
     dtype: DTypeLike = jnp.float32,
 ) -> Float[Array, "cluster hit"]:
-    """What a `SetTransformer` with these parameters says; its arguments are explained there."""
+    """Logits of a `SetTransformer` with these parameters; it explains the arguments."""
     logit = SetTransformer(tune).apply(
         {"params": params}, tokens, hit_mask, pivot_tokens, pivot_mask, dtype
     )

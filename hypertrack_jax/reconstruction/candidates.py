@@ -84,7 +84,7 @@ def predict_edges(
     num_hits = len(checked)
     if num_hits == 0:
         return CandidateEdges(*(np.zeros(0, np.int32) for _ in range(3)))
-    padded = padded_hits(voxdyn, checked)
+    padded = hits_with_room(voxdyn, checked)
     # By what is padded, and in powers of two: training has sectors of all sizes.
     num_places = len(padded.position)
     first = graph_capacities(num_places, voxdyn, int(constructor.min_count))
@@ -115,7 +115,7 @@ def raw_pairs_of(
     Raises:
       UserError: as `predict_edges`.
     """
-    padded = padded_hits(voxdyn, position)
+    padded = hits_with_room(voxdyn, position)
     constructor = graph_constructor(voxdyn, min_count)
     num_places = len(padded.position)
     graph = graph_capacities(num_places, voxdyn, int(constructor.min_count))
@@ -133,7 +133,7 @@ def graph_constructor(voxdyn: VoxelDynamics, min_count: float | int | None) -> G
     return GraphConstructor(voxdyn.rows, voxdyn.index, voxdyn.space, threshold)
 
 
-def padded_hits(voxdyn: VoxelDynamics, position: Float32[np.ndarray, "hit 3"]) -> PaddedHits:
+def hits_with_room(voxdyn: VoxelDynamics, position: Float32[np.ndarray, "hit 3"]) -> PaddedHits:
     """The hits in places of a capacity; a warning tells of positions in other units than mm."""
     warn_of_units(voxdyn, position)
     missing = power_above(len(position) + 1, LEAST_HITS) - len(position)

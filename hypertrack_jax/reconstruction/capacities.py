@@ -38,7 +38,7 @@ have sparse graphs."""
 SLOTS = {32768: 64, 2**31: 128}
 """Hits of a micrograph, by the largest number of places for hits; fewer where the tune sets a
 limit."""
-NUM_ROUNDS = 200
+SEARCH_ROUNDS = 200
 """Rounds of the search."""
 TRUE_PAIRS = 1.5
 """Pairs of a hit that the filter keeps because they are true, about."""
@@ -129,7 +129,7 @@ def first_capacities(
     num_slots = _of(SLOTS, num_places)
     search = SearchSizes(
         num_slots=min(num_slots, cluster.largest_micrograph or num_slots),
-        num_rounds=NUM_ROUNDS,
+        num_rounds=SEARCH_ROUNDS,
         num_seeds=num_places // HITS_PER_SEED,
     )
     return FirstCapacities(num_places, graph, kept, search, edge_filter)

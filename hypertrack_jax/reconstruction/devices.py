@@ -23,9 +23,9 @@ from hypertrack_jax.reconstruction.reconstructor import (
 from hypertrack_jax.reconstruction.stages import Shared, Stage, stages_of
 from hypertrack_jax.voxdyn.model import warn_of_outside
 
-DEVICES = "event"
+EVENT_AXIS = "event"
 """Name of the axis of devices that events are spread over."""
-_SAME, _SPREAD = PartitionSpec(), PartitionSpec(DEVICES)
+_SAME, _SPREAD = PartitionSpec(), PartitionSpec(EVENT_AXIS)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SpreadReconstructor:
     @classmethod
     def of(cls, model: Reconstructor) -> "SpreadReconstructor":
         """Copies a model to all devices of this process."""
-        mesh = Mesh(np.array(jax.local_devices()), (DEVICES,))
+        mesh = Mesh(np.array(jax.local_devices()), (EVENT_AXIS,))
         return cls(model, mesh, jax.device_put(model.shared(), NamedSharding(mesh, _SAME)))
 
     def __call__(

@@ -89,7 +89,7 @@ def one_program(model: Reconstructor, num_hits: int):
         membership = jnp.zeros_like(clusters.membership).at[order].set(clusters.membership)
         is_overflow = reduce(or_, is_exceeded, jnp.array(False))
         return {
-            "label": by_first_hit(label),
+            "label": traced_by_first_hit(label),
             "membership": membership,
             "is_overflow": jnp.asarray(is_overflow),
         }
@@ -97,7 +97,7 @@ def one_program(model: Reconstructor, num_hits: int):
     return labels
 
 
-def by_first_hit(label: Int32[Array, " hit"]) -> Int32[Array, " hit"]:
+def traced_by_first_hit(label: Int32[Array, " hit"]) -> Int32[Array, " hit"]:
     """The clusters numbered by their first hits; -1 stays.
 
     Args:

@@ -106,8 +106,8 @@ def set_loss(
       num_hits: hits of the event, padding left out.
 
     Returns:
-      The loss: 0 at best, where all hits are found for `intersect`. Without clusters it is 1 for
-      `intersect`, where nothing is found then, and 0 for the others.
+      The loss. The best value is 0; `intersect` reaches it when all hits are found. Without
+      clusters `intersect` is 1, since nothing is found, and the others are 0.
     """
     p = jnp.where(micrographs.mask, jax.nn.sigmoid(_real_logits(micrographs)), 0)
     if kind == "intersect":
@@ -133,7 +133,7 @@ def _most_frequent(particle: Int[Array, "cluster voter"]) -> Int[Array, " cluste
 
 
 def _real_logits(micrographs: ScoredMicrographs) -> Float[Array, "cluster slot"]:
-    """The logits, 0 in empty slots: there they may be anything, and must not reach a gradient."""
+    """The logits; 0 in empty slots, whose logits have no meaning and must not reach a gradient."""
     logit = at_least_float32(micrographs.logit)
     return jnp.where(micrographs.mask & micrographs.cluster_mask[:, None], logit, 0)
 

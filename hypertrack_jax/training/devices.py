@@ -29,7 +29,7 @@ from hypertrack_jax.training.step import (
     batch_gradient,
     no_gradient,
     update_method,
-    updated,
+    updated_state,
 )
 from hypertrack_jax.tunes.tune import Tune
 
@@ -67,7 +67,7 @@ class Devices(NamedTuple):
         return NamedSharding(self.everywhere, _SAME)
 
     def replicate(self, tree: Any) -> Any:
-        """A tree that all processes have alike, placed whole on every device.
+        """Places a tree, which is the same in all processes, whole on every device.
 
         A state with another placement, as after a resume or a change of phase, would be compiled
         for once more.
@@ -153,14 +153,14 @@ def make_spread_step(
 
 
 def any_process(*wishes: bool) -> list[bool]:
-    """For each wish, whether any process has it; all have to ask at once, and wait for another."""
+    """For each wish, whether any process has it. All processes must ask at the same step."""
     if jax.process_count() == 1:
         return list(wishes)
     return process_allgather(np.array(wishes)).any(axis=0).tolist()
 
 
 def mean_of_processes(values: Sequence[float]) -> float:
-    """Mean over the values of all processes, which have to ask at once."""
+    """Mean over the values of all processes. All of them must ask at the same step."""
     sums = process_allgather(np.array([np.sum(values), len(values)], np.float32))
     total, number = sums.sum(axis=0).tolist()
     return total / number
@@ -172,7 +172,7 @@ def join_processes(
     """Meets the processes that train together; to be called before jax looks for devices.
 
     Args:
-      coordinator_address: `host:port` of process 0; None, as the others, for a single process.
+      coordinator_address: `host:port` of process 0. A single process has None here and below.
       num_processes: how many there are.
       process_id: number of this one, from 0.
 
@@ -242,14 +242,14 @@ def _update(
     """The update by the sum over all devices, which is a mean since the weights add up to 1."""
     model = Model(state.params, state.batch_stats, state.loss_scale)
     _, unravel = ravel_pytree(no_gradient(model))
-    after = updated(method, state, unravel(sums.sum(axis=0)))
+    after = updated_state(method, state, unravel(sums.sum(axis=0)))
     return jax.lax.with_sharding_constraint(after, replicated)
 
 
 def _regrouped(
     sharding: NamedSharding, array: Array, shape: tuple[int, ...] | None = None
 ) -> Array:
-    """The parts of an array that this process holds, as parts of another one."""
+    """The shards of this process, as shards of another array."""
     parts = [shard.data for shard in array.addressable_shards]
     return jax.make_array_from_single_device_arrays(shape or array.shape, sharding, parts)
 

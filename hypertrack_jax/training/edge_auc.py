@@ -33,7 +33,7 @@ def masked_auc(
       running mean of a training log stays a number. NaN if a real logit is NaN.
     """
     is_true, is_false = label & mask, ~label & mask
-    # Padding is of neither class: wherever it sorts to, it neither counts nor is counted.
+    # Padding belongs to neither class, so it counts nothing wherever it sorts to.
     edge_class = is_true.astype(jnp.int8) - is_false.astype(jnp.int8)
     sorted_score, sorted_class = lax.sort((logit.astype(jnp.float32), edge_class), num_keys=1)
     lost_halves = jnp.where(sorted_class < 0, _twice_true_below(sorted_score, sorted_class > 0), 0)

@@ -230,7 +230,7 @@ def _with_clusters(
     hit, pivot, _ = drawn.micrographs
     mask, particle = hit < len(tokens), graph.nodes.particle
     if method.cluster.membership_threshold == "soft":
-        # So the losses, whose zero is at a logit of 0, move the threshold.
+        # The losses change sign at a logit of 0, so they move the threshold.
         logit = logit - params[THRESHOLD]
         members = members_of("fixed", logit, mask, params[THRESHOLD])
     else:
@@ -273,7 +273,7 @@ class _Drawn(NamedTuple):
 
 
 def _drawn(found: Micrographs, number: Int[Array, ""], key: PRNGKeyArray) -> _Drawn:
-    """At most `MAX_MICROGRAPHS` random ones of so many, of which some may have been left out."""
+    """Draws at most `MAX_MICROGRAPHS` of the micrographs at random."""
     capacity = len(found.size)
     total = jnp.minimum(number, capacity)
     place = jnp.arange(capacity, dtype=jnp.int32)

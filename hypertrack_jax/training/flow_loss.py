@@ -62,7 +62,7 @@ def flow_loss(
       The loss; 0 for an event without particles.
     """
     is_signal = hit_particle >= 0
-    # Padding may hold anything, which must not reach a gradient.
+    # Padding has no meaning and must not reach a gradient.
     z = jnp.where(is_signal[:, None], embedding.astype(condition.dtype), 0)
     log_density = jnp.where(is_signal, flow_log_density(params, z, condition), 0)
     return -log_density.sum() / jnp.maximum(is_signal.sum(), 1).astype(z.dtype)

@@ -28,7 +28,7 @@ from hypertrack_jax.training.devices import (
     spread_over,
 )
 from hypertrack_jax.training.edge_auc import masked_auc
-from hypertrack_jax.training.progress import Progress
+from hypertrack_jax.training.progress import TrainingProgress
 from hypertrack_jax.training.run import DTYPES, TrainingRun, first_state, require_consistent
 from hypertrack_jax.training.step import (
     PHASE_INTERVAL,
@@ -87,7 +87,7 @@ def train(
         if step >= run.num_steps:
             _LOG.warning("step %d is reached already; raise num_steps to go on", step)
             return state
-        with Progress(
+        with TrainingProgress(
             run.log_directory,
             tune.optimizer,
             step,
@@ -112,7 +112,7 @@ class _Trainer:
         edge_filter: FilterWeights | None,
         devices: Devices,
         checkpoints: Checkpoints,
-        progress: Progress,
+        progress: TrainingProgress,
     ):
         self.run, self.tune, self.devices = run, tune, devices
         self.voxdyn, self.edge_filter = voxdyn, edge_filter

@@ -165,7 +165,7 @@ def contrastive_edge_loss(
 
 
 def _real_logits(logit: Float[Array, " edge"], mask: Bool[Array, " edge"]) -> Float[Array, " edge"]:
-    """The logits in float32 at least, 0 for padding: there they may be anything."""
+    """The logits in at least float32; 0 for padding, whose logits have no meaning."""
     return jnp.where(mask, at_least_float32(logit), 0)
 
 

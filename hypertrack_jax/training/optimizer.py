@@ -24,7 +24,7 @@ def learning_rate_schedule(tune: OptimizerTune) -> optax.Schedule:
         "constant": jnp.ones_like,
         "warm-cos": lambda step: cosine(jnp.mod(step, tune.period) / tune.period),
         "cos": lambda step: cosine(jnp.minimum(step / tune.period, 1)),
-        # 1 - 1e-5 itself has two digits of its 1e-5 right in float32; its logarithm has all.
+        # float32 keeps two digits of the 1e-5 in 1 - 1e-5, and all digits of its logarithm.
         "exp": lambda step: jnp.exp(step * math.log1p(-tune.exp_decay)),
         "step": lambda step: tune.step_factor ** jnp.floor(step / tune.step_period),
     }

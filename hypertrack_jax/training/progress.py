@@ -25,7 +25,7 @@ CUT_INTERVAL = 1000
 """Steps between two warnings of cut micrographs."""
 
 
-class Progress:
+class TrainingProgress:
     """The progress bar, a TensorBoard file and the lines of a `MetricsFile`.
 
     It reads from the device once per `LOG_INTERVAL`.
@@ -71,7 +71,7 @@ class Progress:
         self._writer = SummaryWriter(str(directory), purge_step=first_step, write_to_disk=is_told)
         self._file = MetricsFile(directory, first_step) if is_told else None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "TrainingProgress":
         """Closes all at the end of a `with` block."""
         return self
 
@@ -91,7 +91,7 @@ class Progress:
         self._is_first = True
 
     def announce_bucket(self, batch: Batch) -> None:
-        """Says that there will be a pause when a phase meets the sizes of a batch first."""
+        """Tells of the pause for compilation when a phase meets a new bucket."""
         bucket = (batch.graphs.nodes.mask.shape[1], batch.graphs.senders.shape[1])
         if bucket not in self._buckets:
             self._buckets.add(bucket)
@@ -112,7 +112,7 @@ class Progress:
         self._bar.update()
         if (step + 1) % LOG_INTERVAL:
             return
-        # All but the newest have long been computed, so that the device keeps working meanwhile.
+        # All but the newest are computed by now, so reading them does not hold the device up.
         *ready, newest = self._pending
         self._pending = [newest]
         if ready:
@@ -177,7 +177,7 @@ class Progress:
 
 
 def _require_finite(step: int, metrics: StepMetrics) -> None:
-    """Waits for the first update, which was compiled for; a loss in vain is known then."""
+    """Waits for the first update of a phase and refuses a loss that is not finite."""
     loss = float(metrics.losses.loss)
     if not np.isfinite(loss):
         raise UserError(

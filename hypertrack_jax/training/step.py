@@ -64,7 +64,7 @@ class StepMetrics(NamedTuple):
 
 
 def init_state(tune: Tune, key: PRNGKeyArray) -> TrainState:
-    """Fresh weights, and an optimiser that has seen nothing."""
+    """Fresh weights and a fresh optimiser."""
     params, batch_stats = init_parameters(tune, key)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -102,8 +102,8 @@ def due_phase(tune: Tune, state: TrainState, asked: int | None = None) -> int:
     Args:
       tune: without `transformer` as its clusterer there is phase 1 alone.
       state: the state before the update.
-      asked: a phase to be in whatever the AUC; None for phase 2 once the mean AUC is above
-        `auc_threshold`, looked at where the step is a multiple of `PHASE_INTERVAL`.
+      asked: a phase, which then holds whatever the AUC. None begins phase 2 once the mean AUC is
+        above `auc_threshold`; it is compared every `PHASE_INTERVAL` steps.
     """
     if tune.cluster.cluster != "transformer":
         return GNN_PHASE
@@ -158,7 +158,7 @@ def no_gradient(model: Model) -> Gradient:
 def event_gradient(
     method: LossMethod, model: Model, graph: EventGraph, key: PRNGKeyArray
 ) -> Gradient:
-    """Gradient, statistics and losses of one event, which is normalised by its own statistics.
+    """Gradient, statistics and losses of one event. BatchNorm uses the statistics of this event.
 
     In float16 the loss is multiplied by the loss scale before the gradient is taken, and the
     gradient is divided by it.
@@ -185,8 +185,8 @@ def batch_gradient(
 ) -> Gradient:
     """The weighted sum over events, in float32, one event after another.
 
-    So the memory does not grow with their number, and with weights that add up to 1 the running
-    statistics move by the mean over the batch.
+    Memory therefore does not grow with the number of events. With weights that add up to 1, the
+    running statistics move by the mean over the batch.
 
     Args:
       method: what the loss is compiled for.
@@ -211,10 +211,10 @@ def update_method(tune: Tune, dtype: DTypeLike, phase: int) -> UpdateMethod:
     return UpdateMethod(phase_optimizer(tune.optimizer, phase), jnp.dtype(dtype), phase)
 
 
-def updated(
+def updated_state(
     method: UpdateMethod, state: TrainState, gradient: Gradient
 ) -> tuple[TrainState, StepMetrics]:
-    """The state after an update; a gradient that is not finite changes the counters alone."""
+    """The state after an update. A gradient that is not finite only changes the counters."""
     norm = optax.tree.norm(gradient.params)
     is_finite = jnp.isfinite(norm)
     optimizer = make_optimizer(method.optimizer)
@@ -239,7 +239,7 @@ def updated(
     )
     return state, StepMetrics(
         gradient.losses,
-        # Copies, or another type: what is in the state is donated to the next update.
+        # The arrays of a state are donated to the next update, so metrics get copies.
         auc_mean + 0,
         norm,
         num_skipped.astype(jnp.float32),
@@ -253,7 +253,7 @@ def _of_edges_alone(changes: Any) -> dict[str, Any]:
 
 
 def _running_mean(state: TrainState, auc: Float[Array, ""]) -> Float[Array, ""]:
-    """The mean of the first `AUC_MEMORY` areas of the phase, then one that forgets."""
+    """The mean AUC of a phase: plain over the first `AUC_MEMORY` steps, then an exponential one."""
     number = jnp.minimum(state.step - state.phase_start + 1, AUC_MEMORY).astype(jnp.float32)
     moved = state.auc_mean + (auc.astype(jnp.float32) - state.auc_mean) / number
     return jnp.where(jnp.isfinite(moved), moved, state.auc_mean)

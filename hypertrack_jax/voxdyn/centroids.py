@@ -21,7 +21,7 @@ from hypertrack_jax.voxdyn.voronoi import (
     spatial_order,
 )
 
-LIST_LENGTH = 16
+FIT_LIST_LENGTH = 16
 """Neighbours in the lists of the search, which are made anew in every iteration: half as many as
 elsewhere take half the time to make, and hits that start from their former cell need no more."""
 TREE_HITS = 2**13
@@ -29,7 +29,7 @@ TREE_HITS = 2**13
 
 
 class CentroidFit(NamedTuple):
-    """Centroids and how they came about."""
+    """Centroids and the course of their fit."""
 
     centroids: Float32[np.ndarray, "cell 3"]
     """Positions in mm, in an order that keeps neighbours together."""
@@ -68,9 +68,9 @@ def fit_centroids(
     rng = stream("fit centroids", seed)
     centroids = position[rng.choice(len(position), num_cells, replace=False)]
     centroids = centroids[spatial_order(centroids)]
-    index = _to_device(build_index(centroids, LIST_LENGTH))
+    index = _to_device(build_index(centroids, FIT_LIST_LENGTH))
     cell = np.asarray(approximate_cells(index, position))
-    # Hits of one cell side by side: the searches then read the same few cache lines.
+    # Hits of one cell lie side by side, so their searches read the same few cache lines.
     order = np.argsort(cell, kind="stable")
     hits, cell = jnp.asarray(position[order]), jnp.asarray(cell[order])
     objective = np.zeros(num_iterations)
@@ -115,7 +115,7 @@ def _reassign(
 ) -> tuple[Int32[np.ndarray, " hit"], Float32[np.ndarray, " hit"]]:
     """Nearest cell of every hit and its squared distance in mm^2, given the cell before.
 
-    Few hits need the tree; the host picks them, so that the tree's cost is theirs alone.
+    Few hits need the tree. The host picks them, so only they pay for it.
     """
     cell, distance2, is_proven = map(np.array, scan_lists(index, position, start))
     pending, hits = np.flatnonzero(~is_proven), np.asarray(position)
@@ -124,13 +124,13 @@ def _reassign(
         hit = pending[first : first + TREE_HITS]
         padded = np.pad(hit, (0, TREE_HITS - len(hit)), mode="edge")
         is_copy = np.arange(TREE_HITS) >= len(hit)
-        # From the best cell so far, whose list is the sharper.
+        # From the best cell so far, because its list excludes more cells.
         best, best2, is_proven = scan_lists(index, hits[padded], cell[padded])
         found = search_tree(index, hits[padded], best, best2, is_proven | is_copy)
         cell[hit], distance2[hit] = (np.asarray(part)[: len(hit)] for part in found)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        # Each call writes to hits of its own; `list` raises what a call has raised.
+        # Each call writes to its own hits; `list` raises the errors of the calls.
         list(pool.map(search, range(0, len(pending), TREE_HITS)))
     return cell, distance2
 
@@ -144,7 +144,7 @@ def _reseed_empty(
 ) -> np.ndarray:
     """Moves centroids without hits to different hits, far ones preferred."""
     empty = np.flatnonzero(num_hits == 0)
-    # Hits on their centroid cannot improve; where all others are taken, cells stay empty.
+    # Hits on their centroid cannot improve. If no other hits are left, cells stay empty.
     empty = empty[: np.count_nonzero(distance2)]
     if len(empty):
         weight = distance2.astype(np.float64)

@@ -119,7 +119,7 @@ def unpacked_voxdyn(compact: CompactVoxdyn, where: str) -> VoxelDynamics:
     if is_sound:
         row = np.repeat(np.arange(num_cells), length)
         columns = _columns(compact.steps, row, length)
-        # Looked up without further checks: columns out of place would lead it astray.
+        # The look-up does not check columns, so they are checked here.
         is_first = np.diff(row, prepend=-1) > 0
         is_ascending = is_first | (np.diff(columns, prepend=-1) > 0)
         is_sound = is_ascending.all() and (columns < num_cells).all()
@@ -140,7 +140,7 @@ def unpacked_voxdyn(compact: CompactVoxdyn, where: str) -> VoxelDynamics:
 
 
 def count_levels(least: int) -> UInt16[np.ndarray, " level"]:
-    """The counts, from `least` on, that others are rounded to."""
+    """The levels, from `least` on, that counts are rounded to."""
     levels = [least]
     while levels[-1] < MAX_COUNT:
         levels.append(min(max(levels[-1] + 1, int(GROWTH * levels[-1])), MAX_COUNT))

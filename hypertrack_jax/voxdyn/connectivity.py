@@ -38,7 +38,7 @@ The underscore: arrays of different lengths meet in one call.
 
 
 class Rows(NamedTuple):
-    """C in compressed rows: both halves, or the upper one (u <= v) alone where that is said."""
+    """C in compressed rows: both halves, or only the upper one, u <= v, where that is said."""
 
     row_offsets: Int32[Array | np.ndarray, " cell_plus_1"]
     """Row u holds the entries from `row_offsets[u]` to `row_offsets[u + 1]`."""
@@ -71,7 +71,7 @@ def count_event_pairs(
     padding = capacity_for(len(lower)) - len(lower)
     # Keys need 40 bits; 64-bit integers are switched on for this program alone.
     with jax.enable_x64(True):
-        pairs, counts, num_pairs = count_pairs(
+        pairs, counts, num_pairs = count_keys(
             np.pad(lower, (0, padding)), np.pad(upper, (0, padding)), len(lower), num_cells
         )
         num_pairs = int(num_pairs)
@@ -80,7 +80,7 @@ def count_event_pairs(
 
 
 @jax.jit
-def count_pairs(
+def count_keys(
     lower: Int32[Array, " pair"], upper: Int32[Array, " pair"], num_real: Array, num_cells: Array
 ) -> tuple[Int64[Array, " pair"], Int32[Array, " pair"], Array]:
     """Distinct pairs of cells and how often each occurs; needs 64-bit integers.
@@ -140,7 +140,7 @@ def merge_runs(runs: Sequence[PackedPairs], chunk: int = 2**24) -> Iterator[Pack
     window = max(1, chunk // max(1, len(runs)))
     while any(place < len(run) for place, run in zip(done, runs, strict=True)):
         parts = [run[place : place + window] for place, run in zip(done, runs, strict=True)]
-        # Pairs up to the first at which a window ends are complete: no run has more of them.
+        # Pairs up to the smallest end of a window are complete: no run has more of them.
         ends = [
             int(part[-1]) | MAX_COUNT
             for part, place, run in zip(parts, done, runs, strict=True)
@@ -181,7 +181,7 @@ def mirror_rows(upper: Rows) -> Rows:
     num_cells = len(upper.row_offsets) - 1
     half = sparse.csr_array((upper.counts, upper.columns, upper.row_offsets), (num_cells,) * 2)
     mirrored = half.T.tocsr()
-    # An entry on the diagonal is the last of its row here; it must not count twice.
+    # The diagonal entry is the last of its row here, and must not count twice.
     last = mirrored.indptr[1:] - 1
     rows = np.flatnonzero(np.diff(mirrored.indptr))
     rows = rows[mirrored.indices[last[rows]] == rows]

@@ -32,13 +32,13 @@ class _Run(NamedTuple):
 
 
 class PairCounter:
-    """Counts of pairs of cells: the latest in memory, all others as sorted runs in a directory.
+    """Counts of pairs of cells: the latest in memory, the others as sorted runs in a directory.
 
     Runs of similar length merge into one, so that there are few, each pair is merged
     O(log(number of events)) times, and together they take little more than C itself.
 
-    What a run holds is known only once the manifest names it, and the manifest is replaced in one
-    piece: a process killed at any moment leaves a count that is right for the events it names.
+    A run counts once the manifest names it, and the manifest is replaced in one piece. A process
+    that is killed at any moment therefore leaves a count that is right for the events it names.
     Counts are sums of integers, so neither the order of the events nor the cuts matter.
     """
 

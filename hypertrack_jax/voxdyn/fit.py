@@ -40,7 +40,7 @@ from hypertrack_jax.voxdyn.voronoi import VoronoiIndex, assign_cells, build_inde
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[Sequence[int], str], Iterable[int]]
+ShowProgress = Callable[[Sequence[int], str], Iterable[int]]
 """Passes event numbers on and shows how far it is; the text says what is being done."""
 SYMMETRIES = np.array([[1, 1, 1], [-1, -1, 1], [1, 1, -1], [-1, -1, -1]], np.float32)
 """Signs of x, y, z that map detector and field onto themselves: all modules come in pairs opposite
@@ -126,24 +126,24 @@ def fit_voxdyns(
     ncells: Sequence[int],
     node2nodes: Sequence[str],
     directory: Path,
-    progress: Progress = lambda event_ids, _: event_ids,
+    progress: ShowProgress = lambda event_ids, _: event_ids,
 ) -> Iterator[VoxelDynamics]:
     """Fits an estimator for each number of cells and each topology, in two passes over the events.
 
     The first pass draws a bounded sample of particle hits, to which the centroids are fitted; the
-    second counts C for all of them. Memory does not grow with the number of events, but for the
-    entries of C, of which the counting itself holds a bounded part; the result depends neither on
-    the order of the events nor on how often the fit was stopped and taken up again.
+    second counts C for all of them. Memory does not grow with the number of events, except for the
+    entries of C, of which the counting holds a bounded part. The result depends neither on the
+    order of the events nor on how often the fit was stopped and resumed.
 
-    What is not finished waits in a place of its own for each choice of events, settings, cells and
-    topologies. A fit that was stopped goes on from there. The place is removed after the last
-    estimator has been taken.
+    An unfinished fit is kept in a directory of its own, one for each choice of events, settings,
+    cells and topologies. A fit that was stopped goes on from there. The directory is removed after
+    the last estimator has been taken.
 
     Args:
       training: events and settings.
       ncells: numbers of cells.
       node2nodes: topologies of the true edges.
-      directory: where the places of unfinished fits are, named `voxdyn.unfinished.*`.
+      directory: where unfinished fits are kept, in directories named `voxdyn.unfinished.*`.
       progress: shows progress.
 
     Yields:
@@ -151,7 +151,7 @@ def fit_voxdyns(
 
     Raises:
       UserError: an unknown topology, a number of cells that is not possible or too large for the
-        memory, what is not finished is damaged, or another process is at the same fit.
+        memory, the unfinished fit is damaged, or another process works on the same fit.
       OSError: no space or no permission.
     """
     for node2node in node2nodes:
@@ -200,11 +200,11 @@ def count_events(
     training: Training,
     indices: Sequence[VoronoiIndex],
     counters: dict[tuple[int, str], PairCounter],
-    progress: Progress = lambda event_ids, _: event_ids,
+    progress: ShowProgress = lambda event_ids, _: event_ids,
 ) -> None:
-    """Adds to each counter the events that it has not counted, and makes that last.
+    """Adds to each counter the events that it has not counted, and writes the counts.
 
-    Whatever ends this early, what has been counted is kept.
+    Counts are kept whatever ends this early.
 
     Raises:
       UserError: a counter holds events that are not among those of `training`.
@@ -276,7 +276,7 @@ def sample_particle_hits(
             is_low = draw < draws[:max_hits].max()
             draw, position = draw[is_low], position[is_low]
         draws, positions = np.append(draws, draw), np.vstack([positions, position])
-        # A cut only now and then: each costs a pass over the whole sample.
+        # Cuts are rare, because each costs a pass over the whole sample.
         if len(draws) > 1.25 * max_hits:
             draws, positions = _lowest(draws, positions, max_hits)
     return _lowest(draws, positions, max_hits)[1]
@@ -287,7 +287,8 @@ def copy_of(position: Float32[np.ndarray, "hit 3"], number: int) -> Float32[np.n
 
     Copies 0 to 3 are those of `SYMMETRIES`, which are exact. Each further four are turned about the
     beam first, by multiples of half a turn times the golden ratio, which fall evenly between the
-    former ones. There the modules do not lie on modules; the tracks are as good, the gaps are not.
+    former ones. The modules of such a copy do not lie on modules: its tracks are as good as others,
+    but its gaps are not where the detector has gaps.
     """
     turns, symmetry = divmod(number, len(SYMMETRIES))
     angle = np.pi * ((turns * _GOLDEN) % 1)
@@ -298,7 +299,7 @@ def copy_of(position: Float32[np.ndarray, "hit 3"], number: int) -> Float32[np.n
 
 
 def _fit_all_centroids(
-    training: Training, ncells: Sequence[int], directory: Path, progress: Progress
+    training: Training, ncells: Sequence[int], directory: Path, progress: ShowProgress
 ) -> list[Centroids]:
     """The centroids of each number of cells: those in `directory`, or else newly fitted ones."""
     paths = [directory / f"centroids_{ncell}.npz" for ncell in ncells]
@@ -319,7 +320,7 @@ def _fit_all_centroids(
 def unfinished_place(
     directory: Path, training: Training, ncells: Sequence[int], node2nodes: Sequence[str]
 ) -> Path:
-    """Where a fit waits until it is finished: one place for each choice of what it depends on."""
+    """The directory of an unfinished fit: one for each choice of what the fit depends on."""
     settings = {
         "event_ids": sorted(training.event_ids),
         "ncells": sorted(ncells),

@@ -1,6 +1,6 @@
 """Device side: the pairs of hits that C joins, each once, made a block at a time.
 
-All pairs of a full event have no room in memory; the lists that they are made from do.
+The pairs of a full event do not fit in memory; the lists that they are made from do.
 """
 
 from functools import partial
@@ -26,7 +26,7 @@ from hypertrack_jax.voxdyn.lookup import (
 
 
 class PairLists(NamedTuple):
-    """The pairs of hits that C joins, each once, in lists that are far shorter than they are."""
+    """Lists from which the pairs that C joins are made. They are far shorter than the pairs."""
 
     cells: EventCells
     lists: SenderLists
@@ -63,7 +63,7 @@ def pair_lists(
     block_capacity: int,
     place_capacity: int,
 ) -> PairLists:
-    """What `pair_block` makes the pairs of an event from, a block at a time.
+    """The lists from which `pair_block` makes the pairs of an event.
 
     Args:
       rows: C.

@@ -6,8 +6,8 @@
    as long as the rows is ever written.
 3. `list_senders` turns the bits into one list of sending hits for each occupied cell.
 
-`hit_edges` and `hit_pairs` make edges and pairs from the lists. Capacities are guessed; each result
-tells what would have been needed.
+`hit_edges` and `hit_pairs` make edges and pairs from the lists. Capacities are guesses; each result
+says what it would have needed.
 """
 
 from functools import partial
@@ -193,7 +193,7 @@ def list_senders(
 
 
 def readable(rows: Rows) -> Rows:
-    """C with at least one entry: an empty array cannot be read, and no row is as long as it."""
+    """C with at least one entry, since an empty array cannot be read; no row has that entry."""
     if len(rows.columns):
         return rows
     return rows._replace(columns=jnp.zeros(1, jnp.int32), counts=jnp.zeros(1, jnp.uint16))
@@ -218,7 +218,7 @@ def expand(
 
 def total(lengths: Int32[Array, " item"]) -> Int32[Array, ""]:
     """Their sum, or `TOO_MANY`."""
-    # The sum in floating point sees totals that wrap around in 32 bits; the exact one all others.
+    # The float sum detects totals that wrap around in 32 bits; the integer sum is exact below.
     is_too_large = lengths.astype(jnp.float32).sum() > 2**30
     return jnp.where(is_too_large, TOO_MANY, lengths.sum(dtype=jnp.int32))
 

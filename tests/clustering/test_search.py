@@ -13,9 +13,9 @@ from hypertrack_jax.clustering.components import connected_components
 from hypertrack_jax.clustering.micrographs import Micrographs
 from hypertrack_jax.clustering.neighbors import Neighbors, kept_neighbors
 from hypertrack_jax.clustering.search import (
-    Clusters,
-    Hits,
+    FoundClusters,
     Members,
+    SearchHits,
     SearchSizes,
     open_hits,
     search_clusters,
@@ -105,7 +105,7 @@ def compiled(tune, sizes, num_neighbors):
         probability, senders, receivers, mask = edges
         neighbors = kept_neighbors(*edges, num_hits, num_neighbors, 0.55)
         component = connected_components(senders, receivers, mask & (probability > 0.55), num_hits)
-        hits = Hits(position, component, open_hits(component, hit_mask, tune.min_hits))
+        hits = SearchHits(position, component, open_hits(component, hit_mask, tune.min_hits))
         return search_clusters(hits, neighbors, membership, tune, sizes, key)
 
     return search
@@ -291,7 +291,7 @@ def found_clusters(label, membership):
         jnp.zeros((0, 1), jnp.int32), jnp.zeros((0, 1), jnp.int32), jnp.zeros(0, jnp.int32)
     )
     label, membership = jnp.array(label, jnp.int32), jnp.array(membership, jnp.float32)
-    return Clusters(
+    return FoundClusters(
         label, membership, none, micrographs, none, none, is_unfinished=jnp.array(False)
     )
 

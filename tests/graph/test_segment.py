@@ -12,9 +12,7 @@ from hypertrack_jax.graph.segment import (
     raise_segments,
     rank_in_segment,
     segment_max,
-    segment_mean,
     segment_min,
-    segment_softmax,
     segment_sum,
 )
 
@@ -23,14 +21,13 @@ EMPTY = 3
 
 
 def entries(is_sorted=True, num_columns=None, seed=0):
-    """Data, ids and mask; segment 3 is empty, segment 0 all masked, the last ids are padding."""
+    """Data and ids; segment 3 is empty, and the last ids are padding."""
     rng = np.random.default_rng(seed)
     ids = rng.choice(np.array([0, 1, 2, 4, 5, NUM_SEGMENTS], np.int32), 60)
     if is_sorted:
         ids = np.sort(ids)
-    mask = (rng.random(60) < 0.8) & (ids != 0) & (ids != NUM_SEGMENTS)
     shape = (60,) if num_columns is None else (60, num_columns)
-    return rng.normal(size=shape).astype(np.float32), ids, mask
+    return rng.normal(size=shape).astype(np.float32), ids
 
 
 def on_device(*arrays):
@@ -48,7 +45,7 @@ def on_device(*arrays):
     ],
 )
 def test_reductions_equal_a_loop(operation, of_segment, if_empty, num_columns, is_sorted):
-    data, ids, _ = entries(is_sorted, num_columns)
+    data, ids = entries(is_sorted, num_columns)
     found = np.asarray(operation(*on_device(data, ids), NUM_SEGMENTS, sorted_ids=is_sorted))
     assert len(found) == NUM_SEGMENTS  # and none for the padding's id
     for segment in range(NUM_SEGMENTS):
@@ -70,7 +67,6 @@ def test_ids_outside_are_dropped_by_every_operation():
         put_rows(zeros, data, ids),
         put_columns(zeros[None], data[None], ids[None])[0],
         jnp.maximum(segment_max(data, ids, NUM_SEGMENTS), 0),
-        segment_mean(data, ids, NUM_SEGMENTS, data > 0),
     ):
         np.testing.assert_array_equal(found, expected)
 
@@ -83,7 +79,7 @@ def test_reductions_of_whole_numbers_stay_exact():
 
 
 def test_blocks_added_one_after_another_make_the_whole_sum():
-    data, ids, _ = entries(num_columns=3)
+    data, ids = entries(num_columns=3)
     total = jnp.zeros((NUM_SEGMENTS, 3))
     for block in (slice(0, 25), slice(25, 60)):
         total = add_to_segments(total, jnp.asarray(data[block]), jnp.asarray(ids[block]))
@@ -93,7 +89,7 @@ def test_blocks_added_one_after_another_make_the_whole_sum():
 
 @pytest.mark.parametrize("num_columns", [None, 3])
 def test_blocks_taken_in_one_after_another_give_the_largest_of_all(num_columns):
-    data, ids, _ = entries(num_columns=num_columns)
+    data, ids = entries(num_columns=num_columns)
     highest = jnp.full((NUM_SEGMENTS, *data.shape[1:]), -1.0).at[EMPTY].set(0.25)
     for block in (slice(0, 25), slice(25, 60)):
         highest = raise_segments(highest, jnp.asarray(data[block]), jnp.asarray(ids[block]))
@@ -103,62 +99,9 @@ def test_blocks_taken_in_one_after_another_give_the_largest_of_all(num_columns):
     np.testing.assert_array_equal(highest, np.maximum(whole, lowest.reshape(-1, *columns)))
 
 
-@pytest.mark.parametrize("is_sorted", [True, False])
-@pytest.mark.parametrize("num_columns", [None, 3])
-def test_mean_equals_a_loop_over_real_entries(num_columns, is_sorted):
-    data, ids, mask = entries(is_sorted, num_columns)
-    real, segment_ids, is_real = on_device(data, ids, mask)
-    found = segment_mean(real, segment_ids, NUM_SEGMENTS, is_real, sorted_ids=is_sorted)
-    for segment in range(NUM_SEGMENTS):
-        part = data[(ids == segment) & mask]
-        expected = part.mean(axis=0) if len(part) else 0.0
-        np.testing.assert_allclose(found[segment], expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("is_sorted", [True, False])
-def test_softmax_equals_a_loop_and_survives_large_logits(is_sorted):
-    data, ids, mask = entries(is_sorted)
-    data = 100 * data + 500
-    logit, segment_ids, is_real = on_device(data, ids, mask)
-    found = segment_softmax(logit, segment_ids, NUM_SEGMENTS, is_real, sorted_ids=is_sorted)
-    found = np.asarray(found)
-    for segment in range(NUM_SEGMENTS):
-        place = (ids == segment) & mask
-        shifted = np.exp(data[place].astype(np.float64) - data[place].max(initial=-np.inf))
-        np.testing.assert_allclose(found[place], shifted / max(shifted.sum(), 1), 1e-4, 1e-30)
-    assert np.all(found[~mask] == 0)
-
-
-def test_softmax_gradient_equals_that_of_the_real_entries_alone():
-    data, ids, mask = entries()
-    target = np.random.default_rng(1).normal(size=60).astype(np.float32)
-
-    def value(logit, ids, mask, target):
-        return (segment_softmax(logit, ids, NUM_SEGMENTS, mask) * target).sum()
-
-    everything = np.ones(mask.sum(), bool)
-    with_padding = jax.grad(value)(*on_device(50 * data, ids, mask, target))
-    real = jax.grad(value)(*on_device(50 * data[mask], ids[mask], everything, target[mask]))
-    assert np.all(np.isfinite(with_padding))
-    assert np.any(real != 0)
-    np.testing.assert_allclose(with_padding[mask], real, rtol=1e-5, atol=1e-7)
-    assert np.all(with_padding[~mask] == 0)
-
-
-@pytest.mark.parametrize("operation", [segment_mean, segment_softmax])
-def test_all_masked_gives_zeros_with_finite_gradients(operation):
-    data, ids, nothing = on_device(*entries()[:2], np.zeros(60, bool))
-    value, gradient = jax.value_and_grad(
-        lambda data: operation(data, ids, NUM_SEGMENTS, nothing).sum()
-    )(data)
-    assert value == 0
-    assert np.all(gradient == 0)
-
-
 def test_no_entries_at_all():
     data, ids = on_device(np.zeros((0, 2), np.float32), np.zeros(0, np.int32))
     assert np.all(segment_sum(data, ids, 3) == np.zeros((3, 2)))
-    assert segment_softmax(data[:, 0], ids, 3, jnp.zeros(0, bool)).shape == (0,)
 
 
 @pytest.mark.parametrize("num_segments", [3, 5000])

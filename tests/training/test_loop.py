@@ -28,7 +28,7 @@ from hypertrack_jax.training.event_loss import Losses
 from hypertrack_jax.training.loop import train
 from hypertrack_jax.training.metrics_file import METRICS_FILE, VALIDATION_AUC
 from hypertrack_jax.training.optimizer import learning_rate_schedule
-from hypertrack_jax.training.progress import Progress
+from hypertrack_jax.training.progress import TrainingProgress
 from hypertrack_jax.training.run import TrainingRun
 from hypertrack_jax.training.step import StepMetrics
 from hypertrack_jax.tunes.tune import Tune
@@ -159,14 +159,14 @@ def test_another_network_is_refused_and_another_optimiser_is_not(runner):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_returns(runner, monkeypatch, number):
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    record = Progress.record
+    record = TrainingProgress.record
 
     def record_and_stop(bar, done, metrics, batch):
         record(bar, done, metrics, batch)
         if done == 1:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Progress, "record", record_and_stop)
+    monkeypatch.setattr(TrainingProgress, "record", record_and_stop)
     state = runner.train(50)
     assert int(state.step) == 2
     assert runner.saved_steps() == [2]
@@ -182,7 +182,7 @@ def test_a_second_signal_ends_at_once(runner, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Progress, "record", stop_twice)
+    monkeypatch.setattr(TrainingProgress, "record", stop_twice)
     with pytest.raises(KeyboardInterrupt):
         runner.train(50)
     assert signal.getsignal(signal.SIGINT) is handler
@@ -369,7 +369,7 @@ def metrics_with(is_cut):
 def test_no_mean_is_over_both_phases(runner, source):
     batch = graph_batch(step_events(source, 0, 2), runner.voxdyn, runner.tune)
     places = runner.run.log_directory, runner.tune.optimizer
-    with Progress(*places, 0, 6, has_validation=False) as bar:
+    with TrainingProgress(*places, 0, 6, has_validation=False) as bar:
         for number in range(6):
             bar.enter_phase(1 + number // 4, number // 4 * 4)
             bar.record(number, metrics_with(is_cut=number >= 4), batch)
@@ -382,7 +382,7 @@ def test_cut_micrographs_are_told_but_not_at_every_step(runner, source, caplog, 
     monkeypatch.setattr(progress, "CUT_INTERVAL", 10)
     batch = graph_batch(step_events(source, 0, 2), runner.voxdyn, runner.tune)
     places = runner.run.log_directory, runner.tune.optimizer
-    with Progress(*places, 0, 30, has_validation=False) as bar:
+    with TrainingProgress(*places, 0, 30, has_validation=False) as bar:
         bar.enter_phase(2, 0)
         for number in range(30):
             bar.record(number, metrics_with(is_cut=number > 7), batch)
