@@ -34,9 +34,7 @@ READ_TAG = flags.DEFINE_string(
 )
 NODE2NODE = flags.DEFINE_list("node2node", ["hyper"], "voxdyn: topologies; C counts the first.")
 NCELL = flags.DEFINE_integer("ncell", None, "Voronoi cells; default: the tune's.", lower_bound=1)
-MIN_COUNT = flags.DEFINE_float(
-    "min_count", None, "Smallest C that makes edges; default: the tune's; voxdyn: 1."
-)
+MIN_COUNT = flags.DEFINE_float("min_count", None, "Default: the tune's; voxdyn: 1.")
 EVENT = flags.DEFINE_integer("event", 1000, "Number of the event.")
 NUM_EVENTS = flags.DEFINE_integer(
     "num_events", 1, "reconstruct, scaling: number of events, from --event on.", lower_bound=1

@@ -36,31 +36,18 @@ PARAM = flags.DEFINE_string(
 )
 NODE2NODE = flags.DEFINE_enum("node2node", None, TOPOLOGIES, "Topology that the model must have.")
 NCELL = flags.DEFINE_integer("ncell", None, "Cells that the model must have.", lower_bound=1)
-MIN_COUNT = flags.DEFINE_float(
-    "min_count", None, "Smallest C that makes edges; default, and least for a model: the tune's."
-)
-TRUTH_NODE2NODE = flags.DEFINE_enum(
-    "truth_node2node", None, TOPOLOGIES, "Topology of the true edges; default: that of C."
-)
+MIN_COUNT = flags.DEFINE_float("min_count", None, "Smallest C of edges; default: the tune's.")
+TRUTH_NODE2NODE = flags.DEFINE_enum("truth_node2node", None, TOPOLOGIES, "Default: that of C.")
 CLUSTER = flags.DEFINE_enum(
     "cluster",
     None,
     choices(ClusterTune, "cluster"),
     "What makes tracks; default: the tune's, or cut where its transformer is not trained.",
 )
-EDGE_THRESHOLD = flags.DEFINE_float(
-    "edge_threshold", None, "Edges less probable than this are cut; default: the tune's.", 0.0, 1.0
-)
-CORE_HITS = flags.DEFINE_integer(
-    "core_hits",
-    None,
-    "Fewest hits of a cluster before the left-over hits join; default: the tune's.",
-    1,
-)
+EDGE_THRESHOLD = flags.DEFINE_float("edge_threshold", None, "Cut; default: the tune's.", 0.0, 1.0)
+CORE_HITS = flags.DEFINE_integer("core_hits", None, "Least hits chosen; default: the tune's.", 1)
 RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")
-NOISE_RATIO = flags.DEFINE_string(
-    "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise hits."
-)
+NOISE_RATIO = flags.DEFINE_string("noise_ratio", "-1", "Share of noise; -1: as it is; none: 0.")
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["9999"], "Last events of the ranges.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)

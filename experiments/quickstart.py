@@ -25,9 +25,7 @@ flags.adopt_module_key_flags(command_line)
 PARAM = flags.DEFINE_enum("param", "helix", list(PACKAGED), "Tune to train with --train.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 1000, "Training steps.", lower_bound=1)
 NUM_EVENTS = flags.DEFINE_integer("num_events", 100, "Full events to fit to and to train on.", 1)
-NUM_HELD_OUT = flags.DEFINE_integer(
-    "num_held_out", None, "Held-out events to reconstruct; default: 8, with --train 40.", 1
-)
+NUM_HELD_OUT = flags.DEFINE_integer("num_held_out", None, "Held-out events; 8, with --train 40.", 1)
 TRAIN = flags.DEFINE_boolean("train", False, "Fit and train a model instead: minutes, not seconds.")
 FIRST_EVENT, FIRST_HELD_OUT = 1000, 8750
 RFACTOR = 0.01

@@ -38,31 +38,20 @@ SOFT_RESET = flags.DEFINE_integer(
     1,
 )
 PHASE = flags.DEFINE_enum(
-    "phase",
-    "auto",
-    ["auto", "1", "2"],
-    "1: train the GNN alone; 2: both; auto: 2 above --auc_threshold.",
+    "phase", "auto", ["auto", "1", "2"], "1: the GNN alone; 2: both; auto: 2 above --auc_threshold."
 )
 RFACTOR_START = flags.DEFINE_float(
     "rfactor_start", 0.01, "Smallest fraction of particles kept; each event draws its own."
 )
 RFACTOR_END = flags.DEFINE_float("rfactor_end", 0.01, "Largest fraction of particles kept.")
-NOISE_RATIO = flags.DEFINE_string(
-    "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise hits."
-)
+NOISE_RATIO = flags.DEFINE_string("noise_ratio", "-1", "Share of noise; -1: as it is; none: 0.")
 EVENT_START = flags.DEFINE_list("event_start", ["2450", "5950"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["5899", "7499"], "Last events of the ranges.")
-VALIDATE = flags.DEFINE_integer(
-    "validate", 0, "1: measure the AUC of validation events, too.", 0, 1
-)
-VALIDATION_START = flags.DEFINE_list(
-    "validation_start", ["7500"], "First validation events of the ranges."
-)
+VALIDATE = flags.DEFINE_integer("validate", 0, "1: measure the AUC of validation events.", 0, 1)
+VALIDATION_START = flags.DEFINE_list("validation_start", ["7500"], "First events of these ranges.")
 VALIDATION_END = flags.DEFINE_list("validation_end", ["7549"], "As --event_end.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Events per update.", lower_bound=1)
-FP_DTYPE = flags.DEFINE_enum(
-    "fp_dtype", "float32", DTYPES, "Type of the arrays over hits and edges; weights are float32."
-)
+FP_DTYPE = flags.DEFINE_enum("fp_dtype", "float32", DTYPES, "Type of arrays, not of weights.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 10_000, "Updates in all.", lower_bound=1)
 SAVE_PERIOD = flags.DEFINE_float("save_period", 15.0, "Minutes between checkpoints.", lower_bound=0)
 SECTOR_HITS = flags.DEFINE_integer("sector_hits", None, "Hits of sectors; default: no sectors.", 1)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.graph.event_graph import EventGraph
-from hypertrack_jax.reconstruction.devices import DEVICES, on_each_device
+from hypertrack_jax.reconstruction.devices import EVENT_AXIS, on_each_device
 from hypertrack_jax.training.event_loss import LossMethod, loss_method
 from hypertrack_jax.training.step import (
     Model,
@@ -33,7 +33,7 @@ from hypertrack_jax.training.step import (
 )
 from hypertrack_jax.tunes.tune import Tune
 
-_SAME, _SPREAD = PartitionSpec(), PartitionSpec(DEVICES)
+_SAME, _SPREAD = PartitionSpec(), PartitionSpec(EVENT_AXIS)
 
 
 class Slots(NamedTuple):
@@ -116,8 +116,8 @@ def spread_over(batch_size: int) -> Devices:
     taken = [devices[:num_devices] for devices in of_each]
     return Devices(
         batch_size,
-        Mesh(np.array(taken[jax.process_index()]), (DEVICES,)),
-        Mesh(np.array(taken).reshape(-1), (DEVICES,)),
+        Mesh(np.array(taken[jax.process_index()]), (EVENT_AXIS,)),
+        Mesh(np.array(taken).reshape(-1), (EVENT_AXIS,)),
     )
 
 

@@ -6,13 +6,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hypertrack_jax.model.parameters import GNN_PHASE
-from hypertrack_jax.reconstruction.devices import DEVICES
+from hypertrack_jax.reconstruction.devices import EVENT_AXIS
 from hypertrack_jax.training.devices import Devices, make_spread_step
 
 
 def devices_for(batch_size, *numbers):
     """Some devices by their numbers; the first where none is given."""
-    mesh = Mesh(np.array([jax.devices()[number] for number in numbers or (0,)]), (DEVICES,))
+    mesh = Mesh(np.array([jax.devices()[number] for number in numbers or (0,)]), (EVENT_AXIS,))
     return Devices(batch_size, mesh, mesh)
 
 

@@ -11,7 +11,7 @@ from one_device import devices_for
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.model.parameters import GNN_PHASE
-from hypertrack_jax.reconstruction.devices import DEVICES, map_events
+from hypertrack_jax.reconstruction.devices import EVENT_AXIS, map_events
 from hypertrack_jax.training import devices
 from hypertrack_jax.training.batches import graph_batch, step_events
 from hypertrack_jax.training.devices import join_processes, make_spread_step, spread_over
@@ -21,7 +21,6 @@ from hypertrack_jax.training.step import (
     event_gradient,
     init_state,
     update_method,
-    updated,
 )
 
 KEY = jax.random.key(5)
@@ -44,7 +43,7 @@ def test_a_batch_is_shared_among_the_devices_that_it_has_events_for():
 
 def test_every_process_has_a_share_of_its_own(monkeypatch):
     # Three devices in all, of which a process has one.
-    everywhere = Mesh(np.array([*jax.devices(), jax.devices()[0]]), (DEVICES,))
+    everywhere = Mesh(np.array([*jax.devices(), jax.devices()[0]]), (EVENT_AXIS,))
     shares = []
     for index in range(3):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)

@@ -36,7 +36,7 @@ from hypertrack_jax.training.step import (
     no_gradient,
     phase_optimizer,
     update_method,
-    updated,
+    updated_state,
 )
 from hypertrack_jax.tunes.tune import LossTune, Tune
 
@@ -48,7 +48,7 @@ AUC = jnp.float32(0.75)
 
 INIT = jax.jit(init_state, static_argnums=0)
 GRADIENT = jax.jit(batch_gradient, static_argnums=0)
-UPDATE = jax.jit(updated, static_argnums=0)
+UPDATE = jax.jit(updated_state, static_argnums=0)
 WEIGHTS = np.array([0.25, 0.75], np.float32)
 
 
