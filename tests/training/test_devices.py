@@ -61,7 +61,7 @@ def test_two_devices_make_the_update_of_a_mean_by_hand(source, voxdyn, small_tun
     train_step = make_spread_step(tune, jnp.float32, GNN_PHASE, spread)
     by_hand = jax.jit(init_state, static_argnums=0)(tune, jax.random.key(1))
     state = spread.replicate(by_hand)
-    gradient_of, update = (jax.jit(f, static_argnums=0) for f in (event_gradient, updated))
+    gradient_of, update = (jax.jit(f, static_argnums=0) for f in (event_gradient, updated_state))
     method = loss_method(tune, jnp.float32, GNN_PHASE)
     for number in range(2):
         graphs = graphs_of(source, spread, voxdyn, tune, number)
