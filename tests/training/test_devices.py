@@ -21,6 +21,7 @@ from hypertrack_jax.training.step import (
     event_gradient,
     init_state,
     update_method,
+    updated_state,
 )
 
 KEY = jax.random.key(5)
