@@ -5,9 +5,10 @@ import logging
 import absl.logging
 from absl import flags
 
-from hypertrack_jax.command.start import quiet_xla
+from hypertrack_jax.command.start import collect_garbage_rarely, quiet_xla
 
 quiet_xla()
+collect_garbage_rarely()
 
 
 def choose_logs() -> None:

@@ -32,6 +32,7 @@ from tqdm import tqdm
 from hypertrack_jax.command.start import (
     DEVICES,
     choose_device,
+    collect_garbage_rarely,
     end_with,
     keep_programs,
     quiet_xla,
@@ -254,6 +255,7 @@ def _shared(
 def load_model(options: Options) -> Reconstructor:
     """The model, on the device and with the kept programs that were chosen; on a worker, too."""
     quiet_xla()
+    collect_garbage_rarely()
     from hypertrack_jax.memory import keep_freed_memory
     from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 

@@ -1,5 +1,7 @@
 """The devices and directories that programs choose."""
 
+import gc
+
 import jax
 import pytest
 
@@ -49,3 +51,12 @@ def test_a_directory_that_cannot_be_made_is_told_only_if_it_was_named(used, tmp_
     assert used == []
     with pytest.raises(OSError, match="file"):
         start.keep_programs(str(tmp_path / "file" / "x"))
+
+
+def test_garbage_is_looked_for_rarely():
+    before = gc.get_threshold()
+    try:
+        start.collect_garbage_rarely()
+        assert gc.get_threshold()[0] == 10_000
+    finally:
+        gc.set_threshold(*before)
