@@ -11,6 +11,7 @@ import functools
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import command_line
 import numpy as np
@@ -53,7 +54,9 @@ def main() -> None:
     print("| workers | events per second | of one worker |\n|:--------|------:|------:|")
     one = None
     for num_workers in command_line.whole_numbers(WORKERS):
-        with LocalCluster(
+        # Its own annotations know neither a cluster without a dashboard nor what `with` gives.
+        local: Any = LocalCluster
+        with local(
             n_workers=num_workers, threads_per_worker=1, dashboard_address=None, memory_limit=None
         ) as cluster:
             seconds = [
