@@ -8,6 +8,7 @@ Each has reconstructed all events once before the time is taken, so nothing is c
 """
 
 import functools
+import logging
 import shutil
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def main() -> None:
         raise MissingPackageError(
             "needs the extra: pip install 'hypertrack-jax[cluster]'"
         ) from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     ids = command_line.event_range(EVENT_START, EVENT_END)
     data, output = (
         command_line.workdir("cluster", "data"),
