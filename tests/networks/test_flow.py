@@ -13,6 +13,8 @@ from hypertrack_jax.tunes.tune import NetworkTune
 from hypertrack_jax.tunes.tune_5 import TUNE
 
 NUM_CONDITIONS = 3
+log_density = jax.jit(flow_log_density)
+fresh_flow = jax.jit(init_flow, static_argnums=(0, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def float64():
 def random_flow(num_features, num_blocks, spread=0.4):
     """Parameters none of which is 0."""
     tune = NetworkTune(embedding_dim=num_features, flow_blocks=num_blocks, flow_width=11)
-    params = init_flow(tune, NUM_CONDITIONS, jax.random.key(0))
+    params = fresh_flow(tune, NUM_CONDITIONS, jax.random.key(0))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: leaf + rng.normal(0, spread, leaf.shape), params)
 
@@ -104,25 +106,25 @@ def test_noise_and_back_again(num_features):
 
 
 def test_a_fresh_flow_is_a_standard_normal():
-    params = init_flow(NetworkTune(embedding_dim=4), NUM_CONDITIONS, jax.random.key(0))
+    params = fresh_flow(NetworkTune(embedding_dim=4), NUM_CONDITIONS, jax.random.key(0))
     z = rows(5, 4)
-    found = flow_log_density(params, z, rows(5, NUM_CONDITIONS, 1))
+    found = log_density(params, z, rows(5, NUM_CONDITIONS, 1))
     expected = -0.5 * np.square(z).sum(axis=1) - 2 * np.log(2 * np.pi)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_a_row_depends_on_its_own_condition_alone():
     params, z, condition = random_flow(5, 2), rows(4, 5), rows(4, NUM_CONDITIONS, 1)
-    before = flow_log_density(params, z, condition)
-    after = flow_log_density(params, z, condition.at[1].add(0.5))
+    before = log_density(params, z, condition)
+    after = log_density(params, z, condition.at[1].add(0.5))
     np.testing.assert_array_equal(np.asarray(before) == after, [True, False, True, True])
 
 
 def test_far_outliers_have_finite_densities_and_gradients():
     params = jax.tree.map(lambda leaf: 100 * leaf.astype(jnp.float32), random_flow(5, 4))
     z, condition = (1e3 * rows(4, width).astype(jnp.float32) for width in (5, NUM_CONDITIONS))
-    value, gradient = jax.value_and_grad(
-        lambda params: flow_log_density(params, z, condition).sum()
+    value, gradient = jax.jit(
+        jax.value_and_grad(lambda params: flow_log_density(params, z, condition).sum())
     )(params)
     assert np.isfinite(value)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
@@ -131,7 +133,7 @@ def test_far_outliers_have_finite_densities_and_gradients():
 def test_a_flow_that_is_trained_learns_a_density():
     """Of a normal distribution whose mean and spread the condition tells; its entropy is known."""
     tune = NetworkTune(embedding_dim=2, flow_blocks=2, flow_width=16)
-    params = init_flow(tune, 1, jax.random.key(0))
+    params = fresh_flow(tune, 1, jax.random.key(0))
     rng = np.random.default_rng(0)
     condition = rng.uniform(-1, 1, (2000, 1))
     z = condition * [2.0, -1.0] + np.exp(condition) * rng.normal(size=(2000, 2))

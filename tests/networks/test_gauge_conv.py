@@ -59,8 +59,9 @@ def make_layer(aggregation="mean", residual=True) -> Layer:
     hit_mask = jnp.arange(NUM_HITS) < NUM_HITS - 1
     h, position = (jnp.asarray(rng.normal(size=(NUM_HITS, width))) for width in (WIDTH, 3))
     layer = GaugeEdgeConv(WIDTH, NUM_SCALARS, WIDTH, residual, aggregation)
-    variables = layer.init(jax.random.key(0), h, position, hit_mask, edges, degree, True)
-    variables = jax.tree.map(lambda leaf: leaf + rng.uniform(0.1, 0.5, leaf.shape), dict(variables))
+    variables = random_weights(
+        lambda: layer.init(jax.random.key(0), h, position, hit_mask, edges, degree, True)
+    )
 
     def apply(h, position, train):
         given = (h, position, hit_mask, edges, degree, train)
