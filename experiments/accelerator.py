@@ -2,8 +2,7 @@
 
 Runs stages one after another, each as a process with a time limit; what a stage finds is written at
 once to accelerator.json and accelerator.md in --output. A stage that fails or hangs is told of, and
-the next one begins. --workdir/data has some full events, and --workdir/models what
-shipped models lack, as carry_accelerator.py leaves them.
+the next one begins. --workdir/data has some full events.
 
 python experiments/accelerator.py --workdir=carried --output=accelerator
 python experiments/accelerator.py --workdir=quickstart --output=dry --dry_run --device=cpu
@@ -39,9 +38,8 @@ def main() -> None:
     report, data = Report(Path(OUTPUT.value).absolute()), command_line.workdir("data")
     stored_ids(data)  # Without events there is nothing to begin.
     if ALONE.value:
-        models = command_line.workdir("models")
         report.begin(ALONE.value)
-        STAGES[ALONE.value].run(Setting(data, models, report, SECONDS.value, DRY_RUN.value))
+        STAGES[ALONE.value].run(Setting(data, report, SECONDS.value, DRY_RUN.value))
         sys.exit(1 if report.failed else 0)
     unknown = [name for name in ASKED.value if name not in STAGES]
     if unknown:

@@ -22,8 +22,7 @@ flags.adopt_module_key_flags(command_line)
 
 EVENT = flags.DEFINE_integer("event", 8752, "Number of a full event.")
 SECTOR_HITS = flags.DEFINE_integer("sector_hits", 24_000, "Hits of a training step's sector.", 1)
-PILE_UPS = ((0.01, "pu2"), (0.1, "pu200"), (1.0, "pu200"))
-"""Fractions of particles kept, and the model; the file of `pu20` has no graph constructor."""
+MODEL, RFACTORS = "pu200", (0.01, 0.1, 1.0)
 
 
 def main() -> None:
@@ -37,13 +36,13 @@ def main() -> None:
 def limits() -> Iterator[Limit]:
     """The stages at each pile-up, then training steps of a sector."""
     full = load_event(command_line.workdir("data"), EVENT.value)
-    for rfactor, name in PILE_UPS:
+    model = Reconstructor.load(MODEL)
+    for rfactor in RFACTORS:
         rng = stream("thin for a benchmark", 0, EVENT.value)
         event = thin(full, rfactor, OWN_NOISE_RATIO, rng)
-        what = f"pile-up {200 * rfactor:g} by {name}"
-        yield from stage_limits(Reconstructor.load(name), event, what)
+        yield from stage_limits(model, event, f"pile-up {200 * rfactor:g}")
     sector = draw_sector(full, SECTOR_HITS.value, np.random.default_rng(0))
-    yield from step_limits(Reconstructor.load("pu200"), sector, "training step of a sector")
+    yield from step_limits(model, sector, "training step of a sector")
 
 
 if __name__ == "__main__":

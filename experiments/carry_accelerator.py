@@ -2,7 +2,6 @@
 
 That machine has jax for its card, with what jax needs, on Linux x86-64. The folder has our code and
 models, the wheels of all else, and some events of --workdir/data; the last is not trained with.
-A shipped model without its graph constructor takes that of --workdir/models along.
 
 python experiments/carry_accelerator.py --workdir=work --event_start=1000,8752 --event_end=1003,8752
 """
@@ -32,7 +31,6 @@ def main() -> None:
     carried = Carried(
         folder=Path(OUTPUT.value).absolute(),
         data=command_line.workdir("data"),
-        models=command_line.workdir("models"),
         event_ids=command_line.event_range(EVENT_START, EVENT_END),
         megabytes=MEGABYTES.value,
     )

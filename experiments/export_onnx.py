@@ -1,10 +1,10 @@
 """Writes a stage of a model in ONNX, for ACTS's edge classifiers or any other runtime.
 
 python experiments/export_onnx.py --read_tag=pu2 --output=pu2.onnx
-python experiments/export_onnx.py --read_tag=pu200 --stage=filter --output=pu200_filter.onnx
+python experiments/export_onnx.py --read_tag=pu200 --stage=filter --output=filter.onnx
 
 Inputs: node_features [hit, 3], x, y, z in mm (and the hits' clusters in 15 columns more, for the
-filter of pu200_cells); edge_index [2, edge], both directions of every edge; edge_features
+filter of cells); edge_index [2, edge], both directions of every edge; edge_features
 [edge, 1], the entry of C of the edge's cells, or for a network behind a filter the filter's logit.
 Output: logit [edge]. The numbers of hits and edges are open. The filter takes the whole candidate
 graph, and keeps the edges whose logit is at least the `threshold` of the file's metadata.

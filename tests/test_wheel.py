@@ -20,8 +20,7 @@ def test_wheel_is_the_package_with_types_and_weights(tmp_path, monkeypatch):
         *(path.relative_to(ROOT).as_posix() for path in sources),
         "hypertrack_jax/py.typed",
         "hypertrack_jax/evaluation/event_page.js",
+        "hypertrack_jax/weights/cells.npz",
         "hypertrack_jax/weights/pu2.npz",
-        "hypertrack_jax/weights/pu20.npz",
         "hypertrack_jax/weights/pu200.npz",
-        "hypertrack_jax/weights/pu200_cells.npz",
     }

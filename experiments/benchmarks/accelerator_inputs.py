@@ -18,8 +18,8 @@ from hypertrack_jax.model.parameters import init_parameters
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.streams import stream
 
-ROAD = "pu200"
-"""The model of full events."""
+MODEL = "pu200"
+"""The model that is looked at, at all pile-ups."""
 SECTOR_HITS = 24_000
 """Hits of a sector with about 2e5 edges."""
 SMALL_HITS = 500
@@ -31,8 +31,6 @@ class Setting(NamedTuple):
 
     data: Path
     """Directory of full events."""
-    models: Path
-    """Directory of what shipped models lack, see `carrying`."""
     report: Report
     seconds: float
     """Its time."""
@@ -40,10 +38,9 @@ class Setting(NamedTuple):
     """Whether this is a dry run."""
 
 
-def load_model(setting: Setting, name: str) -> Reconstructor:
-    """A shipped model; in a dry run its graphs with a small network of fresh weights."""
-    whole_model = setting.models / f"{name}.npz"
-    model = Reconstructor.load(whole_model if whole_model.is_file() else name, setting.models)
+def load_model(setting: Setting) -> Reconstructor:
+    """The model; in a dry run its graphs with a small network of fresh weights."""
+    model = Reconstructor.load(MODEL)
     if not setting.is_small:
         return model
     small = {"num_layers": 1, "latent_dim": 8, "embedding_dim": 5, "edge_mlp_dims": (4,)}
@@ -52,15 +49,6 @@ def load_model(setting: Setting, name: str) -> Reconstructor:
     tune = replace(model.tune, network=network, cluster=cluster)
     params, batch_stats = jax.jit(init_parameters, static_argnums=0)(tune, jax.random.key(0))
     return replace(model, tune=tune, params=params, batch_stats=batch_stats)
-
-
-def load_or_road(setting: Setting, stage: str, name: str) -> tuple[str, Reconstructor]:
-    """A model and its name, or those of the model of full events where a file is missing."""
-    try:
-        return name, load_model(setting, name)
-    except FileNotFoundError as error:
-        setting.report.note(stage, f"{ROAD} takes the place of {name}: {error}")
-        return ROAD, load_model(setting, ROAD)
 
 
 def stored_ids(data: Path) -> list[int]:

@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.accelerator_inputs import (
-    ROAD,
+    MODEL,
     Setting,
     events,
     load_model,
-    load_or_road,
     peak_gigabytes,
     sector_hits,
     sector_of_full_event,
@@ -166,13 +165,12 @@ def device_tests(setting: Setting) -> None:
 
 
 def reconstructions(setting: Setting) -> None:
-    """Hits to tracks at each pile-up by the model for it: times, compilation, memory, scores."""
-    rfactors = {ROAD: 1.0} if setting.is_small else {"pu2": 0.01, "pu20": 0.1, ROAD: 1.0}
-    for wanted, rfactor in rfactors.items():
+    """Hits to tracks at each pile-up: times, compilation, memory, scores."""
+    model = load_model(setting)
+    for rfactor in (1.0,) if setting.is_small else (0.01, 0.1, 1.0):
         with setting.report.going_on("reconstruct", f"pile-up {200 * rfactor:g}"):
-            name, model = load_or_road(setting, "reconstruct", wanted)
             row = reconstruction(model, next(events(setting, rfactor)), number_of_runs(setting))
-            setting.report.add("reconstruct", pileup=200 * rfactor, model=name, **row)
+            setting.report.add("reconstruct", pileup=200 * rfactor, **row)
 
 
 def reconstruction(model: Reconstructor, event: Event, num_runs: int) -> dict[str, Any]:
@@ -200,14 +198,13 @@ def reconstruction(model: Reconstructor, event: Event, num_runs: int) -> dict[st
 
 def training_steps(setting: Setting) -> None:
     """Training steps of both phases, in float32 and then in bfloat16."""
-    road = load_model(setting, ROAD)
-    works = {"sector of a full event": (road, batch_of(road, sector_of_full_event(setting)))}
+    model = load_model(setting)
+    works = {"sector of a full event": batch_of(model, sector_of_full_event(setting))}
     if not setting.is_small:
-        _, model = load_or_road(setting, "train_step", "pu20")
-        works["pile-up 20"] = model, batch_of(model, whole(next(events(setting, 0.1))))
+        works["pile-up 20"] = batch_of(model, whole(next(events(setting, 0.1))))
     settings = [(phase, dtype) for dtype in DTYPES_TRIED for phase in (GNN_PHASE, FULL_PHASE)]
     for phase, dtype in SMALL_STEPS if setting.is_small else settings:
-        for what, (model, batch) in works.items():
+        for what, batch in works.items():
             with setting.report.going_on("train_step", f"{what}, phase {phase}, {dtype}"):
                 step = step_work(model, batch.graphs, phase, dtype)
                 with watched_compilation() as compiled:
@@ -249,7 +246,7 @@ def training_tune(model: Reconstructor) -> Tune:
 
 def size_scan(setting: Setting) -> None:
     """Other sizes for the device, each on the stage that it changes, and which to take."""
-    model, event = load_model(setting, ROAD), next(events(setting, 1.0))
+    model, event = load_model(setting), next(events(setting, 1.0))
     begun = model.begin(event.position)
     names = [stage.name for stage in model.stages(len(event.position))]
     before = {name: names[names.index(name) - 1] for name in names[1:]}
@@ -301,7 +298,7 @@ def road_training(setting: Setting) -> None:
     from hypertrack_jax.training.loop import train
     from hypertrack_jax.training.run import TrainingRun
 
-    model, directory = load_model(setting, ROAD), setting.report.directory
+    model, directory = load_model(setting), setting.report.directory
     runs = directory / "training"
     tune = training_tune(model)
     held_out, *ids = stored_ids(setting.data)
@@ -321,7 +318,7 @@ def road_training(setting: Setting) -> None:
         num_steps=2 if setting.is_small else 10**6,
         save_period=1.0,
         phase=FULL_PHASE,
-        transfer_directory=None if setting.is_small else Path(ROAD),
+        transfer_directory=None if setting.is_small else Path(MODEL),
     )
     # As Ctrl-C: the training saves and returns.
     allowed = max(setting.seconds - SAVING_SECONDS, 5.0)

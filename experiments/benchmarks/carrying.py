@@ -12,10 +12,6 @@ from typing import Any, NamedTuple
 
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.store import event_path
-from hypertrack_jax.model.counts import count_pairs, require_same_counts
-from hypertrack_jax.model.weights import load_weights, save_weights, shipped_names, shipped_path
-from hypertrack_jax.voxdyn.compact import compact_voxdyn
-from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("hypertrack_jax", "experiments", "tests")
@@ -32,8 +28,6 @@ class Carried(NamedTuple):
     folder: Path
     data: Path
     """Directory of the events."""
-    models: Path
-    """Directory of Voxel-Dynamics files."""
     event_ids: Sequence[int]
     megabytes: float
     """The most that the folder may have."""
@@ -69,7 +63,6 @@ def carry(carried: Carried, gather: Callable[[Path], None]) -> float:
         shutil.copy(ROOT / "pyproject.toml", folder)
         for number in carried.event_ids:
             _pack(event_path(carried.data, number), folder / "data")
-        _complete_models(carried.models, folder / "models")
         gather(folder / "wheels")
         parts = {part.name: _megabytes(part) for part in sorted(folder.iterdir())}
         size = sum(parts.values())
@@ -125,19 +118,6 @@ def _pip(*arguments: str) -> str:
         last = done.stderr.strip().splitlines()[-1:]
         raise UserError(f"pip {arguments[0]} found no wheels: {' '.join(last)}")
     return done.stdout
-
-
-def _complete_models(models: Path, place: Path) -> None:
-    """Makes whole models of those shipped ones that lack a graph constructor, where it is there."""
-    for name in shipped_names():
-        weights = load_weights(shipped_path(name))
-        wanted = weights.tune.voxdyn
-        path = voxdyn_path(models, wanted.node2node, wanted.ncell)
-        if weights.voxdyn is None and path.is_file():
-            voxdyn = load_voxdyn(path, wanted.node2node, wanted.ncell, wanted.min_count)
-            require_same_counts(weights.num_pairs, count_pairs(voxdyn), path)
-            whole = weights._replace(voxdyn=compact_voxdyn(voxdyn, wanted.min_count))
-            save_weights(place / f"{name}.npz", whole)
 
 
 def _pack(event: Path, directory: Path) -> None:

@@ -42,7 +42,7 @@ SEARCH_ROUNDS = 200
 """Rounds of the search."""
 TRUE_PAIRS = 1.5
 """Pairs of a hit that the filter keeps because they are true, about."""
-KEPT_SHARES = {"none": (0.5, 0.22, 0.11), "shape": (0.16, 0.06, 0.035)}
+KEPT_SHARES = {"none": (0.5, 0.22, 0.11), "shape": (0.14, 0.065, 0.04)}
 """Shares of all others that pairs, first and second round keep, about, by `FilterTune.cells`."""
 PLACES_OF_SECTOR = 24
 """Places of the lists for each hit of a sector of a full event."""

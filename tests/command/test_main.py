@@ -163,7 +163,7 @@ def test_without_distributed_the_extra_is_named(model, files, monkeypatch, capsy
 
 
 def test_a_model_that_needs_cells_says_so(files, capsys):
-    arguments = files / "data", "--model=pu200_cells", f"--output={files / 'found'}"
+    arguments = files / "data", "--model=cells", f"--output={files / 'found'}"
     assert run("reconstruct", *arguments) == 1
     told = capsys.readouterr().err
     assert "event 3: this model looks at the shape of the hits' clusters" in told
