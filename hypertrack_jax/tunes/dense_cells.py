@@ -11,7 +11,6 @@ from hypertrack_jax.tunes import dense
 TUNE = replace(
     dense.TUNE,
     name="dense-cells",
-    # The filter leaves few false edges, so that fewer true ones have to go.
-    cluster=replace(dense.TUNE.cluster, edge_threshold=0.35),
+    cluster=replace(dense.TUNE.cluster, edge_threshold=0.4),
     edge_filter=replace(dense.TUNE.edge_filter, cells="shape", efficiency=0.96),
 )
