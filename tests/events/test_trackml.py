@@ -204,7 +204,7 @@ def test_what_is_not_there_is_named(directory):
             "-0.5,99\n5",
             f"q of particle_id {2**59 + 511} is -0.5; ",
         ),
-        ("particles", "-1,99\n5", "-1,x\n5", "line 2: nhits is 'x'; expected a number"),
+        ("particles", "-1,99\n5", "-1,x\n5", "line 3: nhits is 'x'; expected a number"),
         ("particles", "-1,99\n5", "-1,inf\n5", "nhits of particle_id .* is inf, which is not"),
         ("particles", "particle_type", "nhits", "the column 'nhits' occurs twice"),
         ("particles", "-1,99\n5", "1e12,99\n5", "q of particle_id .* is 1000000000000.0; expected"),
