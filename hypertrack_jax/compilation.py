@@ -1,6 +1,7 @@
 """Host side: keeps compiled programs on disk, so that the next process need not compile them."""
 
 import os
+import threading
 import zlib
 from pathlib import Path
 
@@ -13,7 +14,13 @@ SHORTEST = 0.2
 """Seconds; a program that compiles faster is not kept."""
 LARGEST_STORE = 2**30
 """Bytes that a directory may hold; beyond it, programs go that were not read for longest."""
+COMPILED = "/jax/core/compile/backend_compile_duration"
+"""Event of jax for a program that it compiles, or loads from the compilation cache."""
 _CHECKSUM_BYTES = 4
+_MAPPINGS = Path("/proc/self/maps")
+_MOST_MAPPINGS = Path("/proc/sys/vm/max_map_count")
+_has_new_programs = threading.Event()
+"""Set by each program that is compiled since `forget_programs_if_many` last looked."""
 
 
 class ProgramFiles:
@@ -71,6 +78,40 @@ def default_cache() -> Path | None:
     except RuntimeError:
         return None
     return user / "hypertrack_jax" / "programs" if user.is_absolute() else None
+
+
+def forget_programs_if_many() -> bool:
+    """Drops all compiled programs of this process where they hold half of its memory mappings.
+
+    Linux gives a process 65530 mappings. On CPU a program holds hundreds of them, that of a
+    training step thousands. XLA crashes where it gets no more, mostly while it compiles or
+    serialises a program. So whatever runs programs of many sizes calls this before each of them. It
+    looks only where something was compiled since the last call. What is needed again is compiled
+    anew, or loaded from the compilation cache.
+
+    Returns:
+      Whether they were dropped; False where the system has no such limit.
+    """
+    if not _has_new_programs.is_set():
+        return False
+    _has_new_programs.clear()
+    try:
+        most = int(_MOST_MAPPINGS.read_text())
+        with open(_MAPPINGS, "rb") as mappings:
+            is_many = 2 * sum(1 for _ in mappings) > most
+    except OSError:
+        return False
+    if is_many:
+        jax.clear_caches()
+    return is_many
+
+
+def _note_program(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == COMPILED:
+        _has_new_programs.set()
+
+
+jax.monitoring.register_event_duration_secs_listener(_note_program)
 
 
 def _checksum(program: bytes) -> bytes:

@@ -43,9 +43,8 @@ install_import_hook(["hypertrack_jax", "benchmarks", "studies"], "beartype.beart
 
 import jax
 import pytest
-from few_programs import forget_programs_if_many
 
-from hypertrack_jax.compilation import use_compilation_cache
+from hypertrack_jax.compilation import forget_programs_if_many, use_compilation_cache
 
 use_compilation_cache(os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import few_programs
 import jax
 import jax.numpy as jnp
 import pytest
@@ -15,6 +14,7 @@ from hypertrack_jax import compilation
 from hypertrack_jax.compilation import (
     ProgramFiles,
     default_cache,
+    forget_programs_if_many,
     use_compilation_cache,
 )
 
@@ -125,12 +125,16 @@ def test_programs_are_dropped_before_the_system_refuses_them(tmp_path, monkeypat
 
     program = jax.jit(lambda x: jnp.sort(x @ x))
     program(jnp.eye(8))
-    assert not few_programs.forget_programs_if_many()
+    assert not forget_programs_if_many()
     before, limit = mappings(), tmp_path / "max_map_count"
     limit.write_text(str(before))
-    monkeypatch.setattr(few_programs, "MOST_MAPPINGS", limit)
-    assert few_programs.forget_programs_if_many()
+    monkeypatch.setattr(compilation, "_MOST_MAPPINGS", limit)
+    # Nothing was compiled since the last look.
+    assert not forget_programs_if_many()
+    jax.jit(lambda x: jnp.cos(x @ x))(jnp.eye(8))
+    before = mappings()
+    assert forget_programs_if_many()
     assert mappings() < before
     assert program(jnp.eye(8)).sum() == 8
-    monkeypatch.setattr(few_programs, "MAPPINGS", tmp_path / "none")
-    assert not few_programs.forget_programs_if_many()
+    monkeypatch.setattr(compilation, "_MAPPINGS", tmp_path / "none")
+    assert not forget_programs_if_many()

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from dense import random_rows
 from toy import helix_event
-from toy_graph import SMALL_NETWORK
-from toy_model import taking_all
+from toy_model import FILTERED_TUNE, taking_all
 
 from hypertrack_jax import device, memory
 from hypertrack_jax.errors import UserError
@@ -26,29 +25,18 @@ from hypertrack_jax.reconstruction.reconstructor import Reconstructor, run_stage
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.event_loss import loss_method
 from hypertrack_jax.training.step import Model, event_gradient
-from hypertrack_jax.tunes.tune import ClusterTune, FilterTune, LossTune, Tune, VoxdynTune
+from hypertrack_jax.tunes.tune import ClusterTune, LossTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 from hypertrack_jax.voxdyn.hit_edges import edges_of_cells
 from hypertrack_jax.voxdyn.voronoi import assign_cells
 
 EVENT = helix_event(0, num_particles=8)
-NUM_CELLS = 64
-TUNE = Tune(
-    "small",
-    voxdyn=VoxdynTune(ncell=NUM_CELLS),
-    edge_filter=FilterTune(filter="triplets", width=8),
-    network=replace(
-        SMALL_NETWORK,
-        num_layers=1,
-        latent_dim=8,
-        node_features="cylindrical",
-        edge_features="helix+filter",
-        num_heads=1,
-        num_attention_blocks=1,
-    ),
+TUNE = replace(
+    FILTERED_TUNE,
     cluster=ClusterTune(edge_threshold=0.0, num_draws=1),
     loss=LossTune(contrastive_max_particles=2),
 )
+NUM_CELLS = TUNE.voxdyn.ncell
 
 
 @contextlib.contextmanager

@@ -173,7 +173,7 @@ def _time_ours(setting: EndToEnd, rfactor: float, suite: str) -> Timing:
         return one_run(model, event)
 
     timing = time_events(events, run, setting.runs, model.tune.cluster.min_hits, suite)
-    edges = [len(model(event.position, with_edges=True).senders) for event in events]
+    edges = [len(model(event, with_edges=True).senders) for event in events]
     # Last, because compiling once more takes memory, too.
     cost = reconstruction_cost(model, events[0]) if setting.with_cost else None
     return timing._replace(edges=round(np.mean(edges)), cost=cost)

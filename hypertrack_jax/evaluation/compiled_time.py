@@ -7,10 +7,9 @@ from typing import TypeVar
 
 import jax
 
-Result = TypeVar("Result")
+from hypertrack_jax.compilation import COMPILED
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
-"""Event of jax for a program that it compiles, or loads from the compilation cache."""
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -19,7 +18,7 @@ def watched_compilation() -> Iterator[list[float]]:
     compiled: list[float] = []
 
     def note(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _COMPILED:
+        if event == COMPILED:
             compiled.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(note)

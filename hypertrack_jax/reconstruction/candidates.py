@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32
 
 from hypertrack_jax.capacities import power_above, until_enough
+from hypertrack_jax.compilation import forget_programs_if_many
 from hypertrack_jax.events.cells import Cells
 from hypertrack_jax.networks.cluster_shape import padded_clusters
 from hypertrack_jax.networks.edge_filter import FilterWeights, needs_cells
@@ -145,6 +146,7 @@ def _enough(stage: Any, known: Any, hits: PaddedHits, capacities: Any, *made: An
 
     def run(capacities: Any) -> tuple[Any, Any]:
         require_room(capacities, int(hits.num_hits))
+        forget_programs_if_many()
         return stage(capacities, known, hits, *made)
 
     return until_enough(run, capacities)

@@ -14,26 +14,24 @@ from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.cells import Cells
 from hypertrack_jax.graph.segment import segment_max, segment_sum
 from hypertrack_jax.networks.cluster_shape import Clusters
-from hypertrack_jax.networks.edge_filter import (
-    BEND,
-    DIP,
+from hypertrack_jax.networks.continuations import (
     FAR,
-    LOGIT,
-    Z0,
     Chords,
     Continuations,
-    FilterWeights,
     across,
-    apply_layers,
     bend_before,
     chords_of,
+    compared,
     far_end,
+)
+from hypertrack_jax.networks.edge_filter import (
+    FilterWeights,
+    apply_layers,
     filter_coordinates,
     is_outer,
     needs_cells,
     pair_inputs,
 )
-from hypertrack_jax.networks.features import LENGTH_SCALE
 from hypertrack_jax.reconstruction.onnx_file import onnx_file
 
 DROPPED = -1e4
@@ -153,7 +151,7 @@ def _continuations(
     is_kept: Bool[Array, " edge"],
     num_hits: int,
 ) -> list[Continuations]:
-    """What continues each edge and each way back, see `edge_filter.continuations`.
+    """What continues each edge and each way back, see `continuations`.
 
     Args:
       ways: the edges, and their ways back.
@@ -172,34 +170,14 @@ def _continuations(
 
     def look(state):
         last, *found = state
-        looked = zip(ways, tos, found, strict=True)
-        return before(last), *(_looked(a, chords, last[to], best) for a, to, best in looked)
+        looked = []
+        for a, to, best in zip(ways, tos, found, strict=True):
+            edge = last[to]
+            b = Chords(*(part[jnp.maximum(edge, 0)] for part in chords))
+            looked.append(compared(a, b, edge, edge >= 0, best))
+        return before(last), *looked
 
     begin = Continuations((none,) * 2, (nothing + FAR,) * 2, (nothing,) * 2, nothing)
     last = before(jnp.zeros_like(segment_sum(number, receivers, num_hits)) + receivers.shape[0])
     _, *found = jax.lax.while_loop(lambda state: state[0].max() >= 0, look, (last, begin, begin))
     return found
-
-
-def _looked(
-    a: Chords, chords: Chords, edge: Int[Array, " edge"], found: Continuations
-) -> Continuations:
-    """What is found of `a` once it has been compared with an edge each; negative for none."""
-    b = Chords(*(part[jnp.maximum(edge, 0)] for part in chords))
-    goes_on = (a.x * b.x + a.y * b.y + a.z * b.z < 0) & (edge >= 0)
-    turn = (a.y * b.x - a.x * b.y) / (a.length * b.length)
-    expected = a.bend * (a.length + b.length) / LENGTH_SCALE
-    bends = jnp.abs(a.kappa + b.kappa), jnp.abs(turn - expected)
-    dip, z0 = jnp.abs(a.dip + b.dip), jnp.abs(a.z0 - b.z0)
-    best, mismatch, soft = [], [], []
-    for kind, bend in enumerate(bends):
-        distance = DIP[kind] * dip + BEND[kind] * bend + Z0[kind] * z0
-        new = jnp.where(goes_on, distance - LOGIT[kind] * b.logit, FAR)
-        is_better = new < found.mismatch[kind]
-        mismatch.append(jnp.where(is_better, new, found.mismatch[kind]))
-        best.append(jnp.where(is_better, edge, found.edge[kind]))
-        near = jnp.where(goes_on, jax.nn.sigmoid(b.logit) * jnp.exp(-distance), 0.0)
-        soft.append(found.soft_count[kind] + near)
-    return Continuations(
-        tuple(best), tuple(mismatch), tuple(soft), found.number + goes_on.astype(jnp.float32)
-    )

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from hypertrack_jax.capacities import until_enough
 from hypertrack_jax.clustering.density import DENSITY, density_clusters
 from hypertrack_jax.clustering.tracks import HitClusters, Tracks
+from hypertrack_jax.compilation import forget_programs_if_many
 from hypertrack_jax.device import memory_told
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.cells import Cells, no_cells
@@ -293,6 +294,7 @@ def _run(
     capacities: Any,
 ) -> tuple[Any, Any]:
     require_room(capacities, num_hits, num_events)
+    forget_programs_if_many()
     what = f"{stage.name} of an event of {num_hits} hits"
     with memory_told(what, "a larger min_count or edge_threshold, fewer hits"):
         return jax.block_until_ready(launch(stage, capacities, shared, *made))

@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int32
 
 from hypertrack_jax.capacities import power_above
+from hypertrack_jax.compilation import forget_programs_if_many
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.event import Event
 from hypertrack_jax.events.sectors import require_sectors
@@ -63,9 +64,9 @@ TRACK_PAIRS = 3
 """Pairs that hold the four hits of the shortest track together."""
 LEAST_NEIGHBORS = 64
 """Least room for the neighbours of a hit."""
-CROWD = 64.0, 8.0, 2.0
-"""False pairs for each hit of a full event, before pairs and rounds. So many weigh as much together
-as all true ones."""
+FALSE_PAIRS = 64.0, 8.0, 2.0
+"""So many false pairs for each hit weigh as much as all true ones, before pairs and rounds: a full
+event has about as many. In an event that is not crowded the false ones weigh little."""
 SAVE_STEPS = 50
 """Steps between two savings of the state."""
 _STATE = NpzFormat(
@@ -147,6 +148,7 @@ def train_filter(
             for step in progress(range(first, run.num_steps)):
                 (drawn,) = step_events(run.source, step, 1)
                 sector = sector_pairs(*drawn, voxdyn, tune)
+                forget_programs_if_many()
                 *state, told = _update(optimizer, most_neighbors(sector), *state, sector)
                 metrics.write(step, _told(told))
                 if (step + 1) % SAVE_STEPS == 0 or step + 1 == run.num_steps:
@@ -240,21 +242,21 @@ def filter_loss(
 ) -> tuple[Array, FilterMetrics]:
     """The cross entropies of pairs and rounds.
 
-    A true pair is worth more false ones where there are fewer, so that the thresholds of crowded
-    events lose little of others.
+    Where there are few false pairs they weigh little, so that true ones get higher logits, and the
+    thresholds of crowded events keep nearly all of them.
     """
     stages = stage_logits(num_neighbors, weights, sector, [None] * NUM_ROUNDS)
     losses = []
     num_hits = (sector.degree > 0).sum()
-    for pairs, crowd in zip(stages, CROWD, strict=True):
+    for pairs, number in zip(stages, FALSE_PAIRS, strict=True):
         right = true_weights(pairs, sector)
         is_false = (_is_pair(pairs) & (right == 0)).astype(jnp.float32)
-        wrong = is_false / jnp.maximum(crowd * num_hits, 1)
+        wrong = is_false / jnp.maximum(number * num_hits, 1)
         losses.append(
             (right * jax.nn.softplus(-pairs.logit) + wrong * jax.nn.softplus(pairs.logit)).sum()
         )
-    number = jnp.stack([pairs.number for pairs in stages]).astype(jnp.float32)
-    kept = number / jnp.maximum(number[:1], 1)
+    numbers = jnp.stack([pairs.number for pairs in stages]).astype(jnp.float32)
+    kept = numbers / jnp.maximum(numbers[:1], 1)
     return sum(losses, jnp.float32(0)), FilterMetrics(jnp.stack(losses), kept)
 
 

@@ -10,6 +10,7 @@ from itertools import islice
 import jax
 from jax.typing import DTypeLike
 
+from hypertrack_jax.compilation import forget_programs_if_many
 from hypertrack_jax.device import memory_told
 from hypertrack_jax.events.sectors import require_sectors
 from hypertrack_jax.graph.event_graph import EventGraph, core_edges
@@ -139,6 +140,7 @@ class _Trainer:
                     state = self.in_due_phase(state)
                 batch = next(batches)
                 self.progress.announce_bucket(batch)
+                forget_programs_if_many()
                 what = f"a training step of {batch.num_hits} hits and {batch.num_edges} edges"
                 with memory_told(what, "a smaller sector_hits or rfactor, a larger min_count"):
                     state, metrics = self.train_steps[self.phase](state, batch.graphs, key)

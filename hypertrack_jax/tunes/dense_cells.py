@@ -1,7 +1,7 @@
-"""Full events with cells: `dense` behind a filter that also looks at the shape of clusters.
+"""All pile-ups, with cells: `dense` behind a filter that also looks at the shape of clusters.
 
-Its C is that of `dense`; its filter is trained on events that have cells, see `Event.cells`, by
-experiments/train_filter.py --param=dense-cells.
+Its C is that of `dense`. Its filter is trained on events that have cells, see `Event.cells`, by
+experiments/train_filter.py --param=dense-cells --rfactor_start=0.01.
 """
 
 from dataclasses import replace

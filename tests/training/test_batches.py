@@ -12,6 +12,7 @@ from hypertrack_jax.events.sectors import Sector
 from hypertrack_jax.events.store import step_event_ids
 from hypertrack_jax.graph.event_graph import LEAST_EDGES, bucket_for, core_edges, event_graph
 from hypertrack_jax.reconstruction.candidates import predict_edges
+from hypertrack_jax.training import batches
 from hypertrack_jax.training.batches import (
     fixed_events,
     graph_batch,
@@ -169,3 +170,20 @@ def test_sectors_of_a_batch_are_drawn_anew_and_keep_their_halo(source, voxdyn, s
         of_sector = set(zip(*ends, np.asarray(graph.edges.count)[is_core], strict=True))
         assert of_sector == of_full
         assert len(of_full) > 20
+
+
+def test_fractions_are_uniform_in_their_logarithm(source, monkeypatch):
+    asked = []
+
+    def thin(event, rfactor, *_):
+        asked.append(rfactor)
+        return event
+
+    monkeypatch.setattr(batches, "thin", thin)
+    source = source._replace(rfactor_start=0.01, rfactor_end=1.0)
+    for step in range(400):
+        step_events(source, step, 1)
+    share = np.log10(asked) / 2 + 1
+    assert 0 <= share.min() < 0.02 and 0.98 < share.max() <= 1
+    # Three standard deviations of a mean of 400.
+    assert abs(share.mean() - 0.5) < 3 / np.sqrt(12 * 400)

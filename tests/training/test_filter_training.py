@@ -126,6 +126,20 @@ def test_the_loss_falls_and_the_thresholds_keep_what_was_asked(run, voxdyn):
         assert share - 1e-3 <= kept <= share + 0.34 / total
 
 
+def test_false_pairs_weigh_by_their_number_for_each_hit(voxdyn):
+    """At logits of 0 a pair costs log 2: all true ones together, and each false one its weight."""
+    sector = sector_pairs(*whole(helix_event(5, num_particles=20, event_id=3)), voxdyn, TUNE)
+    flat = jax.tree.map(jax.numpy.zeros_like, filter_training.init_filter(jax.random.key(0), 8))
+    flat = flat._replace(length_scale=jax.numpy.float32(1000))
+    _, told = filter_loss(flat, sector, most_neighbors(sector))
+    num_true = int((np.asarray(true_weights(sector.pairs, sector)) > 0).sum())
+    num_false = int(sector.pairs.number) - num_true
+    num_hits = int((np.asarray(sector.degree) > 0).sum())
+    for loss, number in zip(told.losses, (64, 8, 2), strict=True):
+        expected = np.log(2) * (1 + num_false / (number * num_hits))
+        assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
 def test_events_without_true_pairs_choose_no_thresholds(voxdyn):
     event = helix_event(5, num_particles=20)
     event = event._replace(hit_particle=np.full_like(event.hit_particle, -1))
