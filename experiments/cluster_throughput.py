@@ -3,12 +3,13 @@
 python experiments/cluster_throughput.py --workdir=work --rfactor=0.1 --event_start=8750 \
     --event_end=8789 --workers=1,2
 
-The workers are processes of this machine with one thread each, and share its cores as they like.
-Each has reconstructed all events once before the time is taken, so nothing is compiled meanwhile.
+The workers are processes of this machine, each with one core of its own, as a batch system gives
+them. Each has reconstructed all events once before the time is taken, so nothing is compiled then.
 """
 
 import functools
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -38,7 +39,7 @@ RUNS = flags.DEFINE_integer("runs", 3, "Times that are taken of each.", lower_bo
 def main() -> None:
     """Prints a line for each number of workers."""
     try:
-        from distributed import LocalCluster
+        from distributed import Client, LocalCluster
     except ImportError as error:
         raise MissingPackageError(
             "needs the extra: pip install 'hypertrack-jax[cluster]'"
@@ -54,13 +55,17 @@ def main() -> None:
         rng = stream("thin for a benchmark", 0, number)
         save_event(data, thin(event, RFACTOR.value, -1, rng))
     print("| workers | events per second | of one worker |\n|:--------|------:|------:|")
-    one = None
+    one, cores = None, sorted(os.sched_getaffinity(0))
     for num_workers in command_line.whole_numbers(WORKERS):
         # Its own annotations know neither a cluster without a dashboard nor what `with` gives.
         local: Any = LocalCluster
         with local(
             n_workers=num_workers, threads_per_worker=1, dashboard_address=None, memory_limit=None
         ) as cluster:
+            with Client(cluster.scheduler_address) as client:
+                for place, worker in enumerate(client.scheduler_info(-1)["workers"]):
+                    core = cores[place % len(cores)]
+                    client.run(os.sched_setaffinity, 0, {core}, workers=[worker])
             seconds = [
                 seconds_of(cluster.scheduler_address, data, output) for _ in range(RUNS.value + 1)
             ]

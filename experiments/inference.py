@@ -46,6 +46,13 @@ CLUSTER = flags.DEFINE_enum(
 )
 EDGE_THRESHOLD = flags.DEFINE_float("edge_threshold", None, "Cut; default: the tune's.", 0.0, 1.0)
 CORE_HITS = flags.DEFINE_integer("core_hits", None, "Least hits chosen; default: the tune's.", 1)
+MIN_SCORE = flags.DEFINE_float(
+    "min_score",
+    None,
+    "Least sum of 2 p - 1 over the hits of a track, p their membership: more for purity, less for "
+    "efficiency; default: the tune's.",
+    lower_bound=0,
+)
 RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")
 NOISE_RATIO = flags.DEFINE_string("noise_ratio", "-1", "Share of noise; -1: as it is; none: 0.")
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
@@ -93,7 +100,9 @@ def model(tag: str) -> Reconstructor:
     )
     require_same_tune(loaded.tune, asked, ("network", "voxdyn"), models / tag)
     min_count = command_line.changed(loaded.tune.voxdyn, MIN_COUNT).min_count
-    cluster = command_line.changed(loaded.tune.cluster, EDGE_THRESHOLD, CORE_HITS, CLUSTER)
+    cluster = command_line.changed(
+        loaded.tune.cluster, EDGE_THRESHOLD, CORE_HITS, MIN_SCORE, CLUSTER
+    )
     return loaded.with_min_count(min_count).with_cluster(cluster)
 
 

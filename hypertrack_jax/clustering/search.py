@@ -139,16 +139,15 @@ def open_hits(
     return hit_mask & (size[component] >= min_hits)
 
 
-def with_left_over(found: FoundClusters, neighbors: Neighbors, min_hits: int) -> FoundClusters:
+def with_left_over(found: FoundClusters, neighbors: Neighbors) -> FoundClusters:
     """Gives each hit without a cluster to that of its surest neighbour in one, if it has any.
 
-    One step and no more: a hit that joins brings no other. Clusters that then have too few hits are
-    dropped. *Deviation*: the published program leaves these hits alone.
+    One step and no more: a hit that joins brings no other. *Deviation*: the published program
+    leaves these hits alone.
 
     Args:
       found: the clusters.
       neighbors: the kept edges.
-      min_hits: smallest cluster that counts as a track.
 
     Returns:
       The clusters; the membership of a hit that joined is the probability of its edge.
@@ -163,14 +162,41 @@ def with_left_over(found: FoundClusters, neighbors: Neighbors, min_hits: int) ->
     is_left = found.label < 0
     label = jnp.where(is_left, label, found.label)
     membership = jnp.where(is_left, probability.astype(found.membership.dtype), found.membership)
+    return found._replace(label=label, membership=membership)
+
+
+def only_tracks(found: FoundClusters, min_hits: int, min_score: float | None) -> FoundClusters:
+    """Drops clusters that have too few hits or too small a score, see `score`.
+
+    Args:
+      found: the clusters.
+      min_hits: smallest cluster that counts as a track.
+      min_score: smallest score of a track; None: any.
+
+    Returns:
+      The others, under the labels that they had.
+    """
     # There are no more clusters than hits.
-    size = segment_sum((label >= 0).astype(jnp.int32), label, len(label), sorted_ids=False)
-    is_track = (label >= 0) & (size[label] >= min_hits)
+    num_hits, is_found = len(found.label), found.label >= 0
+    size = segment_sum(is_found.astype(jnp.int32), found.label, num_hits, sorted_ids=False)
+    is_track = size >= min_hits
+    if min_score is not None:
+        worth = segment_sum(score(found.membership), found.label, num_hits, sorted_ids=False)
+        is_track &= worth >= min_score
+    is_kept = is_found & is_track[found.label]
     return found._replace(
-        label=jnp.where(is_track, label, -1),
-        membership=jnp.where(is_track, membership, 0),
-        num_clusters=(size >= min_hits).sum(dtype=jnp.int32),
+        label=jnp.where(is_kept, found.label, -1),
+        membership=jnp.where(is_kept, found.membership, 0),
+        num_clusters=is_track.sum(dtype=jnp.int32),
     )
+
+
+def score(probability: Float[Array, "*hit"]) -> Float[Array, "*hit"]:
+    """What each hit adds to the score of its cluster: 2 p - 1.
+
+    Their sum is the expected number of right hits minus that of wrong ones.
+    """
+    return 2 * probability - 1
 
 
 def settle(
@@ -178,15 +204,14 @@ def settle(
 ) -> Bool[Array, "seed slot"]:
     """Gives each hit that several clusters of a round claim to one of them.
 
-    It goes to the claimant with the largest sum of 2 p - 1 over its chosen hits, the expected
-    number of right hits minus wrong ones: of two finds of one track that is the more complete one,
-    of a track and a pair of merged ones the surer.
+    It goes to the claimant with the largest score over its chosen hits, see `score`: of two finds
+    of one track that is the more complete one, of a track and a pair of merged ones the surer.
 
     Returns:
       True for the chosen hits that a cluster keeps.
     """
     is_claimed = members.is_chosen & is_candidate[:, None]
-    worth = jnp.where(is_claimed, 2 * members.probability - 1, 0).sum(axis=1)
+    worth = jnp.where(is_claimed, score(members.probability), 0).sum(axis=1)
     # Ranks and not sums: no two are the same.
     rank = ranks_of(worth)[:, None]
     hit = jnp.where(is_claimed, micrographs.hit, num_hits)

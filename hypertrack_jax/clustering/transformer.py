@@ -19,6 +19,7 @@ from hypertrack_jax.clustering.search import (
     Members,
     SearchHits,
     SearchSizes,
+    only_tracks,
     open_hits,
     search_clusters,
     with_left_over,
@@ -216,8 +217,9 @@ def transformer_clusters(
             cluster.membership_threshold, logit.astype(jnp.float32), mask, params[THRESHOLD]
         )
 
-    if cluster.core_hits is None:
-        return search_clusters(hits, neighbors, membership, cluster, sizes, key)
-    with_cores = replace(cluster, min_hits=cluster.core_hits)
+    core_hits = cluster.min_hits if cluster.core_hits is None else cluster.core_hits
+    with_cores = replace(cluster, min_hits=core_hits)
     found = search_clusters(hits, neighbors, membership, with_cores, sizes, key)
-    return with_left_over(found, neighbors, cluster.min_hits)
+    if cluster.core_hits is not None:
+        found = with_left_over(found, neighbors)
+    return only_tracks(found, cluster.min_hits, cluster.min_score)

@@ -153,6 +153,9 @@ class ClusterTune:
     """Fewest hits that the transformer has to choose for a cluster. Hits that none took then join
     that of their surest neighbour, and clusters still below `min_hits` are dropped. None, as
     published: `min_hits`, and hits left over stay alone."""
+    min_score: float | None = None
+    """Clusters of the transformer with a smaller sum of 2 p - 1 over their hits, the expected
+    number of right hits minus that of wrong ones, are dropped; None, as published: none is."""
 
 
 @dataclass(frozen=True)

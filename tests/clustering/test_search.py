@@ -17,6 +17,7 @@ from hypertrack_jax.clustering.search import (
     Members,
     SearchHits,
     SearchSizes,
+    only_tracks,
     open_hits,
     search_clusters,
     settle,
@@ -305,15 +306,22 @@ def test_a_hit_left_over_joins_its_surest_neighbour_in_a_cluster():
     neighbors = Neighbors(
         jnp.array(hit, jnp.int32), jnp.array(probability), jnp.zeros(num_hits, jnp.int32)
     )
-    joined = with_left_over(found, neighbors, 1)
+    joined = with_left_over(found, neighbors)
     np.testing.assert_array_equal(joined.label, [3, 4, 4, -1, -1, 4])
     np.testing.assert_allclose(joined.membership, [0.9, 0.8, 0.6, 0, 0, 0.7], rtol=1e-6)
-    assert joined.num_clusters == 2
+    assert joined.num_clusters == found.num_clusters
     # Cluster 3 has one hit, cluster 4 three with the one that joined.
-    large = with_left_over(found, neighbors, 3)
+    large = only_tracks(joined, 3, None)
     np.testing.assert_array_equal(large.label, [-1, 4, 4, -1, -1, 4])
     np.testing.assert_allclose(large.membership, [0, 0.8, 0.6, 0, 0, 0.7], rtol=1e-6)
     assert large.num_clusters == 1
+    assert only_tracks(joined, 1, None).num_clusters == 2
+    # Their scores: 0.8, and 0.6 + 0.2 + 0.4.
+    for min_score, label in [(0.79, joined.label), (0.81, large.label), (1.21, [-1] * 6)]:
+        sure = only_tracks(joined, 1, min_score)
+        np.testing.assert_array_equal(sure.label, label)
+        np.testing.assert_array_equal(sure.membership > 0, np.asarray(label) >= 0)
+        assert sure.num_clusters == len(np.unique(label)) - 1
 
 
 @pytest.mark.parametrize("num_particles", [0, 1])
