@@ -10,6 +10,7 @@ import command_line
 from absl import flags
 from studies.cell_comparison import CELL_HEADER, cell_sample_of, cell_table, plot_cells
 from studies.event_comparison import plot_comparison, sample_of, summarize
+from studies.turning_field import HEADER, field_table
 
 from hypertrack_jax.evaluation.tables import markdown_table
 from hypertrack_jax.events.store import load_event
@@ -35,6 +36,7 @@ def main() -> None:
     names = sorted(found.keys() & expected.keys(), key=list(found).index)
     lines = [[name, f"{found[name]:.3f}", f"{expected[name]:.3f}"] for name in names]
     print(markdown_table(["per event or particle", "simulated", "real"], lines))
+    print(markdown_table(HEADER, field_table(events, [real_event])))
     plot_comparison(figure, simulated, real)
     print(figure)
     cells = cell_sample_of(events), cell_sample_of([real_event])

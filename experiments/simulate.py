@@ -12,7 +12,7 @@ from hardware import map_in_processes
 from tqdm import tqdm
 
 from hypertrack_jax.events.modules import write_detector_csv
-from hypertrack_jax.events.simulation import generic_detector, simulate_event
+from hypertrack_jax.events.simulation import FIELDS, generic_detector, simulate_event
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.events.trackml import write_event_csv
 
@@ -23,6 +23,12 @@ EVENT_START = flags.DEFINE_integer("event_start", 1000, "Number of the first eve
 PILEUP = flags.DEFINE_float("pileup", 200.0, "Mean number of collisions; TrackML has 200.")
 SEED = flags.DEFINE_integer(
     "seed", 0, "Decides the events, together with their numbers.", lower_bound=0
+)
+FIELD = flags.DEFINE_enum(
+    "field",
+    "uniform",
+    FIELDS,
+    "2 T everywhere, as the shipped models know it; or that of the real TrackML event.",
 )
 FORMAT = flags.DEFINE_enum("format", "npz", ["npz", "csv"], "What to write; csv is TrackML's own.")
 NUM_PROCESSES = flags.DEFINE_integer(
@@ -35,7 +41,7 @@ def main() -> None:
     directory = command_line.workdir("data")
     ids = range(EVENT_START.value, EVENT_START.value + NUM_EVENTS.value)
     simulate = functools.partial(
-        simulate_to_file, directory, FORMAT.value, PILEUP.value, SEED.value
+        simulate_to_file, directory, FORMAT.value, PILEUP.value, SEED.value, FIELD.value
     )
     with map_in_processes(simulate, ids, NUM_PROCESSES.value) as done:
         for _ in tqdm(done, total=len(ids), unit="event"):
@@ -44,10 +50,10 @@ def main() -> None:
 
 
 def simulate_to_file(
-    directory: Path, file_format: str, pileup: float, seed: int, event_id: int
+    directory: Path, file_format: str, pileup: float, seed: int, field: str, event_id: int
 ) -> None:
     """Simulates one event and writes it."""
-    simulated = simulate_event(event_id, pileup, seed)
+    simulated = simulate_event(event_id, pileup, seed, field)
     if file_format == "csv":
         write_detector_csv(directory, generic_detector().modules)
         write_event_csv(directory, *simulated)

@@ -3,15 +3,17 @@
 The only module that imports acts, and only when it is used.
 
 `kinematics` draws the particles, Fatras carries them through the Generic detector of ACTS (the
-TrackML detector, with its volume, layer and module numbers) in a field of 2 T with multiple
-scattering and energy loss, and `digitization` makes measurements of their crossings and adds noise.
-TrackML itself was made this way (Amrouche et al., arXiv:1904.06778).
+TrackML detector, with its volume, layer and module numbers) in a field of 2 T, or in that of a
+solenoid, with multiple scattering and energy loss, and `digitization` makes measurements of their
+crossings and adds noise. TrackML itself was made this way (Amrouche et al., arXiv:1904.06778).
 
-An event is a function of (seed, event id, pile-up) alone: neither the order in which events are
-made nor the number of processes changes a bit of it.
+An event is a function of (seed, event id, pile-up, field) alone: neither the order in which events
+are made nor the number of processes changes a bit of it.
 """
 
 import functools
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,9 +23,12 @@ from hypertrack_jax.events.digitization import CELL_SIZE, Crossings, SimulatedEv
 from hypertrack_jax.events.event import validate_event
 from hypertrack_jax.events.kinematics import GeneratedParticles, generate_particles
 from hypertrack_jax.events.modules import Modules, drift_of
+from hypertrack_jax.events.solenoid import solenoid_field
 from hypertrack_jax.streams import stream
 
 FIELD = 2.0  # Tesla, along the beam
+FIELDS = "uniform", "solenoid"
+MAP_RADIUS, MAP_LENGTH, MAP_STEP = 1300, 3300, 20  # mm; the map of the solenoid's field
 MIN_MOMENTUM = 0.05  # GeV; particles are followed down to here
 
 # Particles below leave no hits in TrackML: in the real event (see `kinematics`) 22 of the 23 prompt
@@ -40,7 +45,9 @@ class Detector(NamedTuple):
     """All sensitive modules."""
 
 
-def simulate_event(event_id: int, pileup: int | float, seed: int) -> SimulatedEvent:
+def simulate_event(
+    event_id: int, pileup: int | float, seed: int, field: str = "uniform"
+) -> SimulatedEvent:
     """Simulates one event.
 
     The first call in a process builds the detector, which takes half a second. A beam crossing in
@@ -50,6 +57,8 @@ def simulate_event(event_id: int, pileup: int | float, seed: int) -> SimulatedEv
       event_id: number of the event.
       pileup: mean number of proton collisions; 200 in TrackML.
       seed: with `event_id`, decides all randomness.
+      field: 2 T everywhere, as the shipped models know it; or that of the real TrackML event, see
+        `solenoid`.
 
     Returns:
       The event with full truth, its hits ordered by volume, layer and module, and the true
@@ -57,8 +66,11 @@ def simulate_event(event_id: int, pileup: int | float, seed: int) -> SimulatedEv
 
     Raises:
       ImportError: pyacts is not installed.
-      UserError: `pileup` is not positive, or `seed` or `event_id` is negative or beyond 63 bits.
+      UserError: `pileup` is not positive, `seed` or `event_id` is negative or beyond 63 bits, or
+        there is no such field.
     """
+    if field not in FIELDS:
+        raise UserError(f"field={field!r}: choose one of {', '.join(FIELDS)}.")
     for name, value in (("seed", seed), ("event_id", event_id)):
         if not 0 <= value < 2**63:
             raise UserError(f"{name}={value}: expected a whole number from 0 to 2^63 - 1.")
@@ -67,7 +79,7 @@ def simulate_event(event_id: int, pileup: int | float, seed: int) -> SimulatedEv
     cell_rng = stream("cells", seed, event_id)
     while True:
         particles = generate_particles(pileup, rng)
-        crossings = _simulate_crossings(particles, int(rng.integers(2**31)))
+        crossings = _simulate_crossings(particles, field, int(rng.integers(2**31)))
         simulated = measure(
             event_id, particles, crossings, generic_detector().modules, rng, cell_rng
         )
@@ -92,10 +104,33 @@ def generic_detector() -> Detector:
     return Detector(detector, _modules(acts, surfaces))
 
 
-def _simulate_crossings(particles: GeneratedParticles, seed: int) -> Crossings:
+@functools.cache
+def acts_field(field: str) -> Any:
+    """The field as ACTS takes it.
+
+    ACTS's own solenoid is not used: on the beam line the radial component of its field is not 0.
+
+    Raises:
+      ImportError: pyacts is not installed.
+    """
+    acts = _import_acts()
+    if field == "uniform":
+        return acts.ConstantBField(acts.Vector3(0, 0, FIELD * acts.UnitConstants.T))
+    r = np.arange(0, MAP_RADIUS + MAP_STEP, MAP_STEP)
+    z = np.arange(-MAP_LENGTH, MAP_LENGTH + MAP_STEP, MAP_STEP)
+    places = np.stack(np.meshgrid(r, z), axis=-1).reshape(-1, 2).astype(np.float64)
+    rows = np.column_stack([places, *solenoid_field(*places.T)])
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "field.txt"
+        np.savetxt(path, rows)
+        units = acts.UnitConstants
+        return acts.MagneticFieldMapRz(str(path), lengthUnit=units.mm, bFieldUnit=units.T)
+
+
+def _simulate_crossings(particles: GeneratedParticles, field: str, seed: int) -> Crossings:
     """Crossings up to where a particle is lost; Fatras in pyacts has no nuclear interactions."""
     detector = generic_detector()
-    geometry_id, particle, position, momentum = _run_fatras(detector, particles, seed)
+    geometry_id, particle, position, momentum = _run_fatras(detector, particles, field, seed)
     distance = np.linalg.norm(position - particles.vertex[particle], axis=1)
     kept = distance < particles.flight_limit[particle]
     return Crossings(
@@ -106,7 +141,7 @@ def _simulate_crossings(particles: GeneratedParticles, seed: int) -> Crossings:
     )
 
 
-def _run_fatras(detector, particles, seed):
+def _run_fatras(detector, particles, field, seed):
     """Runs Fatras on one event in memory; csv files between the steps would round to 6 digits."""
     acts = _import_acts()
     # Errors are single particles born in a gap between volumes, one in 1e4; they get no hits.
@@ -123,7 +158,7 @@ def _run_fatras(detector, particles, seed):
             outputSimHits="hits",
             randomNumbers=examples.RandomNumbers(seed=seed),
             trackingGeometry=detector.acts_detector.trackingGeometry(),
-            magneticField=acts.ConstantBField(acts.Vector3(0, 0, FIELD * acts.UnitConstants.T)),
+            magneticField=acts_field(field),
             # Without this Fatras leaves particles below 0.5 GeV out.
             pMin=MIN_MOMENTUM * acts.UnitConstants.GeV,
             generateHitsOnSensitive=True,

@@ -8,7 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 from handmade import assert_same_event
+from studies.turning_field import field_table
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.events import simulation
 from hypertrack_jax.events.digitization import RESOLUTION
 from hypertrack_jax.events.event import NOISE, validate_event
@@ -51,6 +53,22 @@ def test_an_event_depends_on_its_seed_and_number_alone(simulated):
     np.testing.assert_array_equal(again.true_momentum, simulated.true_momentum)
     for other in others:
         assert not np.array_equal(other.event.position[:5], simulated.event.position[:5])
+
+
+@needs_acts
+def test_particles_turn_less_in_the_disks_of_a_solenoid(simulated):
+    """The same particles; in the solenoid's field they turn as in 2 T at the centre alone."""
+    other = simulate_event(1000, 40, 3, "solenoid")
+    np.testing.assert_array_equal(
+        other.event.particles.momentum, simulated.event.particles.momentum
+    )
+    rows = field_table([other.event], [simulated.event])
+    fields = np.array([[float(cell.split()[0]) for cell in row[1:]] for row in rows])
+    np.testing.assert_allclose(fields[:, 1], 2.0, atol=0.03)
+    assert abs(fields[0, 0] - 2.0) < 0.03 and fields[-1, 0] < 1.0
+    assert (np.diff(fields[:, 0]) < 0).all()
+    with pytest.raises(UserError, match=r"^field='none': choose one of uniform, solenoid\.$"):
+        simulate_event(1000, 40, 3, "none")
 
 
 @needs_acts
@@ -186,9 +204,9 @@ def test_fatras_has_another_seed_in_every_event(monkeypatch):
     seeds = []
     run_fatras = simulation._run_fatras
 
-    def remember(detector, particles, seed):
+    def remember(detector, particles, field, seed):
         seeds.append(seed)
-        return run_fatras(detector, particles, seed)
+        return run_fatras(detector, particles, field, seed)
 
     monkeypatch.setattr(simulation, "_run_fatras", remember)
     for event_id, seed in ((0, 0), (1, 0), (0, 1)):

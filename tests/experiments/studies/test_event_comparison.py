@@ -105,7 +105,12 @@ def test_script(tmp_path):
     done = run("--event_end=1001")
     assert done.returncode == 0, done.stderr
     lines = [line.strip("|").split("|") for line in done.stdout.splitlines()[2:-2]]
-    real = {name.strip(): float(value) for name, _, value in lines}
+    fields = next(number for number, line in enumerate(lines) if "abs(z)" in line[0])
+    real = {name.strip(): float(value) for name, _, value in lines[:fields]}
+    turned = [float(value.split()[0]) for *_, value in lines[fields + 2 :]]
+    np.testing.assert_allclose(turned, 2.0, atol=0.15)
+    assert abs(np.median(turned) - 2.0) < 0.01
+    assert len(turned) > 3
     expected = summarize(sample_of([helix_event(0, num_particles=30, event_id=1)]))
     assert real["hits per particle"] == pytest.approx(expected["hits per particle"], abs=1e-3)
     assert (tmp_path / "figs" / "simulation.png").is_file()
