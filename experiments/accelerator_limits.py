@@ -22,7 +22,7 @@ flags.adopt_module_key_flags(command_line)
 
 EVENT = flags.DEFINE_integer("event", 8752, "Number of a full event.")
 SECTOR_HITS = flags.DEFINE_integer("sector_hits", 24_000, "Hits of a training step's sector.", 1)
-MODEL, RFACTORS = "pu200", (0.01, 0.1, 1.0)
+MODEL, RFACTORS = "positions", (0.01, 0.1, 1.0)
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ EVENT_START = flags.DEFINE_list("event_start", ["5000"], "First events of the ra
 EVENT_END = flags.DEFINE_list("event_end", ["5023"], "Last events of the ranges, included.")
 TEST_START = flags.DEFINE_list("test_start", ["5024"], "First events of the ranges to test on.")
 TEST_END = flags.DEFINE_list("test_end", ["5031"], "Last events of the ranges, included.")
-MODEL = flags.DEFINE_string("model", "pu200", "Model whose graph gives the pairs.")
+MODEL = flags.DEFINE_string("model", "positions", "Model whose graph gives the pairs.")
 REAL_SHARE = flags.DEFINE_float("real_share", 0.05, "Share of its particles that the event has.")
 NUM_COPIES = flags.DEFINE_integer("num_copies", 4, "Copies of an event, turned.", lower_bound=1)
 NUM_STEPS = flags.DEFINE_integer("num_steps", 3000, "Steps of the training.", lower_bound=1)

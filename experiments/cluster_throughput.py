@@ -28,7 +28,9 @@ from hypertrack_jax.streams import stream
 
 flags.adopt_module_key_flags(command_line)
 
-MODEL = flags.DEFINE_string("model", "pu200", "The model, as `hypertrack reconstruct` takes it.")
+MODEL = flags.DEFINE_string(
+    "model", "positions", "The model, as `hypertrack reconstruct` takes it."
+)
 RFACTOR = flags.DEFINE_float("rfactor", 0.1, "Fraction of particles kept.")
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["8789"], "Last events of the ranges.")

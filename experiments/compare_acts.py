@@ -2,7 +2,7 @@
 
 Each program runs in a process of its own, and what has been run is not run again.
 
-python experiments/compare_acts.py --models=pu200,cells --rfactor=0.1 --event_start=8750
+python experiments/compare_acts.py --models=positions,cells --rfactor=0.1 --event_start=8750
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from hypertrack_jax.events.store import require_events
 
 flags.adopt_module_key_flags(command_line)
 
-MODELS = flags.DEFINE_list("models", ["pu200", "cells"], "Models to run, or none.")
+MODELS = flags.DEFINE_list("models", ["positions", "cells"], "Models to run, or none.")
 CHAIN = flags.DEFINE_multi_enum(
     "chains",
     ["0", "1", "2"],

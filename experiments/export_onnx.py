@@ -1,7 +1,7 @@
 """Writes a stage of a model in ONNX, for ACTS's edge classifiers or any other runtime.
 
 python experiments/export_onnx.py --read_tag=pu2 --output=pu2.onnx
-python experiments/export_onnx.py --read_tag=pu200 --stage=filter --output=filter.onnx
+python experiments/export_onnx.py --read_tag=positions --stage=filter --output=filter.onnx
 
 Inputs: node_features [hit, 3], x, y, z in mm (and the hits' clusters in 15 columns more, for the
 filter of cells); edge_index [2, edge], both directions of every edge; edge_features

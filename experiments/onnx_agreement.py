@@ -1,6 +1,6 @@
 """How near the stages of a model in ONNX are to the product, and either to double precision.
 
-python experiments/onnx_agreement.py --read_tag=pu200 --event_start=8760 --event_end=8762 \
+python experiments/onnx_agreement.py --read_tag=positions --event_start=8760 --event_end=8762 \
     --rfactor=0.1
 """
 

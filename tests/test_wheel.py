@@ -22,5 +22,5 @@ def test_wheel_is_the_package_with_types_and_weights(tmp_path, monkeypatch):
         "hypertrack_jax/evaluation/event_page.js",
         "hypertrack_jax/weights/cells.npz",
         "hypertrack_jax/weights/pu2.npz",
-        "hypertrack_jax/weights/pu200.npz",
+        "hypertrack_jax/weights/positions.npz",
     }

@@ -18,7 +18,7 @@ from hypertrack_jax.model.parameters import init_parameters
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.streams import stream
 
-MODEL = "pu200"
+MODEL = "positions"
 """The model that is looked at, at all pile-ups."""
 SECTOR_HITS = 24_000
 """Hits of a sector with about 2e5 edges."""

@@ -125,7 +125,7 @@ def export_filter(weights: FilterWeights | None) -> bytes:
       UserError: there is no filter.
     """
     if weights is None:
-        raise UserError("the model has no filter; choose a model with one, such as pu200.")
+        raise UserError("the model has no filter; choose a model with one, such as positions.")
     constants = jax.tree.map(np.asarray, weights)
     return onnx_file(
         lambda *arrays: filter_logits(constants, *arrays),

@@ -16,7 +16,7 @@ TUNE = replace(
     name="dense",
     voxdyn=replace(local.TUNE.voxdyn, ncell=65536, min_count=4),
     # Crowded hits make false tracks of few sure hits: four, where `local` takes two.
-    cluster=replace(local.TUNE.cluster, edge_threshold=0.55, core_hits=4),
+    cluster=replace(local.TUNE.cluster, edge_threshold=0.5, core_hits=4, min_score=2.0),
     edge_filter=FilterTune(filter="triplets"),
     network=replace(local.TUNE.network, edge_features="helix+filter"),
 )

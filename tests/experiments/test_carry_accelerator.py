@@ -29,7 +29,7 @@ def test_the_folder_has_code_models_events_and_wheels(carried):
     files = [file for file in carried.folder.rglob("*") if file.is_file()]
     assert size == pytest.approx(sum(file.stat().st_size for file in files) / 1e6)
     names = {file.relative_to(carried.folder).as_posix() for file in files}
-    for name in ("hypertrack_jax/weights/pu200.npz", "tests/test_device.py", "pyproject.toml"):
+    for name in ("hypertrack_jax/weights/positions.npz", "tests/test_device.py", "pyproject.toml"):
         assert name in names
     assert not any("__pycache__" in name or "/results/" in name for name in names)
     assert [name for name in names if name.startswith("data/")] == ["data/event000000004.npz"]

@@ -82,7 +82,7 @@ def test_a_model_that_needs_cells_names_those_that_do_not(model):
         lambda: model(EVENT._replace(cells=None)),
         lambda: predict_edges(model.voxdyn, EVENT.position, 1, model.edge_filter),
     ):
-        with pytest.raises(UserError, match=r"there are no cells; give .* none: pu2, pu200\.$"):
+        with pytest.raises(UserError, match=r"there are no cells; give .* none: positions, pu2\.$"):
             call()
     with pytest.raises(UserError, match="7 clusters of cells for"):
         model(EVENT.position, choose_hits(EVENT, np.arange(7)).cells)

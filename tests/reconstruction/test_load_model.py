@@ -43,7 +43,7 @@ def test_a_loaded_model_is_the_saved_one(model, state, voxdyn, tmp_path):
         Reconstructor.load("tag", tmp_path, 8)
     with pytest.raises(
         FileNotFoundError,
-        match=r"other: no such model; .* package: cells, pu2, pu200\.",
+        match=r"other: no such model; .* package: cells, positions, pu2\.",
     ):
         Reconstructor.load("other", tmp_path)
     assert not (tmp_path / "other").exists()
