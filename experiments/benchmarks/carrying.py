@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.accelerator_inputs import MODEL
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.store import event_path
 
@@ -61,6 +62,9 @@ def carry(carried: Carried, gather: Callable[[Path], None]) -> float:
             ignored = shutil.ignore_patterns("__pycache__", "results")
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", folder)
+        for weights in (folder / "hypertrack_jax" / "weights").iterdir():
+            if weights.stem != MODEL:
+                weights.unlink()
         for number in carried.event_ids:
             _pack(event_path(carried.data, number), folder / "data")
         gather(folder / "wheels")

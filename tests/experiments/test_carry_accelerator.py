@@ -31,6 +31,8 @@ def test_the_folder_has_code_models_events_and_wheels(carried):
     names = {file.relative_to(carried.folder).as_posix() for file in files}
     for name in ("hypertrack_jax/weights/positions.npz", "tests/test_device.py", "pyproject.toml"):
         assert name in names
+    # The check has one model.
+    assert sum(name.startswith("hypertrack_jax/weights/") for name in names) == 1
     assert not any("__pycache__" in name or "/results/" in name for name in names)
     assert [name for name in names if name.startswith("data/")] == ["data/event000000004.npz"]
     assert load_event(carried.folder / "data", 4).event_id == 4
