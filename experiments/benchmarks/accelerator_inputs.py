@@ -21,7 +21,7 @@ from hypertrack_jax.streams import stream
 MODEL = "positions"
 """The model that is looked at, at all pile-ups."""
 SECTOR_HITS = 24_000
-"""Hits of a sector with about 2e5 edges."""
+"""Hits of a sector with about 3.5e5 edges."""
 SMALL_HITS = 500
 """Hits of an event of a dry run."""
 

@@ -41,7 +41,7 @@ class Carried(NamedTuple):
 
 
 def carry(carried: Carried, gather: Callable[[Path], None]) -> float:
-    """Makes the folder.
+    """Makes the folder, with the one model that the check looks at.
 
     Args:
       carried: what goes into it.

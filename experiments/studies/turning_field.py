@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from hypertrack_jax.evaluation.track_shapes import GEV_PER_TESLA_MM
 from hypertrack_jax.events.event import Event
 
 HEADER = ["abs(z) (mm)", "simulated", "real"]
@@ -19,7 +20,6 @@ PT = (0.2, 1.5)
 """Range in GeV: others turn too little to tell, or lose too much energy."""
 MOST_RADIUS, LEAST_STEP, LEAST_CHORD = 1.0, 20.0, 80.0
 """mm: largest vertex radius; hits nearer than this are one; least distance of a circle's ends."""
-GEV_PER_TESLA_MM = 0.299792458e-3
 
 
 def field_table(simulated: Sequence[Event], real: Sequence[Event]) -> list[list[str]]:

@@ -6,7 +6,8 @@ from jaxtyping import Float, Float64, Integer
 from hypertrack_jax.evaluation.metrics import NO_CLUSTER
 from hypertrack_jax.events.simulation import FIELD
 
-_GEV_PER_TESLA_MM = 0.299792458e-3
+GEV_PER_TESLA_MM = 0.299792458e-3
+"""pT over field and radius of the circle, for one unit of charge."""
 
 
 def track_shapes(
@@ -41,7 +42,7 @@ def track_shapes(
     half_angle = np.arcsin((0.5 * chord * curvature).clip(-1, 1))
     arc = np.divide(2 * half_angle, curvature, out=chord.copy(), where=curvature != 0)
     with np.errstate(divide="ignore"):
-        pt = _GEV_PER_TESLA_MM * FIELD / np.abs(curvature)
+        pt = GEV_PER_TESLA_MM * FIELD / np.abs(curvature)
     # The unit vector from the first hit to the centre of a left turn.
     angle = np.arctan2(dy, dx) - half_angle
     x, y = first[:, 0], first[:, 1]

@@ -1,9 +1,10 @@
-"""Full events: the local road on the edges that a filter leaves.
+"""All pile-ups: the local road on the edges that a filter leaves.
 
 In the `eom` graph of a full event 2 % of the edges join hits of one particle, and a network that
 takes means over a hundred neighbours does not learn from it. The filter takes nine tenths of the
 edges out. Its C is small: fit it with experiments/pretrain_voxdyn.py --node2node=eom --ncell=65536
---num_copies=32 with 100 events, and train the filter with experiments/train_filter.py.
+--num_copies=32 with 100 events, and train the filter with experiments/train_filter.py
+--rfactor_start=0.01.
 """
 
 from dataclasses import replace

@@ -187,6 +187,9 @@ def test_hits_left_over_join_cores_and_small_clusters_are_dropped(core_hits):
         if (expected == cluster).sum() < TUNE.cluster.min_hits:
             expected[expected == cluster] = -1
     np.testing.assert_array_equal(labels(core_hits=core_hits), expected)
+    # More than any cluster has.
+    assert (labels(core_hits=core_hits, min_score=float(len(cores))) == -1).all()
+    assert (labels(min_score=float(len(cores))) == -1).all()
 
 
 def yes_sayer():

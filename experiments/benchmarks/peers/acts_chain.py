@@ -16,7 +16,7 @@ from hypertrack_jax.errors import UserError
 from hypertrack_jax.events.digitization import RESOLUTION
 from hypertrack_jax.events.event import Event, choose_hits
 from hypertrack_jax.events.modules import Modules
-from hypertrack_jax.events.simulation import FIELD, Detector, generic_detector
+from hypertrack_jax.events.simulation import FIELD, Detector, acts_field, generic_detector
 
 PIXEL_VOLUMES = (7, 8, 9)
 MIN_MEASUREMENTS = 5
@@ -143,7 +143,7 @@ def _chain(acts: Any, detector: Detector, seed_pt: float, seeding: dict[str, Any
     """The algorithms, from `measurements` to `tracks` in the event store."""
     examples, units, quiet = acts.examples, acts.UnitConstants, acts.logging.FATAL
     geometry = detector.acts_detector.trackingGeometry()
-    field = acts.ConstantBField(acts.Vector3(0, 0, FIELD * units.T))
+    field = acts_field("uniform")
     finder = examples.TrackFindingAlgorithm
     everywhere, branches = acts.GeometryIdentifier(), ([], [15.0], [25.0], [2])
     return [
