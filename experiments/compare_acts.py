@@ -12,6 +12,7 @@ from absl import flags
 from benchmarks.timing import machine
 from studies.acts_comparison import CHAINS, Setting, compare, draw, results, table
 
+from hypertrack_jax.events.simulation import FIELDS
 from hypertrack_jax.events.store import require_events
 
 flags.adopt_module_key_flags(command_line)
@@ -28,6 +29,7 @@ RFACTOR = flags.DEFINE_float("rfactor", 0.1, "Fraction of particles kept.", 0.0,
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["8759"], "Last events of the ranges.")
 SEED = flags.DEFINE_integer("seed", 0, "Decides the thinning.", lower_bound=0)
+FIELD = flags.DEFINE_enum("field", "solenoid", FIELDS, "Field of the events, for ACTS.")
 
 
 def main() -> None:
@@ -36,10 +38,11 @@ def main() -> None:
     event_ids = command_line.event_range(EVENT_START, EVENT_END)
     data = command_line.workdir("data")
     require_events(data, event_ids)
-    setting = Setting(data, command_line.workdir("models"), event_ids, RFACTOR.value, SEED.value)
+    models = command_line.workdir("models")
+    setting = Setting(data, models, event_ids, RFACTOR.value, SEED.value, FIELD.value)
     chains = [list(CHAINS)[int(number)] for number in CHAIN.value if number != "none"]
-    models = [name for name in MODELS.value if name != "none"]
-    compare(directory, setting, [*chains, *models])
+    programs = [*chains, *(name for name in MODELS.value if name != "none")]
+    compare(directory, setting, programs)
     found = results(directory)
     print(table(found), machine(), sep="\n\n")
     figure = Path(directory, "acts.png")

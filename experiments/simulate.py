@@ -26,9 +26,9 @@ SEED = flags.DEFINE_integer(
 )
 FIELD = flags.DEFINE_enum(
     "field",
-    "uniform",
+    "solenoid",
     FIELDS,
-    "2 T everywhere, as the shipped models know it; or that of the real TrackML event.",
+    "That of the real TrackML event, in which the shipped models were trained; or 2 T everywhere.",
 )
 FORMAT = flags.DEFINE_enum("format", "npz", ["npz", "csv"], "What to write; csv is TrackML's own.")
 NUM_PROCESSES = flags.DEFINE_integer(

@@ -49,6 +49,8 @@ class Setting(NamedTuple):
     event_ids: Sequence[int]
     rfactor: float
     seed: int
+    field: str
+    """That of the events, as in `simulate_event`."""
 
     @property
     def pileup(self) -> str:
@@ -103,7 +105,7 @@ def measure(setting: Setting, program: str) -> dict[str, Any]:
 def _runner(setting: Setting, program: str):
     if program in CHAINS:
         seed_pt, is_displaced = CHAINS[program]
-        return lambda event: Run(*find_tracks(event, seed_pt, is_displaced))
+        return lambda event: Run(*find_tracks(event, seed_pt, is_displaced, setting.field))
     model = Reconstructor.load(program, setting.models)
     return lambda event: one_run(model, event)
 

@@ -41,7 +41,7 @@ DEFINITIONS = {
     "mean ± spread": "Mean and standard deviation over events, with n - 1. What has an interval is "
     "counted over all events; the interval is Wilson's, at one standard deviation.",
     "pT, eta, impact parameter of a track": "By the circle through its first, middle and last hit "
-    "in a field of 2 T: a fake has no particle that could tell them.",
+    "as if in 2 T: a fake has no particle that could tell them.",
 }
 WIDE = {
     "efficiency.png": "Efficiency against what a particle is.",

@@ -3,8 +3,8 @@
 The only module that imports acts, and only when it is used.
 
 `kinematics` draws the particles, Fatras carries them through the Generic detector of ACTS (the
-TrackML detector, with its volume, layer and module numbers) in a field of 2 T, or in that of a
-solenoid, with multiple scattering and energy loss, and `digitization` makes measurements of their
+TrackML detector, with its volume, layer and module numbers) in the field of a solenoid, or in 2 T
+everywhere, with multiple scattering and energy loss, and `digitization` makes measurements of their
 crossings and adds noise. TrackML itself was made this way (Amrouche et al., arXiv:1904.06778).
 
 An event is a function of (seed, event id, pile-up, field) alone: neither the order in which events
@@ -27,7 +27,7 @@ from hypertrack_jax.events.solenoid import solenoid_field
 from hypertrack_jax.streams import stream
 
 FIELD = 2.0  # Tesla, along the beam
-FIELDS = "uniform", "solenoid"
+FIELDS = "solenoid", "uniform"
 MAP_RADIUS, MAP_LENGTH, MAP_STEP = 1300, 3300, 20  # mm; the map of the solenoid's field
 MIN_MOMENTUM = 0.05  # GeV; particles are followed down to here
 
@@ -46,7 +46,7 @@ class Detector(NamedTuple):
 
 
 def simulate_event(
-    event_id: int, pileup: int | float, seed: int, field: str = "uniform"
+    event_id: int, pileup: int | float, seed: int, field: str = "solenoid"
 ) -> SimulatedEvent:
     """Simulates one event.
 
@@ -57,8 +57,7 @@ def simulate_event(
       event_id: number of the event.
       pileup: mean number of proton collisions; 200 in TrackML.
       seed: with `event_id`, decides all randomness.
-      field: 2 T everywhere, as the shipped models know it; or that of the real TrackML event, see
-        `solenoid`.
+      field: that of the real TrackML event, see `solenoid`; or "uniform", 2 T everywhere.
 
     Returns:
       The event with full truth, its hits ordered by volume, layer and module, and the true

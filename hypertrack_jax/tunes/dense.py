@@ -15,7 +15,7 @@ from hypertrack_jax.tunes.tune import FilterTune
 TUNE = replace(
     local.TUNE,
     name="dense",
-    voxdyn=replace(local.TUNE.voxdyn, ncell=65536, min_count=4),
+    voxdyn=replace(local.TUNE.voxdyn, ncell=65536, min_count=3),
     # Crowded hits make false tracks of few sure hits: four, where `local` takes two.
     cluster=replace(local.TUNE.cluster, edge_threshold=0.5, core_hits=4, min_score=2.0),
     edge_filter=FilterTune(filter="triplets"),

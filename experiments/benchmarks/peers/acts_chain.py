@@ -46,14 +46,17 @@ class Measurements(NamedTuple):
     """Standard deviation of it, in mm."""
 
 
-def find_tracks(event: Event, seed_pt: float = 0.15, is_displaced: bool = False) -> ActsTracks:
-    """Finds the tracks of one event, with the field and the resolution that it was simulated with.
+def find_tracks(
+    event: Event, seed_pt: float = 0.15, is_displaced: bool = False, field: str = "solenoid"
+) -> ActsTracks:
+    """Finds the tracks of one event, with the resolution that it was simulated with.
 
     Args:
       event: an event of the TrackML detector.
       seed_pt: smallest transverse momentum that seeds look for, in GeV.
       is_displaced: whether the hits that are left get a second pass, whose seeds need not point
         to the beam line.
+      field: that of the event, as in `simulate_event`.
 
     Returns:
       The tracks of at least 5 measurements.
@@ -62,11 +65,11 @@ def find_tracks(event: Event, seed_pt: float = 0.15, is_displaced: bool = False)
       ImportError: pyacts is not installed.
       UserError: a hit is not on the module that the event names.
     """
-    first = _one_pass(event, seed_pt, _SEEDING)
+    first = _one_pass(event, seed_pt, field, _SEEDING)
     if not is_displaced:
         return first
     is_left = first.hit_label < 0
-    second = _one_pass(choose_hits(event, is_left), seed_pt, _SEEDING | _DISPLACED)
+    second = _one_pass(choose_hits(event, is_left), seed_pt, field, _SEEDING | _DISPLACED)
     label = first.hit_label.copy()
     further = second.hit_label + label.max(initial=-1) + 1
     label[is_left] = np.where(second.hit_label < 0, -1, further)
@@ -74,7 +77,7 @@ def find_tracks(event: Event, seed_pt: float = 0.15, is_displaced: bool = False)
     return ActsTracks(label, *seconds)
 
 
-def _one_pass(event: Event, seed_pt: float, seeding: dict[str, Any]) -> ActsTracks:
+def _one_pass(event: Event, seed_pt: float, field: str, seeding: dict[str, Any]) -> ActsTracks:
     detector = generic_detector()
     # After `generic_detector`, which tells of a missing pyacts.
     import acts.examples
@@ -90,7 +93,7 @@ def _one_pass(event: Event, seed_pt: float, seeding: dict[str, Any]) -> ActsTrac
     )
     container = _container(acts, measured)
     sequencer.addReader(_reader(acts, container, clock))
-    for algorithm in _chain(acts, detector, seed_pt, seeding):
+    for algorithm in _chain(acts, detector, seed_pt, acts_field(field), seeding):
         sequencer.addAlgorithm(algorithm)
     sequencer.addAlgorithm(_collector(acts, tracks, clock))
     sequencer.run()
@@ -139,11 +142,12 @@ def _container(acts: Any, measured: Measurements) -> Any:
     return container
 
 
-def _chain(acts: Any, detector: Detector, seed_pt: float, seeding: dict[str, Any]) -> list[Any]:
+def _chain(
+    acts: Any, detector: Detector, seed_pt: float, field: Any, seeding: dict[str, Any]
+) -> list[Any]:
     """The algorithms, from `measurements` to `tracks` in the event store."""
     examples, units, quiet = acts.examples, acts.UnitConstants, acts.logging.FATAL
     geometry = detector.acts_detector.trackingGeometry()
-    field = acts_field("uniform")
     finder = examples.TrackFindingAlgorithm
     everywhere, branches = acts.GeometryIdentifier(), ([], [15.0], [25.0], [2])
     return [

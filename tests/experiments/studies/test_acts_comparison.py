@@ -16,7 +16,7 @@ from hypertrack_jax.events.store import save_event
 def setting(tmp_path):
     for number in (3, 4):
         save_event(tmp_path, helix_event(number, num_particles=12, event_id=number))
-    return Setting(tmp_path, tmp_path, [3, 4], 0.5, 0)
+    return Setting(tmp_path, tmp_path, [3, 4], 0.5, 0, "solenoid")
 
 
 @pytest.fixture
