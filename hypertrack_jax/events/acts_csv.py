@@ -31,9 +31,9 @@ _BARCODE = {
     "particle_id_gen": 8,
     "particle_id_subpart": 16,
 }
-"""Columns of a particle's name in newer files, and their bits in the one column of older ones."""
+"""Columns of a particle's barcode in newer files; their bits in the one column of older files."""
 _PARTICLES = ("particles_simulated", "particles_initial", "particles")
-"""Files of particles; the first one there is read, since later ones may lack secondaries."""
+"""Files of particles; the first that exists is read, since those after it may lack secondaries."""
 _KINDS = (
     *("hits", "simhits", "truth", "measurements", "measurement-simhit-map", "cells"),
     *_PARTICLES,
@@ -67,13 +67,13 @@ _TRACK_HEADER = (
 
 
 class _Hits(NamedTuple):
-    """What is measured, whichever files tell it."""
+    """The hits, from whichever files hold them."""
 
     hit_id: Int64[np.ndarray, " hit"]
     position: Float32[np.ndarray, "hit 3"]
     geometry: np.ndarray
     source: Int64[np.ndarray, " hit"]
-    """Row of the simulated hit that each is of, or -1."""
+    """Row of the simulated hit that each hit belongs to, or -1."""
 
 
 def list_acts_events(source: str | Path) -> list[int]:
@@ -95,19 +95,21 @@ def read_acts_event(
 
     Without measurements or truth each simulated hit is a hit at its true position, and its `hit_id`
     is its row, from 0. With measurements these are the hits. A measurement of several simulated
-    hits belongs to the particle of the first one; one of none is noise. Measurements of older
-    releases have only local positions. Then the true position of the simulated hit is taken, and a
-    warning says so. ACTS knows no weights of hits: particle hits have equal ones.
+    hits belongs to the particle of the first one; a measurement without a simulated hit is noise.
+    Measurements of older releases have only local positions. Then the true position of the
+    simulated hit is taken, and a warning says so. ACTS has no hit weights: all particle hits get
+    the same.
 
     Args:
       source: a directory or a zip, with the files at any depth.
       event_id: number of the event.
-      detector: TrackML's `detectors.csv`, which lists the modules of ACTS's generic detector, too.
+      detector: TrackML's `detectors.csv`, which lists the modules of ACTS's generic detector, too;
+        None reads no cells.
 
     Returns:
       The event, with truth. Its modules are volume, layer and sensitive number of `geometry_id`.
-      `cells` is None without a file of cells or without `detector`: what ACTS itself writes of its
-      geometry does not tell where channels begin.
+      `cells` is None without a file of cells or without `detector`: ACTS's own files of the
+      geometry do not say where channels begin.
 
     Raises:
       FileNotFoundError: a file is not there.
@@ -159,10 +161,11 @@ def read_acts_event(
 def write_acts_tracks(path: str | Path, event: Event, hit_label: Int[np.ndarray, " hit"]) -> Path:
     """Writes the tracks of an event in the columns of ACTS's CsvTrackWriter.
 
-    Tracks are found and not fitted here, so chi2, pT, eta and phi are `nan`; ndf counts two
-    coordinates for each measurement. As there, a track is `good` when at least half of its hits
-    are of one particle, the best such track of that particle; further ones are `duplicate`, all
-    others `fake`. An event without truth has tracks of type `unknown`.
+    Tracks are found and not fitted here, so chi2, pT, eta and phi are `nan`; ndf is two for each
+    measurement, minus five track parameters. As in ACTS, a track matches a particle that made at
+    least half of its hits. Of the tracks that match a particle, the one with most of its hits is
+    `good`, the others are `duplicate`. Tracks without a match are `fake`; without truth, all are
+    `unknown`.
 
     Args:
       path: the file to write.
@@ -243,7 +246,7 @@ def _table(
 
 
 def _require_names(table: np.ndarray, where: str) -> None:
-    """Refuses a table whose rows name no particle in either way."""
+    """Refuses a table that has particle ids in neither format."""
     columns = set(table.dtype.names or ())
     if "particle_id" not in columns and not columns.issuperset(_BARCODE):
         raise UserError(
@@ -258,7 +261,7 @@ def _simulated_hits(table: np.ndarray) -> _Hits:
 
 
 def _measured_hits(where: dict[str, str], data: dict[str, bytes], simulated: _Hits) -> _Hits:
-    """The measurements, each with the first simulated hit that it is of."""
+    """The measurements, each with its first simulated hit."""
     place, links_at = where["measurements"], where["measurement-simhit-map"]
     table = _table(place, data["measurements"], _MEASUREMENT_COLUMNS, _GLOBAL)
     links = read_table(
@@ -322,14 +325,14 @@ def _particle_of(
 
 
 def _names(table: np.ndarray) -> Int64[np.ndarray, "row part"]:
-    """The name of each row's particle in one number or in five."""
+    """The barcode of each row's particle, in one number or in five."""
     columns = table.dtype.names or ()
     parts = ("particle_id",) if "particle_id" in columns else tuple(_BARCODE)
     return np.stack([table[name].astype(np.int64) for name in parts], axis=1)
 
 
 def _particle_ids(table: np.ndarray) -> Int64[np.ndarray, " particle"]:
-    """One number for each particle: that of older files, or where it has no room, row plus 1."""
+    """One number for each particle, as in older files; row plus 1 if any does not fit or is 0."""
     names = _names(table)
     if names.shape[1] == 1:
         packed = names[:, 0]
@@ -397,7 +400,7 @@ def _kinds(sizes: list[int], majority: list[tuple[int, int]], has_truth: bool) -
 
 
 def _barcode(particle_id: int) -> str:
-    """A particle's name as ACTS prints it."""
+    """A particle's barcode as ACTS prints it."""
     parts = []
     for width in reversed(_BARCODE.values()):
         parts.append(particle_id & (1 << width) - 1)

@@ -12,12 +12,17 @@ from pathlib import Path
 from hypertrack_jax.errors import UserError
 
 Files = Mapping[str, Callable[[], bytes]]
-"""What reads each file of a directory or zip, by its name within it."""
+"""Functions that read the files of a directory or zip, by the names of the files in it."""
 
 
 @contextmanager
 def opened(source: Path) -> Iterator[Files]:
-    """The files of a directory or zip, at any depth."""
+    """The files of a directory or zip, at any depth.
+
+    Raises:
+      FileNotFoundError: there is no such directory or file.
+      UserError: the file is not a zip, or a file is damaged when it is read.
+    """
     if source.is_dir():
         paths = [Path(folder, name) for folder, _, names in os.walk(source) for name in names]
         yield {str(path.relative_to(source)): _reader(path, path.read_bytes) for path in paths}
@@ -38,13 +43,13 @@ def opened(source: Path) -> Iterator[Files]:
 
 
 def _reader(path: Path, read: Callable[[], bytes]) -> Callable[[], bytes]:
-    """Reads a file, and unpacks it where it is gzipped."""
+    """A function that reads a file, and unpacks it if it is gzipped."""
 
     def read_whole() -> bytes:
         try:
             data = read()
             return gzip.decompress(data) if path.name.lower().endswith(".gz") else data
-        # All that they raise for damaged bytes; a RuntimeError for encrypted ones.
+        # All that reading and unpacking raise for damaged bytes; RuntimeError for encrypted ones.
         except (OSError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
             raise UserError(
                 f"{path}: cannot be read to its end ({error}); fetch the file again."
@@ -54,7 +59,11 @@ def _reader(path: Path, read: Callable[[], bytes]) -> Callable[[], bytes]:
 
 
 def read_file(path: Path) -> bytes:
-    """The content of a file, unpacked where it is gzipped."""
+    """The content of a file, unpacked if it is gzipped.
+
+    Raises:
+      UserError: the file is missing, cannot be read or is damaged.
+    """
     return _reader(path, path.read_bytes)()
 
 

@@ -1,4 +1,4 @@
-"""Host side: the cells of the modules that fired, and what the cluster of each hit looks like."""
+"""Host side: the module cells that fired, and the shape of the cluster of each hit."""
 
 from typing import NamedTuple
 
@@ -19,11 +19,11 @@ class FiredCells(NamedTuple):
     """The cells of an event that fired, one entry per cell."""
 
     hit: Int64[np.ndarray, " cell"]
-    """Index of the hit whose cluster it belongs to."""
+    """Index of the hit whose cluster the cell belongs to."""
     channel: Int64[np.ndarray, "cell 2"]
     """Channels along u and v of the module, from 0."""
     value: Float32[np.ndarray, " cell"]
-    """Charge, in units of the readout; strips of TrackML say 1."""
+    """Charge, in units of the readout; strips of TrackML have 1."""
 
 
 class Cells(NamedTuple):
@@ -34,15 +34,15 @@ class Cells(NamedTuple):
     num_cells: Int32[np.ndarray, " hit"]
     """Number of cells."""
     charge: Float32[np.ndarray, " hit"]
-    """Sum of their values."""
+    """Sum of the values of the cells."""
     slant: Float32[np.ndarray, " hit"]
     """Correlation of the cells' channels along u and v, from -1 to 1; 0 where either is constant.
     Its sign is the sign of the product of the slopes along u and v."""
     is_cut: Bool[np.ndarray, "hit 2"]
-    """Whether the cluster reaches the edge of its module along u and v, and may go on behind it."""
+    """Whether the cluster reaches its module's edge along u and v, so that it may be cut off."""
     frame: Float32[np.ndarray, "hit 3 3"]
-    """A particle of direction d crosses frame[0] @ d / frame[2] @ d channels along u of the module,
-    and frame[1] @ d / frame[2] @ d along v. frame[2] is the unit normal."""
+    """A particle of direction d crosses (frame[0] @ d) / (frame[2] @ d) channels along u of the
+    module, and (frame[1] @ d) / (frame[2] @ d) along v. frame[2] is the unit normal."""
 
 
 def no_cells() -> Cells:
@@ -67,12 +67,12 @@ def cluster_cells(
     frame: Float32[np.ndarray, "hit 3 3"],
     num_channels: Int64[np.ndarray, "hit 2"],
 ) -> Cells:
-    """What the cluster of each hit looks like.
+    """The shape of the cluster of each hit.
 
     Args:
       fired: the cells, in any order; hits need not have any.
-      frame: of each hit, see `Cells.frame`.
-      num_channels: of its module along u and v.
+      frame: frame of each hit, see `Cells.frame`.
+      num_channels: number of channels of each hit's module along u and v.
     """
     num_hits = len(frame)
     num_cells = np.bincount(fired.hit, minlength=num_hits)
@@ -85,7 +85,7 @@ def cluster_cells(
         lowest, highest = (of.reduceat(channel, first) for of in (np.minimum, np.maximum))
         extent[has_cells] = highest - lowest + 1
         is_cut[has_cells] = (lowest == 0) | (highest == num_channels[has_cells] - 1)
-        # Exact in integers' range: channels from the lowest one on.
+        # Counted from the lowest channel: sums of large channel numbers would round in float64.
         channel = channel - lowest[np.cumsum(np.diff(hit, prepend=hit[0]) != 0)]
     return Cells(
         extent=extent.astype(np.int32),
@@ -100,8 +100,8 @@ def cluster_cells(
 def read_cells(where: str, data: bytes, hit_id: Int64[np.ndarray, " hit"]) -> FiredCells:
     """Reads TrackML's cells of an event.
 
-    A cell of a hit that is listed twice, as where two particles fire it, is one cell with the sum
-    of both values.
+    A cell that the file lists twice for one hit, for example because two particles fired it,
+    becomes one cell with the sum of both values.
 
     Args:
       where: name of the file, for messages.
@@ -116,7 +116,9 @@ def read_cells(where: str, data: bytes, hit_id: Int64[np.ndarray, " hit"]) -> Fi
 
 
 def read_acts_cells(where: str, data: bytes, hit_id: Int64[np.ndarray, " hit"]) -> FiredCells:
-    """The same of ACTS, which names a measurement, or in older files and those of traccc a hit.
+    """Reads ACTS's cells of an event, as `read_cells` reads TrackML's.
+
+    A cell names its measurement, or in older files and those of traccc its hit.
 
     Raises:
       UserError: as `read_cells`.
@@ -133,7 +135,7 @@ def read_acts_cells(where: str, data: bytes, hit_id: Int64[np.ndarray, " hit"]) 
 
 
 def cell_columns(fired: FiredCells, hit_id: Int64[np.ndarray, " hit"]) -> dict[str, np.ndarray]:
-    """The columns of TrackML's cells, which `read_cells` takes back."""
+    """The columns of TrackML's cells, which `read_cells` reads back."""
     return {
         "hit_id": hit_id[fired.hit],
         "ch0": fired.channel[:, 0],
@@ -166,7 +168,7 @@ def _fired(where: str, table: np.ndarray, hit_id: Int64[np.ndarray, " hit"]) -> 
 
 
 def _each_once(fired: FiredCells) -> FiredCells:
-    """The cells, those of one hit and place as one."""
+    """The cells; entries of one hit with the same channels are merged."""
     order = np.lexsort((*fired.channel.T, fired.hit))
     hit, channel = fired.hit[order], fired.channel[order]
     is_first = np.append(True, (np.diff(hit) != 0) | np.diff(channel, axis=0).any(axis=1))
@@ -178,7 +180,7 @@ def _each_once(fired: FiredCells) -> FiredCells:
 
 
 def _correlation(hit: np.ndarray, channel: np.ndarray, num_cells: np.ndarray) -> np.ndarray:
-    """Of the two columns of `channel`, within each hit."""
+    """Correlation of the two columns of `channel` within each hit."""
 
     def mean(values):
         return np.bincount(hit, values, len(num_cells)) / np.maximum(num_cells, 1)

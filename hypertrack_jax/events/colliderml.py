@@ -29,17 +29,17 @@ _PARTICLES = {
     **{"particle_id": np.int64, "charge": np.float64},
 }
 _PRIMARY = {"primary": np.bool_, "parent_id": np.int64}
-"""Either says which particles are primary."""
+"""Either column says which particles are primary."""
 _BATCH = 16
 """Events that are in memory at a time."""
 
 
 class ColliderEvent(NamedTuple):
-    """An event, and what ColliderML tells beyond."""
+    """An event, and what only ColliderML knows of it."""
 
     event: Event
     is_primary: Bool[np.ndarray, " particle"]
-    """Whether no other particle of the simulation made it."""
+    """False for particles that another particle made; all True where the file does not say."""
 
 
 class _Place(NamedTuple):
@@ -67,9 +67,9 @@ def read_colliderml_events(
     """Reads events one after the other; only a few of them are in memory.
 
     The `hit_id` of a hit is its place in the row. A hit whose `particle_id` is no particle of the
-    event is noise. Of the particles only charged ones and those with hits are kept. Where one is
-    named 0, all names are raised by 1, since 0 is the name of noise. There are no weights of hits:
-    particle hits have equal ones.
+    event is noise. Only charged particles and those with hits are kept. Where a particle has the
+    id 0, all ids are raised by 1, since 0 stands for noise. ColliderML has no hit weights: all
+    particle hits get the same.
 
     Args:
       source: directory of one configuration's tables, at any depth.
@@ -83,7 +83,7 @@ def read_colliderml_events(
       FileNotFoundError: there is no such directory, or no such table in it.
       MissingPackageError: pyarrow is not installed.
       UserError: a file is damaged, lacks a column, or has an event twice; an event has no
-        particles, or columns that do not fit together.
+        particles, or columns that do not fit together; none of `event_ids` is there.
     """
     source = Path(source)
     hits, particles = _places(source, "tracker_hits"), _places(source, "particles")
@@ -117,8 +117,8 @@ def write_colliderml_tracks(
 ) -> Path:
     """Writes tracks as a submission of ColliderML's tracking task: event_id, hit_id, track_id.
 
-    Hits without a track are left out: there is no name for them, and one name for all would be a
-    track.
+    Hits without a track are left out: the format has no id for them, and one id for all of them
+    would make them a track.
 
     Args:
       path: the Parquet file to write.
@@ -170,7 +170,7 @@ def read_colliderml_tracks(path: str | Path) -> dict[str, Int64[np.ndarray, " ro
 
 
 def _places(source: Path, table: str) -> dict[int, _Place]:
-    """Where each event of a table is; the number is all that is read of it."""
+    """Where each event of a table is; only the column event_id is read."""
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such directory of ColliderML's tables.")
     paths = sorted(
@@ -227,7 +227,7 @@ def _columns(path: Path, schema: Any, kinds: dict[str, type]) -> dict[str, type]
     """The columns to read and their types, under the names that this file has."""
     columns = dict(kinds)
     if kinds is _HITS and "particle_id" not in schema.names:
-        # Some releases say so where several particles share a hit.
+        # Some releases call the column so, since several particles may share a hit.
         columns["majority_particle_id"] = columns.pop("particle_id")
     _require_columns(path, schema, columns)
     if kinds is _PARTICLES:
@@ -256,7 +256,7 @@ def _lists(batch: Any, row: int, columns: dict[str, type]) -> dict[str, np.ndarr
 
 
 def _numbers(array: Any, kind: type) -> np.ndarray:
-    """An arrow array of numbers as an array of the type; unsigned 64 bits keep their bits."""
+    """An arrow array of numbers as a NumPy array of type `kind`; uint64 as int64 keeps its bits."""
     if array.null_count:
         raise ValueError("a value is missing")
     values = array.to_numpy(zero_copy_only=False)
@@ -317,7 +317,7 @@ def _stacked(columns: dict[str, np.ndarray], names: tuple[str, ...]) -> Float32[
 
 
 class _opened:
-    """A Parquet file; what pyarrow raises for damaged bytes becomes one sentence."""
+    """A Parquet file; what pyarrow raises for damaged bytes becomes a `UserError`."""
 
     def __init__(self, path: Path):
         self._path, self._arrow = path, _pyarrow()

@@ -1,4 +1,4 @@
-"""Host side: tables of numbers in csv files, read strictly; lines count as in an editor."""
+"""Host side: tables of numbers in csv files, read strictly; lines are numbered as in an editor."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,17 +26,17 @@ def read_table(
     Args:
       where: name of the file, for messages.
       data: its content.
-      columns: NumPy types of the columns by name; `uint64` takes negative numbers, too, by the same
-        64 bits.
-      optional: columns that may be missing; they are then missing in the result.
+      columns: NumPy types of the columns by name; `uint64` also takes negative numbers, with the
+        same 64 bits.
+      optional: columns that may be missing; the result then lacks them, too.
       format_name: what the file was expected to be, for messages.
 
     Returns:
       A structured array, one entry per row.
 
     Raises:
-      UserError: the file is no text, lacks a column or has it twice, has a row of another length
-        than the header, or a field that is no number of the type.
+      UserError: the file is empty or not text, lacks a column or has it twice, or has a row of
+        another length than the header or a field that is not a number of the column's type.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -74,7 +74,7 @@ def require_finite(table: np.ndarray, where: str) -> None:
 
 
 def to_csv(columns: Mapping[str, np.ndarray]) -> bytes:
-    """Columns as csv; NumPy prints a float with as many digits as tell it from its neighbours."""
+    """Columns as csv; floats have the fewest digits that read back to the same value."""
     rows = zip(*(column.astype(str).tolist() for column in columns.values()), strict=True)
     return "\n".join([",".join(columns), *map(",".join, rows), ""]).encode()
 

@@ -1,7 +1,7 @@
 """Host side: what the detector measures of the particles that cross it.
 
-Pure NumPy: the position resolution, the noise and the hit weights of the real TrackML event that
-`kinematics` describes, given to simulated crossings.
+Simulated crossings get the position resolution, the noise, the clusters and the hit weights of the
+real TrackML event that `kinematics` describes.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,8 @@ from hypertrack_jax.events.modules import Modules, module_channels, module_frame
 
 # Standard deviation of measured minus true position along the axes u and v of a module, in mm, by
 # volume: the 5527 hits of the real event in `kinematics`, turned into their modules' frames. Mirror
-# volumes are taken together. In the barrels u is also shifted by 0.009 (8), -0.015 (13) and -0.016
-# (17) on every module, the drift in the field; that turns a layer as a whole and is left out.
+# volumes are taken together. In the barrels the drift of charge in the field also shifts u on every
+# module, by 0.009 (volume 8), -0.015 (13) and -0.016 (17). That turns a layer as a whole: left out.
 RESOLUTION = {
     **dict.fromkeys((7, 9), (0.0132, 0.0088)),
     8: (0.0062, 0.0118),
@@ -37,25 +37,25 @@ CELL_SIZE = {
     17: (0.12, 10.8, 0.35),
 }
 
-# In the real event the charge of a pixel is the length of the path in it, in mm, within 10 %, and
-# strips say 1. A cell fires however short the path is: none of the shortest is missing.
+# In the real event the charge of a pixel is the length of the path in it, in mm, within 10 %.
+# Strips have the charge 1. There is no threshold: cells with the shortest paths fire, too.
 PIXEL_VOLUMES = (7, 8, 9)
 CHARGE_NOISE = 0.1
-MARGIN = 1e-6  # channels; paths end so far within the module, beyond all rounding
+MARGIN = 1e-6  # channels; paths end this far inside the module, so that rounding cannot matter
 
-# The real event has 15.0 % noise, on pixels and strips alike 0.04 hits per module within the
-# statistical error: noise picks a module, then a place on it.
+# 15.0 % of the real event's hits are noise. Pixel and strip modules alike have 0.04 noise hits per
+# module, within the statistical error: so noise picks a module, then a place on it.
 NOISE_RATIO = 0.15
-# Its clusters of noise are those of particles whose polar angle and azimuth differ from those of
-# the hit by up to this, in radians, evenly.
+# Clusters of noise in the real event look like those of particles whose polar angle and azimuth
+# differ from those of the hit by up to this angle, in radians, uniformly.
 NOISE_ANGLE = np.pi / 4
-# No cluster there, of noise or of a particle, has a path with a smaller cosine to the normal. The
-# simulation keeps such hits of particles, 1 % of all, with the long clusters that they would have.
+# In the real event no cluster, of noise or of a particle, has a path with a smaller cosine to the
+# normal. The simulation keeps such hits of particles, 1 % of all, with their long clusters.
 MIN_COSINE = 0.1
 
 # TrackML weights (github.com/LAL/trackml-library, weights.py; Amrouche et al.): along a track the
-# first and the last hits count most, and hard particles up to five times as much as soft ones. They
-# reproduce the weights of the real event to 1e-5.
+# first and the last hits count most, and hard particles up to five times as much as soft ones. The
+# constants reproduce the weights of the real event to 1e-5.
 ORDER_WEIGHT = (10.0, 8.0, 6.0, 5.0, 3.0, 3.0, 3.0, 5.0, 6.0)
 MIN_HITS_WITH_WEIGHT = 4
 SOFT_PT, HARD_PT = 0.5, 3.0  # GeV
@@ -72,7 +72,7 @@ class SimulatedEvent(NamedTuple):
     true_momentum: Float32[np.ndarray, "hit 3"]
     """Momentum of the particle there, in GeV; 0 for noise."""
     fired: FiredCells
-    """The cells of the hits, from the place of the true crossing."""
+    """The cells of the hits, computed at the true crossings."""
 
 
 class Crossings(NamedTuple):
@@ -102,10 +102,10 @@ def measure(
       event_id: number of the event.
       particles: the particles that `crossings` points to; those without crossings are listed with
         `num_hits` 0, as in TrackML's files.
-      crossings: what the particles did.
-      modules: where it happened.
-      rng: source of all randomness but that of the cells.
-      cell_rng: source of theirs, so that they change nothing else.
+      crossings: where the particles crossed modules.
+      modules: the detector.
+      rng: source of all randomness except that of the cells.
+      cell_rng: source of randomness of the cells, separate so that they change nothing else.
 
     Returns:
       The event with full truth, its hits ordered by volume, layer and module.
@@ -163,15 +163,16 @@ def fire_cells(
 ) -> FiredCells:
     """The cells that straight paths through modules fire, with the charge of each.
 
-    All charge drifts along u in proportion to the depth it comes from, so that a path covers
-    `Cells.frame` @ direction channels. The middle of the path keeps its place, as hits do in
-    `measure`. What leaves the module is lost.
+    Charge drifts along u in proportion to the depth it comes from; `Cells.frame` says how many
+    channels a path covers. The drift does not move the middle of a path, as it does not move hits
+    in `measure`. The part of a path outside the module is lost. The charge of a pixel is the length
+    of the path in it, in mm, with noise; that of a strip is 1.
 
     Args:
       modules: the detector.
       module: index of the module of each hit.
-      position: where it was crossed, in mm.
-      direction: of the particle there, of any length but 0.
+      position: where the module was crossed, in mm.
+      direction: direction of the particle there; any length but 0.
       rng: source of the noise of the charge.
     """
     crossed = np.einsum("hij,hj->hi", module_frames(modules)[module].astype(np.float64), direction)
@@ -198,7 +199,7 @@ def noise_directions(
     position: Float64[np.ndarray, "hit 3"],
     rng: np.random.Generator,
 ) -> Float64[np.ndarray, "hit 3"]:
-    """Unit vectors of paths that would leave the clusters of noise, see `NOISE_ANGLE`.
+    """Unit vectors of paths that would make the clusters of noise, see `NOISE_ANGLE`.
 
     Directions too near to the plane of the module, see `MIN_COSINE`, are drawn anew.
     """
@@ -225,10 +226,10 @@ def hit_weights(
 
     Args:
       hit_particle: index of the particle of every hit.
-      flight: what orders the hits of a particle; TrackML takes |z - z of the vertex|.
+      flight: sort key of the hits of a particle; TrackML takes |z - z of the vertex|.
       pt: transverse momentum at production, in GeV.
-      has_weight: False for particles that do not count. In the real event these are the 41
-        secondaries from material with 4 and more hits, and no others.
+      has_weight: False for particles whose hits have weight 0. Of the particles with 4 or more
+        hits in the real event, these are exactly the 41 secondaries from material.
 
     Returns:
       Weights that sum to 1; 0 for particles with fewer than 4 hits. All 0 if no particle counts.
@@ -256,9 +257,9 @@ def _particle_id(particles: GeneratedParticles) -> np.ndarray:
 
 
 def _smear(modules, crossings, rng):
-    """Measured positions: on the module, off by a uniform error with the real resolution.
+    """The crossings with uniform errors in the module's plane; `RESOLUTION` is their sigma.
 
-    Uniform, because a digital readout is wrong by at most half its pitch, and the real event's
+    Uniform, because a digital readout is wrong by at most half its pitch. The real event's
     residuals end there; a Gaussian of the same width would have tails.
     """
     table = np.zeros((max(RESOLUTION) + 1, 2))
@@ -288,7 +289,7 @@ def _inside(middle, span, num_channels):
 
 
 def _borders(middle, span, begin, end):
-    """Where each path begins, goes from channel to channel, and ends; and whose path it is."""
+    """Where on each path, from -1/2 to 1/2, it begins, changes channel and ends; and which path."""
     at, path = [begin, end], [np.arange(len(span))] * 2
     for axis in (0, 1):
         place = [middle[:, axis] + span[:, axis] * part for part in (begin, end)]

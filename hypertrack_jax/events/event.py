@@ -17,12 +17,12 @@ NOISE = -1
 
 
 class Particles(NamedTuple):
-    """The charged particles of one event, one entry per particle."""
+    """The particles of one event, one entry per particle."""
 
     particle_id: Int64[np.ndarray, " particle"]
-    """The particle's name in the file it came from; never 0, which TrackML gives to noise.
+    """The particle's id in its file; never 0, which stands for noise in TrackML.
 
-    TrackML's names are unsigned: one from 2^63 on is negative here, with the same 64 bits.
+    TrackML's ids are unsigned: one from 2^63 on is negative here, with the same 64 bits.
     """
     vertex: Float32[np.ndarray, "particle 3"]
     """Production point x, y, z, in mm."""
@@ -42,11 +42,11 @@ class Event(NamedTuple):
     position: Float32[np.ndarray, "hit 3"]
     """Measured hit position x, y, z, in mm."""
     hit_id: Int64[np.ndarray, " hit"]
-    """Unique name of the hit in its file; may have gaps."""
+    """Unique id of the hit in its file; ids may have gaps."""
     hit_particle: Int32[np.ndarray, " hit"]
     """Index into `particles` of the particle that made the hit, or `NOISE`."""
     hit_weight: Float64[np.ndarray, " hit"]
-    """Weight of the hit in the TrackML score; sums to 1 over an event with truth."""
+    """Weight of the hit in the TrackML score; sums to 1 over a whole event, unless all are 0."""
     module: Int64[np.ndarray, "hit 3"]
     """Volume, layer and module number of the detector element that was hit."""
     particles: Particles
@@ -69,14 +69,15 @@ def no_particles() -> Particles:
 
 
 def hits_of(event: Event) -> np.ndarray | Event:
-    """What a reconstruction takes: the event where it has cells, else the positions."""
+    """The input of a reconstruction: the event if it has cells, else its positions."""
     return event.position if event.cells is None else event
 
 
 def with_hits(event: Event, is_kept: Bool[np.ndarray, " hit"]) -> Event:
     """The event with some of its hits, in their order.
 
-    Particles have the hits that are left, and none without any is listed. Weights stay.
+    `num_hits` counts the hits that are left. Particles without hits are dropped. Weights are not
+    rescaled.
     """
     kept_particle = event.hit_particle[is_kept]
     num_particles = len(event.particles.particle_id)
@@ -93,7 +94,7 @@ def with_hits(event: Event, is_kept: Bool[np.ndarray, " hit"]) -> Event:
 
 
 def choose_hits(event: Event, chosen: np.ndarray) -> Event:
-    """The event with the hits of a mask or of indices, its particles as they are."""
+    """The event with the hits that a mask or indices choose; its particles do not change."""
     names = ("position", "hit_id", "hit_particle", "hit_weight", "module")
     arrays = {name: getattr(event, name)[chosen] for name in names}
     return event._replace(**arrays, cells=take_cells(event.cells, chosen))
@@ -110,9 +111,9 @@ def validate_event(event: Event, source: str) -> Event:
       The event itself.
 
     Raises:
-      UserError: a number out of range; no NumPy arrays, or masked ones; no hits; a coordinate
-        that is not finite; a hit id that occurs twice; a particle index outside the particles;
-        arrays of different lengths.
+      UserError: `event_id` is out of range; a field is not a NumPy array, or is masked; there are
+        no hits; arrays have different lengths; a coordinate is not finite; a cluster is not
+        possible; a hit id occurs twice; a particle index is outside the particles.
     """
     if not 0 <= event.event_id < 2**63:
         raise UserError(
@@ -122,7 +123,7 @@ def validate_event(event: Event, source: str) -> Event:
     for name, array in (event._asdict() | event.particles._asdict() | cells).items():
         if name in ("event_id", "particles", "has_truth", "cells"):
             continue
-        # A file cannot hold a mask.
+        # An event file cannot hold a mask.
         if not isinstance(array, np.ndarray) or isinstance(array, np.ma.MaskedArray):
             raise UserError(
                 f"{source}: {name} is a {type(array).__name__}, where a NumPy array is expected; "

@@ -37,7 +37,7 @@ SHAPE_PROMPT = 0.68
 PT_SCALE = 0.870  # GeV
 PT_POWER = 6.03
 
-# Counted among the prompt particles; both charges alike.
+# By PDG code: fractions counted among the prompt particles; both charges are equally likely.
 PROMPT_SPECIES = {211: 0.856, 321: 0.098, 2212: 0.041, 11: 0.005}
 
 # Neutral strange hadrons: mass (GeV), c tau (mm), charged two-body decay (PDG) with the masses of
@@ -100,11 +100,11 @@ class GeneratedParticles(NamedTuple):
     pdg: Int32[np.ndarray, " particle"]
     """Species in the numbering of the Particle Data Group; see `charge_of`."""
     collision: Int64[np.ndarray, " particle"]
-    """Index of the collision it belongs to, from 0."""
+    """Index of the collision that the particle comes from, from 0."""
     is_material: Bool[np.ndarray, " particle"]
     """True for a secondary from the detector's material."""
     flight_limit: Float64[np.ndarray, " particle"]
-    """Distance from the vertex, in mm, at which it is lost in an interaction; inf if it is not."""
+    """Flight distance, in mm, at which the particle is lost in an interaction; inf if it is not."""
 
 
 def generate_particles(pileup: int | float, rng: np.random.Generator) -> GeneratedParticles:
@@ -133,7 +133,7 @@ def generate_particles(pileup: int | float, rng: np.random.Generator) -> Generat
 
 
 def charge_of(pdg: Int32[np.ndarray, " particle"]) -> Int32[np.ndarray, " particle"]:
-    """Charge in units of the positron's; the electron is the one that has the number 11."""
+    """Charge in units of the positron's; it is negative for PDG code 11, the electron."""
     return np.sign(pdg) * np.where(np.abs(pdg) == 11, -1, 1).astype(np.int32)
 
 
@@ -150,8 +150,8 @@ def first_interaction(
 ) -> Float64[np.ndarray, " particle"]:
     """Distance, in mm, from the vertex to the first interaction in material, or inf.
 
-    Particles are taken to fly straight from the beam line; what they cross of a surface grows with
-    1 / cos of the angle of incidence.
+    Particles fly straight from the beam line. The thickness that they cross grows as 1 / cos of the
+    angle of incidence.
     """
     direction = momentum / np.linalg.norm(momentum, axis=1, keepdims=True)
     sin_theta = np.hypot(direction[:, 0], direction[:, 1])[:, None]
@@ -170,7 +170,7 @@ def first_interaction(
     distance = np.concatenate([to_cylinder, to_disc], axis=1)
     crossed = np.concatenate([on_cylinder, on_disc], axis=1)
     thickness = np.concatenate([in_cylinder / sin_theta, in_disc / np.abs(cos_theta)], axis=1)
-    # The chance to pass is exp(-thickness): grazing particles do not reach a probability above 1.
+    # The probability to pass is exp(-thickness): that to interact stays below 1 at grazing angles.
     interacts = crossed & (rng.random(distance.shape) < -np.expm1(-thickness))
     return np.where(interacts, distance, np.inf).min(axis=1)
 
@@ -181,7 +181,7 @@ def draw_decays(
     collision_point: Float64[np.ndarray, "collision 3"],
     rng: np.random.Generator,
 ) -> GeneratedParticles:
-    """Both products of each decay of one kind of neutral hadron, first the positive ones.
+    """The products of all decays of one kind of neutral hadron: positive ones, then negative ones.
 
     The hadrons come from the collisions in proportion to the number of `prompt` particles.
     """
@@ -208,7 +208,7 @@ def two_body_decay(
     product_masses: list[float],
     rng: np.random.Generator,
 ) -> tuple[Float64[np.ndarray, "decay 3"], Float64[np.ndarray, "decay 3"]]:
-    """Momenta, in GeV, of the two products of an isotropic decay (PDG review, Kinematics)."""
+    """Momenta of both products of isotropic decays, all in GeV (PDG review, Kinematics)."""
     first, second = product_masses
     breakup = np.sqrt((mass**2 - (first + second) ** 2) * (mass**2 - (first - second) ** 2))
     breakup /= 2 * mass
@@ -243,7 +243,7 @@ def _draw_prompt(collision_point, rng) -> GeneratedParticles:
 
 
 def _boost(momentum, energy, parent, mass):
-    """Momentum in the laboratory of a product given in the rest frame of its parent."""
+    """Momentum in the laboratory of a decay product given in the rest frame of its parent."""
     parent_energy = np.sqrt((parent**2).sum(axis=1, keepdims=True) + mass**2)
     along = (momentum * parent).sum(axis=1, keepdims=True)
     return momentum + parent / mass * (energy + along / (parent_energy + mass))

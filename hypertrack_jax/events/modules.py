@@ -17,7 +17,7 @@ from hypertrack_jax.files import replace_file
 # This and `thickness_unit` follow from the real event that `kinematics` describes: with them the
 # true crossings give both ends of 99 % of its clusters to the channel, along u and v.
 BARREL_DRIFT = {8: 0.12, 13: 0.12, 17: 0.08}
-"""In the barrels of TrackML charge drifts along u: the tangent of its angle to the normal."""
+"""Tangent of the Lorentz angle in TrackML's barrel volumes, where charge drifts along u."""
 
 _COLUMNS = {
     **dict.fromkeys(("volume_id", "layer_id", "module_id"), np.int64),
@@ -49,11 +49,11 @@ class Modules(NamedTuple):
     thickness: Float64[np.ndarray, " module"]
     """Depth in which a particle leaves charge, in mm."""
     drift: Float64[np.ndarray, " module"]
-    """How far charge drifts along u, over the depth it comes from."""
+    """Drift of charge along u over the depth it comes from: the tangent of the Lorentz angle."""
 
 
 def module_frames(modules: Modules) -> Float32[np.ndarray, "module 3 3"]:
-    """Turns a direction into channels, see `Cells.frame`."""
+    """Matrices that turn a direction into channels, see `Cells.frame`."""
     u, v = modules.axes[:, 0], modules.axes[:, 1]
     normal = np.cross(u, v)
     channels = modules.thickness[:, None] / modules.pitch
@@ -71,7 +71,7 @@ def find_modules(modules: Modules, number: Int[np.ndarray, "hit 3"]) -> Int64[np
     """Index of the module of each volume, layer and module number; -1 for one not listed."""
     in_range = np.all((number >= 0) & (number < 2 ** np.array(_NUMBER_BITS)), axis=1)
     wanted = geometry_ids(np.where(in_range[:, None], number, 0))
-    # The appended module, which is none, has the last place.
+    # Ids beyond the last one find the appended -1, which is no id.
     index = np.searchsorted(modules.geometry_id, wanted)
     is_listed = in_range & (np.append(modules.geometry_id, -1)[index] == wanted)
     return np.where(is_listed, index, -1)
@@ -84,7 +84,7 @@ def module_clusters(
     hit_id: Int64[np.ndarray, " hit"],
     where: str,
 ) -> Cells:
-    """The clusters of the hits of an event; frames are 0 for hits without cells.
+    """The clusters of the hits of an event; frames are 0 for hits on modules that are not listed.
 
     Args:
       modules: the detector.
@@ -122,7 +122,7 @@ def find_detector(source: Path, files: Files, detector: Path | None) -> Modules 
       source: the directory or zip of the events.
       files: what is in it.
       detector: the file that lists the modules; None looks for `detectors.csv` or `.csv.gz` in the
-        source, and beside a zip.
+        source, else beside a zip.
 
     Returns:
       The modules; None where no file lists them.
@@ -154,7 +154,7 @@ def find_detector(source: Path, files: Files, detector: Path | None) -> Modules 
 
 @functools.lru_cache(maxsize=2)
 def read_modules(where: str, data: bytes) -> Modules:
-    """Reads TrackML's `detectors.csv`; all events of a sample share one, which is read once.
+    """Reads TrackML's `detectors.csv`. All events of a sample share one file, so it is cached.
 
     Args:
       where: name of the file, for messages.
@@ -162,7 +162,8 @@ def read_modules(where: str, data: bytes) -> Modules:
 
     Raises:
       UserError: the file has a missing column, a row of another length, a number that cannot be
-        read or is not finite, a module twice, or a module without a frame or a size.
+        read, is not finite or is out of range, a module twice, or a module whose axes or sizes are
+        not possible.
     """
     table = read_table(where, data, _COLUMNS)
     require_finite(table, where)
@@ -196,7 +197,7 @@ def read_modules(where: str, data: bytes) -> Modules:
 
 
 def write_detector_csv(directory: str | Path, modules: Modules) -> Path:
-    """Writes TrackML's `detectors.csv`, which `read_modules` takes back; returns its path.
+    """Writes TrackML's `detectors.csv`, which `read_modules` reads back; returns its path.
 
     Raises:
       OSError: the file cannot be written.
@@ -218,12 +219,12 @@ def write_detector_csv(directory: str | Path, modules: Modules) -> Path:
 
 
 def thickness_unit(number: Int[np.ndarray, "module 3"]) -> Float64[np.ndarray, " module"]:
-    """Thickness over `module_t`, which is half of it as TrackML says, but in barrels all of it."""
+    """Thickness over `module_t`: 2, since TrackML documents the half thickness; 1 in barrels."""
     return np.where(np.isin(number[:, 0], [*BARREL_DRIFT]), 1.0, 2.0)
 
 
 def drift_of(number: Int[np.ndarray, "module 3"]) -> Float64[np.ndarray, " module"]:
-    """The drift of charge in modules of TrackML, by their volume."""
+    """`Modules.drift` of TrackML's modules, by their volume."""
     drift = np.zeros(len(number))
     for volume, tangent in BARREL_DRIFT.items():
         drift[number[:, 0] == volume] = tangent

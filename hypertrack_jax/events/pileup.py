@@ -1,4 +1,4 @@
-"""Host side: fewer collisions in an event, by taking particles and noise hits away.
+"""Host side: fewer collisions in an event, by removing particles and noise hits.
 
 A full TrackML event has 200 collisions on average; `rfactor` 0.01, 0.1, 0.3 and 1 stand for a
 pile-up of 2, 20, 60 and 200.
@@ -24,11 +24,11 @@ def thin(
 
     Of the n particles with hits Poisson(int(rfactor n)) are kept, at least one and at most all;
     rfactor 1 keeps all. Then Poisson(m r / (1 - r)) of the noise hits are kept, at most all, where
-    m is the number of particle hits kept and r the noise ratio. Particles that are not kept leave
-    the list, those without hits among them. Weights are scaled to sum to 1.
+    m is the number of particle hits kept and r the noise ratio. All other particles, also those
+    without hits, are dropped from the list. Weights are scaled to sum to 1.
 
     Args:
-      event: an event; with truth, unless it is to stay as it is.
+      event: an event with truth; or any, for rfactor 1 with noise_ratio -1.
       rfactor: expected fraction of particles to keep, in (0, 1].
       noise_ratio: noise hits / all hits, in [0, 1); -1 for the event's own; None for no noise.
       rng: source of randomness.
@@ -67,7 +67,7 @@ def thin(
     is_kept = np.isin(event.hit_particle, particles)
     is_kept[rng.choice(noise_hits, num_noise, replace=False)] = True
     thinned = with_hits(event, is_kept)
-    # An event may weigh nothing at all.
+    # The weights that are left may all be 0.
     return thinned._replace(hit_weight=thinned.hit_weight / (thinned.hit_weight.sum() or 1.0))
 
 

@@ -1,4 +1,4 @@
-"""Host side: events wherever they lie: csv files of TrackML or ACTS, ColliderML, event files."""
+"""Host side: finds and reads events of any format: TrackML, ACTS, ColliderML, event files."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ _ACTS_HITS = re.compile(r"event\d{1,18}-(hits|simhits)\.csv(\.gz)?", re.I)
 
 
 class EventPlace(NamedTuple):
-    """Where an event lies."""
+    """Where an event is."""
 
     source: Path
     """An event file, a directory or zip of csv files, or a directory of ColliderML's tables."""
@@ -62,7 +62,7 @@ def find_events(paths: Sequence[str | Path]) -> list[EventPlace]:
 
 
 def read_place(place: EventPlace, *, lenient: bool = False) -> Event:
-    """Reads an event, where it is a TrackML event as `read_event` does.
+    """Reads an event; `lenient` is that of `read_event` and acts on TrackML's events alone.
 
     Raises:
       OSError: a file is missing or cannot be opened.
@@ -80,9 +80,10 @@ def read_place(place: EventPlace, *, lenient: bool = False) -> Event:
 def reader_of(
     places: Sequence[EventPlace], *, lenient: bool = False
 ) -> Callable[[EventPlace], Event]:
-    """A way to read events as `read_place` does, one after the other in the order of `places`.
+    """A function that reads events as `read_place` does, to be called in the order of `places`.
 
-    Tables that hold many events are read once.
+    It reads each of ColliderML's tables, which hold many events, once if the events come in the
+    order of the tables.
     """
     wanted: dict[Path, list[int]] = {}
     for place in places:
@@ -96,7 +97,7 @@ def reader_of(
         found = ahead.pop(place.source, None) or next(stream, None)
         if found is not None and found.event.event_id == place.event_id:
             return found.event
-        # The tables have another order, or one before could not be read.
+        # The tables have another order, or an earlier event could not be read.
         if found is not None:
             ahead[place.source] = found
         return read_place(place, lenient=lenient)
@@ -129,7 +130,7 @@ def _events_at(path: Path) -> list[EventPlace]:
 
 
 def _has_acts(path: Path) -> bool:
-    """Whether the csv files of a directory or zip are of ACTS; one of them is looked into."""
+    """Whether the csv files of a directory or zip are of ACTS, to judge by one of them."""
     with opened(path) as files:
         names = [name for name in files if _ACTS_HITS.fullmatch(base_name(name))]
         return bool(names) and _is_acts(files[min(names)]())
@@ -150,6 +151,6 @@ def _single(path: Path, digits: str) -> EventPlace:
 
 
 def _stored_number(path: Path) -> int:
-    """By its name; only a file of another name is opened."""
+    """Number of the event, from the name of its file; only a file of another name is opened."""
     name = _STORED_NAME.fullmatch(path.name)
     return int(name[1]) if name else int(read_npz(path, FORMAT, ["event_id"])["event_id"])

@@ -1,8 +1,9 @@
-"""Host side: azimuth sectors of events, in which hits lie as densely as in the whole event.
+"""Host side: azimuth sectors of events, in which hits are as dense as in the whole event.
 
-A network that is trained on thinned events knows their density alone, and the graph of a full
-event does not fit into a training step. A sector does: its core is a range of azimuth, and a halo
-on either side gives the hits of the core their neighbours. Azimuth wraps around.
+A network that is trained on thinned events has seen only their low density, and the graph of a full
+event does not fit into a training step. A sector has the full density and fits. Its core is a range
+of azimuth, and a halo on either side gives the hits of the core their neighbours. Azimuth wraps
+around.
 """
 
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ class Sector(NamedTuple):
     """A part of an event."""
 
     event: Event
-    """The hits of core and halo, in their former order. A particle has the hits that are left, and
-    none without any is listed; weights are those of the whole event."""
+    """The hits of core and halo, in their former order, see `with_hits`. Weights are those of the
+    whole event."""
     is_core: Bool[np.ndarray, " hit"]
     """True for hits of the core."""
 
 
 def whole(event: Event) -> Sector:
-    """The sector of all azimuths."""
+    """The whole event as a sector; all of it is core."""
     return Sector(event, np.ones(len(event.position), np.bool_))
 
 
@@ -45,16 +46,16 @@ def draw_sector(
 
     Args:
       event: the event.
-      num_hits: hits that core and halo have on average. The sector of an event with no more hits is
-        the event, and all of it is core.
+      num_hits: mean number of hits in core and halo. An event with no more hits is returned whole,
+        all of it as core.
       rng: source of randomness.
       halo: width of the halo on either side, in radians.
 
     Returns:
-      The sector, which has at least one hit of the core.
+      The sector; its core has at least one hit.
 
     Raises:
-      UserError: the halo alone has as many hits.
+      UserError: a sector of `num_hits` hits is no wider than its halo.
     """
     if num_hits >= len(event.position):
         return whole(event)
@@ -72,10 +73,10 @@ def draw_sector(
 def require_sectors(
     directory: Path, event_ids: Sequence[int], num_hits: int, halo: float = HALO
 ) -> None:
-    """Checks that sectors of all events have a core, so that none ends a training after hours.
+    """Checks that sectors of all events have a core, so that a training fails at once, not late.
 
     Raises:
-      UserError: the halo alone has as many hits.
+      UserError: a sector of `num_hits` hits of an event is no wider than its halo.
       OSError: the file of an event cannot be read.
     """
     for event_id in event_ids:

@@ -26,7 +26,7 @@ from hypertrack_jax.events.modules import Modules, drift_of
 from hypertrack_jax.events.solenoid import solenoid_field
 from hypertrack_jax.streams import stream
 
-FIELD = 2.0  # Tesla, along the beam
+FIELD = 2.0  # Tesla, along the beam; of "uniform"
 FIELDS = "solenoid", "uniform"
 MAP_RADIUS, MAP_LENGTH, MAP_STEP = 1300, 3300, 20  # mm; the map of the solenoid's field
 MIN_MOMENTUM = 0.05  # GeV; particles are followed down to here
@@ -57,14 +57,15 @@ def simulate_event(
       event_id: number of the event.
       pileup: mean number of proton collisions; 200 in TrackML.
       seed: with `event_id`, decides all randomness.
-      field: that of the real TrackML event, see `solenoid`; or "uniform", 2 T everywhere.
+      field: "solenoid", that of the real TrackML event, see `solenoid`; or "uniform", 2 T
+        everywhere.
 
     Returns:
       The event with full truth, its hits ordered by volume, layer and module, and the true
       crossings. Particles that leave no hits are listed with `num_hits` 0, as in TrackML's files.
 
     Raises:
-      ImportError: pyacts is not installed.
+      MissingPackageError: pyacts is not installed.
       UserError: `pileup` is not positive, `seed` or `event_id` is negative or beyond 63 bits, or
         there is no such field.
     """
@@ -92,7 +93,7 @@ def generic_detector() -> Detector:
     """The Generic detector of ACTS, built once per process.
 
     Raises:
-      ImportError: pyacts is not installed.
+      MissingPackageError: pyacts is not installed.
     """
     acts = _import_acts()
     config = acts.examples.GenericDetector.Config(logLevel=acts.logging.ERROR)
@@ -105,12 +106,12 @@ def generic_detector() -> Detector:
 
 @functools.cache
 def acts_field(field: str) -> Any:
-    """The field as ACTS takes it.
+    """The field, one of `FIELDS`, as ACTS takes it.
 
     ACTS's own solenoid is not used: on the beam line the radial component of its field is not 0.
 
     Raises:
-      ImportError: pyacts is not installed.
+      MissingPackageError: pyacts is not installed.
     """
     acts = _import_acts()
     if field == "uniform":
@@ -143,7 +144,7 @@ def _simulate_crossings(particles: GeneratedParticles, field: str, seed: int) ->
 def _run_fatras(detector, particles, field, seed):
     """Runs Fatras on one event in memory; csv files between the steps would round to 6 digits."""
     acts = _import_acts()
-    # Errors are single particles born in a gap between volumes, one in 1e4; they get no hits.
+    # Fatras logs errors for particles born in a gap between volumes, one in 1e4; they get no hits.
     examples, quiet = acts.examples, acts.logging.FATAL
     particle_gun, hit_collector = _store_doors()
     gun, collector = particle_gun(particles), hit_collector()
@@ -171,8 +172,8 @@ def _run_fatras(detector, particles, field, seed):
     sequencer.addAlgorithm(collector)
     sequencer.run()
     crossings = collector.crossings
-    # Each keeps its handle alive and the handle it, by references in C++ that Python does not see:
-    # what they hold would stay for good, 8 MB for each full event.
+    # Each of the two and its data handle keep each other alive, by references in C++ that Python's
+    # garbage collector does not see: their data would never be freed, 8 MB for each full event.
     gun.__dict__.clear()
     collector.__dict__.clear()
     return crossings
@@ -204,7 +205,7 @@ def _store_doors():
             return examples.ProcessCode.SUCCESS
 
     class HitCollector(examples.IAlgorithm):
-        """Takes the hits from the event store; they do not live longer than the event there."""
+        """Copies the hits from the event store, which frees them at the end of the event."""
 
         def __init__(self):
             super().__init__("HitCollector", quiet)
@@ -220,7 +221,7 @@ def _store_doors():
 
 
 def _acts_particles(acts, particles):
-    """The particles that TrackML simulates; the barcode is the index in the whole list."""
+    """The particles that TrackML simulates; the barcode is the index in the whole list, plus 1."""
     container = acts.examples.SimParticleContainer()
     absolute = np.linalg.norm(particles.momentum, axis=1)
     direction = particles.momentum / absolute[:, None]
@@ -263,8 +264,8 @@ def _modules(acts, surfaces) -> Modules:
     """Turns the sensitive surfaces into arrays."""
     context = acts.GeometryContext.dangerouslyDefaultConstruct()
     normal = acts.Vector3(0, 0, 1)  # not used by planes
-    # Vectors are indexed, here and for the hits: to iterate over an acts vector ends in a C++
-    # exception, which takes 50 us, and the longer the more programs jax has compiled.
+    # Vectors are indexed, here and for the hits: iterating over an acts vector ends in a C++
+    # exception, which takes 50 us or more, the longer the more programs jax has compiled.
     center, along_u, along_v = (
         np.array(
             [

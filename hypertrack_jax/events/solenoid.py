@@ -1,7 +1,7 @@
 """Host side: the field that the real TrackML event was made in, about that of ATLAS's solenoid.
 
-Its particles turn in the disks as if the field were 0.7 T at |z| = 2.2 m, where it is 2.0 T at the
-centre, see experiments/results/simulation.md. The coil here was fitted to that.
+In the disks at |z| = 2.2 m the event's particles turn as if the field were 0.7 T, against 2.0 T at
+the centre, see experiments/results/simulation.md. The coil here was fitted to that.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def solenoid_field(
 
     Args:
       r: distances from the beam line in mm, well inside the coil.
-      z: places along it in mm.
+      z: positions along the beam line in mm, 0 at the centre of the coil.
     """
     # On the beam line the radial component is 0 over 0.
     r = np.maximum(r, 1e-3).astype(np.float64)
@@ -38,7 +38,7 @@ def solenoid_field(
 
 
 def _loop_field(r, z):
-    """The same of a loop with a current of pi over the constant of the field, in 1/mm."""
+    """The same for one loop at z = 0, in 1/mm, with a current for which mu_0 I is pi."""
     squared = RADIUS**2 + r**2 + z**2
     near, far = squared - 2 * RADIUS * r, squared + 2 * RADIUS * r
     first, second = ellipk(1 - near / far), ellipe(1 - near / far)

@@ -1,4 +1,4 @@
-"""Host side: one .npz file per event, ranges of events, and the order in which they are read."""
+"""Host side: one .npz file per event, ranges of events, and the order of events in training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +59,7 @@ def save_event(directory: str | Path, event: Event) -> Path:
 
     Args:
       directory: where to write; made if it is not there.
-      event: the event; checked first, so that `load_event` need not.
+      event: the event; checked here, so that `load_event` need not check it.
 
     Returns:
       Path of the file.
@@ -105,8 +105,8 @@ def read_event_file(path: Path) -> Event:
     """Reads an event from a file of any name.
 
     Raises:
-      OSError: it cannot be opened.
-      UserError: it is damaged, is no event file, or has another format version.
+      OSError: the file cannot be opened.
+      UserError: the file is damaged, is no event file, or has another format version.
     """
     arrays = read_npz(path, FORMAT)
     particles = Particles(*(arrays.pop(_PARTICLE_PREFIX + name) for name in Particles._fields))
@@ -162,8 +162,8 @@ def require_events(directory: str | Path, ids: Sequence[int]) -> None:
 def step_event_ids(ids: Sequence[int], seed: int, step: int, batch_size: int) -> list[int]:
     """Events of a training step, a pure function of (seed, step): resuming needs only the step.
 
-    Each epoch is a permutation of its own; consecutive steps walk through the epochs, and a batch
-    may begin in one epoch and end in the next.
+    Each epoch has its own permutation of the events; consecutive steps walk through the epochs, and
+    a batch may begin in one epoch and end in the next.
 
     Args:
       ids: the events to train on.

@@ -1,4 +1,4 @@
-"""Host side: tracks as files of event_id, hit_id and track_id: TrackML's csv, ColliderML's Parquet.
+"""Host side: reads tracks from files of event_id, hit_id, track_id: TrackML's and ColliderML's.
 
 `trackml.write_submission` and `colliderml.write_colliderml_tracks` write them.
 """
@@ -24,7 +24,7 @@ class Submission(NamedTuple):
     path: Path
     hit_id: Int64[np.ndarray, " row"]
     track_id: Int64[np.ndarray, " row"]
-    """0 or less for a hit in no track; a track 0 of Parquet is 1 here, and so on."""
+    """0 or less for a hit in no track. Parquet numbers tracks from 0; 1 is added to these here."""
 
 
 def submission_path(directory: Path, event_id: int) -> Path:
@@ -41,7 +41,8 @@ def read_submissions(path: str | Path) -> dict[int | None, Submission]:
     Raises:
       FileNotFoundError: there is no such file, or none in the directory.
       MissingPackageError: Parquet needs pyarrow.
-      UserError: a file is no table of whole numbers with these columns, or an event is in two.
+      UserError: a file is not a table of whole numbers with these columns, or an event is in two
+        files.
     """
     path = Path(path).expanduser()
     paths = sorted(path.glob("*-submission.csv")) if path.is_dir() else [path]

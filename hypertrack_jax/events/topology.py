@@ -134,7 +134,7 @@ def _spanning_trees(
 def _two_steps(
     senders: Int[np.ndarray, " edge"], receivers: Int[np.ndarray, " edge"], num_hits: int
 ) -> tuple[Int[np.ndarray, " walk"], Int[np.ndarray, " walk"]]:
-    """Ends of all walks of two steps; with self-loops among the edges also those of one step."""
+    """Ends of all walks of two steps; through self-loops, walks of one step are among them."""
     adjacency = sparse.csr_array(
         (np.ones(len(senders), np.int32), (receivers, senders)), shape=(num_hits, num_hits)
     )

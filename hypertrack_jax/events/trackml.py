@@ -77,20 +77,20 @@ def read_event(
     """Reads one event.
 
     Hits per particle are counted from the truth, and particles without hits are kept. Weights that
-    sum to 1 are taken as they are. Others, as of a thinned file, are scaled to sum to 1, and a
-    warning tells their sum. A warning also counts particles of charge 0.
+    sum to 1 are taken as they are. Other weights, such as those of a thinned file, are scaled to
+    sum to 1, and a warning tells their sum. A warning also counts particles of charge 0.
 
     Args:
       source: a directory or a zip, with the files at any depth.
       event_id: number of the event.
-      lenient: leave out hits whose position is not finite and a particle that is named 0, and give
-        the particle hits equal weights where there is no such column; a warning counts each.
+      lenient: leave out hits whose position is not finite and a particle whose id is 0, and give
+        the particle hits equal weights where the truth has none; a warning reports each.
       detector: the file that lists the modules; None looks for `detectors.csv` or `.csv.gz` in the
-        source, and beside a zip.
+        source, else beside a zip.
 
     Returns:
-      The event. `has_truth` is False where there is no truth file, `cells` is None where there is
-      no file of cells, or none that lists the modules.
+      The event. `has_truth` is False without a file of truth. `cells` is None without a file of
+      cells or a file that lists the modules.
 
     Raises:
       FileNotFoundError: there are no hits, truth without particles, or no such `detector`.
@@ -118,11 +118,11 @@ def write_event_csv(
     fired: FiredCells | None = None,
     compress: bool = False,
 ) -> None:
-    """Writes an event as TrackML files, which `read_event` takes back bit for bit.
+    """Writes an event as TrackML files, which `read_event` reads back bit for bit.
 
-    An event has clusters and not their cells, which are written where `fired` gives them. Without
-    truth only these and the hits are written. The hits come last, so that an interrupted run leaves
-    no event that `list_event_ids` would name and `read_event` could not read.
+    An `Event` holds clusters but not their cells; cells are written if `fired` gives them. Without
+    truth only cells and hits are written. The hits come last, so that an interrupted run leaves no
+    event that `list_event_ids` would name and `read_event` could not read.
 
     Args:
       directory: where to write; made if it is not there.
@@ -230,7 +230,7 @@ def _read_event(
         particles=no_particles(),
         has_truth=False,
     )
-    # First the hits by themselves: what is wrong with them is not for the truth's file to answer.
+    # Hits are checked before the truth, so that a message about them names their own file.
     validate_event(choose_hits(event, is_kept), where["hits"])
     if "truth" in names:
         event = with_truth(event, where, names, files, lenient, notes)
@@ -246,7 +246,7 @@ def _read_event(
 
 
 def _event_files(source: Path, event_id: int, files: Files) -> dict[str, str]:
-    """Names of an event's files by kind: hits, and truth and particles where they are."""
+    """Names of an event's files by kind: hits, and cells, truth and particles if they exist."""
     found: dict[str, str] = {}
     for name in files:
         match = _FILE_NAME.fullmatch(base_name(name))

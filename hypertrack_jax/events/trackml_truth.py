@@ -1,4 +1,4 @@
-"""Host side: the truth and the particles of TrackML's events, put to their hits."""
+"""Host side: joins the truth and the particles of TrackML's events to their hits."""
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -19,7 +19,7 @@ _PARTICLE_COLUMNS = {
     "pz": np.float32,
     "q": np.float64,
 }
-# The files print six digits, so that the weights of a whole event miss 1 by about 1e-6.
+# The files print six digits, so the weights of a whole event sum to 1 within about 1e-6.
 _WEIGHT_SUM_TOLERANCE = 1e-5
 
 
@@ -31,7 +31,23 @@ def with_truth(
     lenient: bool,
     notes: list[str],
 ) -> Event:
-    """The event with its particles, and its hits' particles and weights."""
+    """The event with its particles, and the particle and weight of each hit.
+
+    Args:
+      event: the event without truth.
+      where: path of each kind of file, for messages.
+      names: name of each kind of file in `files`.
+      files: functions that read the files.
+      lenient: as in `trackml.read_event`.
+      notes: warnings are appended to it.
+
+    Returns:
+      The event; `num_hits` of its particles is 0 until `counted_particles`.
+
+    Raises:
+      FileNotFoundError: there is no file of particles.
+      UserError: a file is damaged, or does not fit the hits.
+    """
     if "particles" not in names:
         raise FileNotFoundError(
             f"{where['truth']}: there is truth, but no particles file; add "
@@ -39,7 +55,7 @@ def with_truth(
         )
     optional = ("weight",) if lenient else ()
     truth = read_table(where["truth"], files[names["truth"]](), _TRUTH_COLUMNS, optional)
-    # Not needed, but where it is no number the file is damaged.
+    # `nhits` is not used, but a file where it is not a number is damaged.
     columns, optional = {**_PARTICLE_COLUMNS, "nhits": np.float64}, ("nhits",)
     table = read_table(where["particles"], files[names["particles"]](), columns, optional)
     require_finite(truth, where["truth"])
@@ -62,7 +78,7 @@ def with_truth(
             "another event, or cut short: fetch both files again."
         )
     truth = truth[truth_row]
-    # 0, the name of noise, is no particle's id: it finds -1, which is NOISE.
+    # 0, which stands for noise, is no particle's id: it finds -1, which is NOISE.
     hit_particle = _find(truth["particle_id"], table["particle_id"])
     unknown = (hit_particle == NOISE) & (truth["particle_id"] != 0)
     if unknown.any():
@@ -87,7 +103,7 @@ def with_truth(
 
 
 def counted_particles(event: Event) -> Particles:
-    """The particles with the number of their hits."""
+    """The particles of an event, with `num_hits` counted."""
     is_particle = event.hit_particle != NOISE
     num_particles = len(event.particles.particle_id)
     num_hits = np.bincount(event.hit_particle[is_particle], minlength=num_particles)
@@ -97,7 +113,9 @@ def counted_particles(event: Event) -> Particles:
 def unit_weights(
     weight: Float64[np.ndarray, " hit"], where: str, notes: list[str]
 ) -> Float64[np.ndarray, " hit"]:
-    """The weights, scaled to sum to 1 unless they do but for rounding, or are all 0.
+    """The weights, scaled to sum to 1; unchanged if they do up to rounding, or are all 0.
+
+    A warning about scaling is appended to `notes`.
 
     Raises:
       UserError: one is negative, or their sum is infinite.
@@ -115,7 +133,7 @@ def unit_weights(
 
 
 def _particles(table: np.ndarray, where: str, notes: list[str]) -> Particles:
-    """The particles of a table, whose hits are still to be counted."""
+    """The particles of a table; `num_hits` is not counted yet."""
     is_wrong = (table["q"] != np.round(table["q"])) | (np.abs(table["q"]) >= 2**31)
     if is_wrong.any():
         raise UserError(

@@ -19,21 +19,21 @@ class EdgePairs(NamedTuple):
     """The pairs of hits that a symmetric graph joins; a self-loop is a pair of its own."""
 
     edge: Int32[Array, " pair"]
-    """Index of the first edge; any where there is no pair."""
+    """Index of the first edge; arbitrary where there is no pair."""
     mask: Bool[Array, " pair"]
     """True for real pairs."""
     pair: Int32[Array, " edge"]
-    """The pair of each edge; any for padding."""
+    """The pair of each edge; arbitrary for padding."""
 
 
 def edge_pairs(graph: EventGraph) -> EdgePairs:
     """The pairs of a symmetric graph with sorted receivers.
 
     The senders of a receiver may have any order. A graph is symmetric if each edge occurs once, and
-    has one edge back with the same count. The pairs of any other graph have no meaning.
+    so does its reverse, with the same `count`. The pairs of any other graph have no meaning.
     """
     senders, receivers, mask = graph.senders, graph.receivers, graph.edges.mask
-    # A symmetric graph has at most so many: its self-loops, and half of its other edges.
+    # The most pairs of a symmetric graph: its self-loops, and half of its other edges.
     capacity = (len(mask) + len(graph.nodes.mask)) // 2
     is_first, is_second = mask & (receivers <= senders), mask & (receivers > senders)
     rank = jnp.cumsum(is_first, dtype=jnp.int32) - 1
@@ -51,7 +51,7 @@ def edge_pairs(graph: EventGraph) -> EdgePairs:
 
 
 def graph_of_pairs(graph: EventGraph, pairs: EdgePairs) -> EventGraph:
-    """The graph with the first edge of each pair alone, padded as before."""
+    """The graph with only the first edge of each pair, padded to the capacity for pairs."""
     edges = jax.tree.map(lambda array: array[pairs.edge], graph.edges)
     padding_hit = len(graph.nodes.mask) - 1
     num_pairs = pairs.mask.sum(dtype=jnp.int32)
@@ -70,11 +70,11 @@ def _look_up(
     senders: Int[Array, " edge"],
     receivers: Int[Array, " edge"],
 ) -> Int32[Array, " edge"]:
-    """The pair with (low, high) = (sender, receiver), or -1.
+    """For each edge, the pair with (low, high) = (sender, receiver), or -1.
 
     A hash table needs no sort, which would take as long as a layer of the GNN. Where several pairs
-    have one slot, one of them is written and found. The others have other slots in the next round.
-    So each round finds at least one pair; 4 rounds do for 3e6 edges.
+    share a slot, one of them is written and found. The others get other slots in the next round.
+    So each round finds at least one pair; 4 rounds suffice for 3e6 edges.
     """
     pairs = jnp.arange(len(low), dtype=jnp.int32)
     num_bits = (2 * len(low)).bit_length()
@@ -98,7 +98,7 @@ def _look_up(
 def _hash(
     low: Int[Array, " entry"], high: Int[Array, " entry"], number: Int[Array, ""], num_bits: int
 ) -> Int32[Array, " entry"]:
-    """A random number of so many bits for each two hits, another one in each round."""
+    """A hash of `num_bits` bits of each pair of hits, a different one in each round."""
     key = low.astype(jnp.uint32) * np.uint32(0x9E3779B1) + high.astype(jnp.uint32)
     key = (key + number.astype(jnp.uint32) * np.uint32(0x7FEB352D)) * np.uint32(0x85EBCA6B)
     key = (key ^ (key >> np.uint32(15))) * np.uint32(0x846CA68B)

@@ -1,4 +1,4 @@
-"""The border: candidate edges of any number become a padded GraphsTuple of few sizes.
+"""Both sides: any number of candidate edges becomes a padded GraphsTuple of one of a few sizes.
 
 Edges are sorted by receiver. Padding follows jraph's convention: real graph first, then one padding
 graph that owns all padding nodes and edges. Every padding edge joins the last node to itself, so
@@ -18,7 +18,7 @@ from hypertrack_jax.events.event import NOISE, Event
 from hypertrack_jax.events.topology import edge_labels
 
 LEAST_EDGES = 4096
-"""Room for edges that every graph has."""
+"""Smallest edge capacity."""
 EDGES_PER_NODE = (1024, 128, 16, 8, 4, 2, 1)
 """Ratios of edge to node capacity, tried in this order."""
 
@@ -35,20 +35,20 @@ class Nodes(NamedTuple):
     mask: Bool[Array, " hit"]
     """True for real hits."""
     is_core: Any = None
-    """False for hits of the halo of a sector, which are not learnt from, [hit]; None: no halo."""
+    """[hit], False in a sector's halo, whose edges and seeds count in no loss; None: no halo."""
 
 
 class Edges(NamedTuple):
     """What a graph knows of its directed edges."""
 
     count: Int[Array, " edge"]
-    """Entry of the C-matrix for the cells of the edge's ends; 0 for padding."""
+    """Entry of the C-matrix (see `voxdyn`) for the cells of the edge's hits; 0 for padding."""
     label: Bool[Array, " edge"]
     """True where the edge is in the ground truth; False for padding and where truth is unknown."""
     mask: Bool[Array, " edge"]
     """True for real edges."""
     score: Any = None
-    """Logit of the filter, [edge]; None for a graph that was not filtered."""
+    """[edge], logit of the filter; None for a graph that was not filtered."""
 
 
 class EventGraph(jraph.GraphsTuple):
@@ -61,7 +61,7 @@ class EventGraph(jraph.GraphsTuple):
 
 
 class Bucket(NamedTuple):
-    """Capacities that a compiled program is made for."""
+    """Capacities for which a program is compiled."""
 
     num_nodes: int
     num_edges: int
@@ -70,9 +70,10 @@ class Bucket(NamedTuple):
 def bucket_for(num_hits: int, num_edges: int) -> Bucket:
     """Smallest bucket with room for the edges, and for the hits and one padding node.
 
-    Node capacity is tied to edge capacity, so that training compiles few programs: a node costs
-    about as much as one and a half edges, so a 16th of the edge capacity is cheap, and takes in all
-    events with more than 16 edges per hit. Steps of 8 below it bound the padding of dense graphs.
+    Node capacity is tied to edge capacity, so that training compiles few programs. A node costs
+    about as much as one and a half edges, so a 16th of the edge capacity is cheap, and suffices for
+    all events with more than 16 edges per hit. The ratios 128 and 1024 bound the padding of denser
+    graphs.
     """
     edge_capacity = capacity_for(num_edges, LEAST_EDGES)
     for edges_per_node in EDGES_PER_NODE:
@@ -100,7 +101,7 @@ def hit_graph(
       bucket: capacities; by default the smallest that fit.
 
     Returns:
-      Two graphs, the event and the padding.
+      A GraphsTuple of two graphs, the event and the padding.
 
     Raises:
       ValueError: the hits or edges do not fit into `bucket`.
@@ -143,11 +144,13 @@ def padded_graph(
     num_edges: Int[Array, ""],
     score: Float[Array, " edge"] | None = None,
 ) -> EventGraph:
-    """What `hit_graph` makes, of arrays that have the size of their bucket already; jitted.
+    """`hit_graph` for jitted programs: the arrays already have the sizes of their bucket.
+
+    Entries behind the hits and behind the edges are ignored.
 
     Args:
-      position: hit positions in mm; what stands behind the hits is not looked at.
-      num_hits: how many hits there are, fewer than places.
+      position: hit positions in mm.
+      num_hits: how many hits there are, fewer than rows of `position`.
       senders: hit index at the start of each edge.
       receivers: hit index at the end of each edge, in rising order.
       counts: C-matrix entry of each edge.
@@ -189,7 +192,13 @@ def event_graph(
     bucket: Bucket | None = None,
     is_core: Bool[np.ndarray, " hit"] | None = None,
 ) -> EventGraph:
-    """`hit_graph` of an event with truth, its edges labelled by the topology `node2node`."""
+    """`hit_graph` of an event with truth, its edges labelled by the topology `node2node`.
+
+    `is_core` is that of `sectors.Sector`.
+
+    Raises:
+      ValueError: as `hit_graph`, or `node2node` is unknown.
+    """
     graph = hit_graph(event.position, senders, receivers, counts, score, bucket)
     num_nodes, num_edges = len(graph.nodes.mask), len(graph.edges.mask)
     label = edge_labels(event, senders, receivers, node2node)
@@ -204,7 +213,7 @@ def event_graph(
 
 
 def core_edges(graph: EventGraph) -> Bool[Array, " edge"]:
-    """True for the real edges whose hits are both of the core."""
+    """True for the real edges whose hits are both in the core."""
     is_core = graph.nodes.is_core
     if is_core is None:
         return graph.edges.mask
@@ -212,7 +221,7 @@ def core_edges(graph: EventGraph) -> Bool[Array, " edge"]:
 
 
 def _padded(array: np.ndarray, capacity: int, value) -> Any:
-    """The array, filled up with `value`; NumPy, where the graph's types speak of jax arrays."""
+    """The array, filled up with `value`. `Any`: it is NumPy where the graph's types say jax."""
     padded = np.full((capacity, *array.shape[1:]), value, array.dtype)
     padded[: len(array)] = array
     return padded

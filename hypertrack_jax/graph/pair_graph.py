@@ -9,17 +9,17 @@ from hypertrack_jax.graph.segment import put_rows, rank_in_segment, segment_sum
 
 
 class HitPairs(NamedTuple):
-    """Pairs of different hits, each once; behind the last there is anything."""
+    """Pairs of different hits, each once; entries behind the last pair are arbitrary."""
 
     one: Int32[Array, " pair"]
-    """A hit of each pair, ascending."""
+    """One hit of each pair, in ascending order."""
     other: Int32[Array, " pair"]
     count: Int32[Array, " pair"]
-    """C at the cells of both."""
+    """Entry of the C-matrix for the cells of both hits."""
     logit: Float[Array, " pair"]
     """Score of the pair."""
     number: Int32[Array, ""]
-    """How many pairs there are, also where there is no room for all."""
+    """How many pairs there are; more than there is room for, if some were dropped."""
 
 
 class PairGraph(NamedTuple):
@@ -27,25 +27,26 @@ class PairGraph(NamedTuple):
 
     pairs: HitPairs
     senders: Int32[Array, " edge"]
-    """The last place for hits behind the last edge."""
+    """Behind the last edge, both ends are the last place for hits."""
     receivers: Int32[Array, " edge"]
     pair: Int32[Array, " edge"]
-    """The pair of each edge; any behind the last."""
+    """The pair of each edge; arbitrary behind the last edge."""
     edge_to: Int32[Array, "2 pair"]
     """The edges of each pair: into `one` and into `other`."""
     start: Int32[Array, " hit"]
     """First edge into each hit."""
     degree: Int32[Array, " hit"]
+    """Number of edges into each hit."""
 
 
 def no_pairs(capacity: int) -> HitPairs:
-    """Room for so many pairs."""
+    """No pairs, with room for `capacity`."""
     none = jnp.zeros(capacity, jnp.int32)
     return HitPairs(none, none, none, jnp.zeros(capacity), jnp.int32(0))
 
 
 def pairs_appended(pairs: HitPairs, new: HitPairs, is_kept: Bool[Array, " new_pair"]) -> HitPairs:
-    """The pairs with those of `new` that are kept behind them, as far as there is room."""
+    """The pairs, and behind them those of `new` that are kept, as far as there is room."""
     place = pairs.number + jnp.cumsum(is_kept, dtype=jnp.int32) - 1
     place = jnp.where(is_kept, place, len(pairs.one))
     number = pairs.number + is_kept.sum(dtype=jnp.int32)
@@ -67,7 +68,7 @@ def rows_kept(
     is_kept: Bool[Array, " pair"],
     capacity: int,
 ) -> Float[Array, "kept column"]:
-    """What else belongs to the pairs that `pairs_kept` keeps, in the same places."""
+    """The rows of the pairs that `pairs_kept` keeps, in the same places; 0 behind them."""
     is_pair = jnp.arange(len(rows), dtype=jnp.int32) < pairs.number
     place = jnp.cumsum(is_kept & is_pair, dtype=jnp.int32) - 1
     place = jnp.where(is_kept & is_pair, place, capacity)
@@ -79,7 +80,7 @@ def pair_graph(pairs: HitPairs, num_hits: int) -> PairGraph:
 
     Args:
       pairs: the pairs.
-      num_hits: places for hits; the last has no pair.
+      num_hits: number of places for hits; the last one is padding and in no pair.
     """
     capacity = len(pairs.one)
     pair = jnp.arange(capacity, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Device side: sums, extrema and rows of segments; the only file that scatters.
+"""Device side: sums, extrema and rows of segments.
 
 A segment is the set of entries that share an id, here mostly the edges of one receiver. Ids are
 sorted unless a caller says otherwise: XLA then writes each segment once and in order. Ids outside
@@ -42,14 +42,14 @@ def raise_segments(
     data: Shaped[Array, "entry ..."],
     segment_ids: Int[Array, " entry"],
 ) -> Shaped[Array, "segment ..."]:
-    """`highest`, or the largest entry of a segment where that is larger, for data in blocks.
+    """The larger of `highest` and the largest entry of each segment, for data in blocks.
 
     Only segments with entries are touched. A pass over all of them would cost more than a block.
     """
     is_next = jnp.pad(segment_ids[1:] != segment_ids[:-1], (1, 0))
     rank = jnp.cumsum(is_next.astype(jnp.int32))
     place = segment_max(segment_ids, rank, len(segment_ids))
-    # A rank without entries has the lowest integer there, which XLA may take for a place inside.
+    # Ranks without entries have the lowest integer, which XLA may take for an index inside.
     place = jnp.where(place < 0, len(highest), place)
     largest = segment_max(data, rank, len(data))
     return put_rows(highest, jnp.maximum(highest[place], largest), place)
@@ -92,8 +92,8 @@ def ordered_rows(
       capacity: length of a row.
 
     Returns:
-      Index of the entry in each place, and the number of entries in places that are free; number
-      of members of each segment, of which those past `capacity` are not in the row.
+      Index of the entry in each place, `len(segment_ids)` in free places; and the number of members
+      of each segment, where members past `capacity` are counted but not in the row.
     """
     num_entries = len(segment_ids)
     count = segment_sum(is_member.astype(jnp.int32), segment_ids, num_segments)
@@ -109,13 +109,14 @@ def ordered_rows(
 def rank_in_segment(
     segment_ids: Int[Array, " entry"], num_segments: int
 ) -> tuple[Int32[Array, " entry"], Int32[Array, " segment"]]:
-    """How many entries of its segment stand before each entry; ids in any order.
+    """The number of earlier entries in the segment of each entry; ids may have any order.
 
-    It sorts pieces whose ids and places fit together into 32 bits: XLA on CPU sorts single numbers
+    Sorts pieces so short that an id and a place fit into 32 bits: XLA on CPU sorts single numbers
     six times as fast as pairs of them (2.7e6 in 0.1 s; jax 0.10.1).
 
     Args:
-      segment_ids: segment of each entry; those from `num_segments` on have ranks of no meaning.
+      segment_ids: segment of each entry, not negative; ranks of ids from `num_segments` on have no
+        meaning.
       num_segments: number of segments.
 
     Returns:
