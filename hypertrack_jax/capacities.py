@@ -29,7 +29,7 @@ def capacity_for(size: int, least: int = 256) -> int:
 
 
 def power_above(size: int, least: int) -> int:
-    """The smallest power of two with room for `size`, and at least `least`, which is one."""
+    """The smallest power of two that is at least `size` and at least `least`, a power of two."""
     return max(least, 1 << (max(size, 1) - 1).bit_length())
 
 
@@ -37,6 +37,10 @@ def enlarged(capacities: Capacities, needed: Any) -> Capacities:
     """The capacities, the first exceeded one enlarged; the same where all suffice.
 
     Later ones saw a truncated event, so their needs are not trusted.
+
+    Args:
+      capacities: those that the stage ran in.
+      needed: the sizes that it would have needed, in the same order.
     """
     fields: Any = capacities
     for name, capacity, number in zip(fields._fields, fields, needed, strict=True):
@@ -51,7 +55,7 @@ def until_enough(
     """Runs a stage, in larger capacities each time, until they suffice.
 
     Args:
-      stage: from capacities to a result, and to what would have been needed of each.
+      stage: from capacities to a result, and to the size that each would have needed.
       capacities: those to begin with.
 
     Returns:
@@ -64,5 +68,5 @@ def until_enough(
             return result
         _LOG.info("%s do not suffice; running again in %s", capacities, enough)
         capacities = enough
-        # Its memory is needed again.
+        # Frees its memory for the next run.
         del result

@@ -13,7 +13,7 @@ from hypertrack_jax.files import replace_file
 SHORTEST = 0.2
 """Seconds; a program that compiles faster is not kept."""
 LARGEST_STORE = 2**30
-"""Bytes that a directory may hold; beyond it, programs go that were not read for longest."""
+"""Bytes that a directory may hold; beyond that, the programs read longest ago are removed."""
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """Event of jax for a program that it compiles, or loads from the compilation cache."""
 _CHECKSUM_BYTES = 4
@@ -26,9 +26,9 @@ _has_new_programs = threading.Event()
 class ProgramFiles:
     """Compiled programs in a directory, one file each; several processes may share it.
 
-    jax's own store writes a file in place, so a reader can meet half of it, and half of it stays
-    where a writer is killed or the disk is full: each later process warns of it, and compiles anew.
-    Here a file is written whole or not at all, and a damaged one is removed.
+    jax's own store writes files in place, so a reader can meet an incomplete one. If the writer is
+    killed or the disk is full, the incomplete file stays, and each later process warns and compiles
+    again. Here a file is written whole or not at all, and a damaged one is removed.
     """
 
     def __init__(self, directory: Path):
@@ -59,15 +59,15 @@ def use_compilation_cache(directory: str | Path) -> None:
     """Has jax keep what it compiles in a directory, where the next process finds it.
 
     This holds for all that jax compiles from here on in this process. A program that cannot be read
-    or written costs a warning and its compilation, never the run. jax's key of a program has its
-    version and the features of the processor, so machines may share a directory.
+    or written costs a warning and its compilation, never the run. jax's key of a program includes
+    jaxlib's version and the features of the processor, so machines may share a directory.
     """
-    # jax has no other place to hand it a store.
+    # jax offers no public way to replace its store.
     compilation_cache.get_file_cache = lambda path: (ProgramFiles(Path(path)), path)
     jax.config.update("jax_compilation_cache_dir", str(Path(directory).absolute()))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST)
-    # An earlier compilation has settled that there is no directory, or which.
+    # An earlier compilation has already fixed the directory, or that there is none.
     compilation_cache.reset_cache()
 
 
@@ -81,12 +81,12 @@ def default_cache() -> Path | None:
 
 
 def forget_programs_if_many() -> bool:
-    """Drops all compiled programs of this process where they hold half of its memory mappings.
+    """Drops all compiled programs of this process if over half of its memory mappings are in use.
 
-    Linux gives a process 65530 mappings. On CPU a program holds hundreds of them, that of a
-    training step thousands. XLA crashes where it gets no more, mostly while it compiles or
+    Linux gives a process 65530 mappings by default. On CPU a program holds hundreds of them, that
+    of a training step thousands. XLA crashes where it gets no more, mostly while it compiles or
     serialises a program. So whatever runs programs of many sizes calls this before each of them. It
-    looks only where something was compiled since the last call. What is needed again is compiled
+    checks only if something was compiled since the last call. What is needed again is compiled
     anew, or loaded from the compilation cache.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Both sides: the device that programs run on: its kind, its memory, and what it takes at once.
+"""Both sides: kind and memory of the device that programs run on, and its block sizes.
 
 Every size that depends on the device is in `CPU` and `ACCELERATOR`. They change speed, memory and
-the length of programs; what is computed stays the same up to rounding. The sizes of `CPU` were
+the compiled programs; the results stay the same up to rounding. The sizes of `CPU` were
 measured on two cores of an AMD EPYC or an Intel Xeon. None of `ACCELERATOR` has been measured yet;
 `experiments/accelerator.py` measures them on a card, and says which to change here.
 """
@@ -24,8 +24,9 @@ class Blocks(NamedTuple):
     training_edges: int
     """The same in training, above `whole_edges`."""
     whole_edges: int
-    """Largest edge capacity at which training keeps what it computes of all edges: 8 kB an edge.
-    Above it, blocks are computed again for the gradient: a fifth to a twentieth of the memory."""
+    """Largest edge capacity at which training keeps what it computes for all edges: 8 kB an edge.
+    Above it, blocks of edges are computed again for the gradient, which takes a fifth to a
+    twentieth of the memory."""
     filter_pairs: int
     """Pairs that the filter scores together."""
     filter_hits: int
@@ -35,36 +36,36 @@ class Blocks(NamedTuple):
     spanned_micrographs: int
     """Micrographs whose hits are gathered together."""
     few_micrographs: int
-    """Micrographs that go through the transformer together."""
+    """Fewest micrographs that go through the transformer together."""
     many_micrographs: int
-    """The same where there are more than 64 times as many in a round, at most."""
+    """Most of them. Between the two it is 1/64 of the micrographs of a round."""
 
 
 CPU = Blocks(
-    # What is computed of so many edges stays in the cache.
+    # What is computed for so many edges stays in the cache.
     edges=8192,
     # Twice as many took 30 % longer at 2e5 edges, and 5 % less at 2.4e6, where every block adds to
     # a larger gradient.
     training_edges=16384,
-    # Above it blocks are about as fast on two cores, but take twice as long to compile; below it
-    # they were up to a quarter slower.
+    # With more edges, blocks are about as fast on two cores, but take twice as long to compile;
+    # with fewer, they were up to a quarter slower.
     whole_edges=131072,
     filter_pairs=65536,
-    # Reading and writing what was found of so few stays in the cache.
+    # What is read and written for so few hits stays in the cache.
     filter_hits=512,
     # The lists of cells stay in the cache from one scan to the next.
     located_hits=4096,
-    # Each chunk ends when its own micrographs are through.
+    # A chunk ends when all of its micrographs are complete, so few wait for the largest.
     spanned_micrographs=64,
-    # Few are filled up to the width of a larger one, and stay in the cache.
+    # Few are padded to the width of a larger one, and all stay in the cache.
     few_micrographs=16,
-    # Those of one chunk differ little; both cores have work.
+    # The micrographs of one chunk differ little in size; both cores have work.
     many_micrographs=128,
 )
 """Measured."""
 ACCELERATOR = Blocks(
     # An array of 64 values for each edge has 34 MB, which fits in the L2 cache of an H100 (50 MB),
-    # and there are thirty edges for each of its threads.
+    # and there are thirty values for each of its threads.
     edges=131072,
     training_edges=131072,
     # As on a CPU: 1 GB. A card of 80 GB could keep 4e6 edges.
@@ -77,7 +78,7 @@ ACCELERATOR = Blocks(
     located_hits=131072,
     # All: a loop over chunks would wait for the device in each.
     spanned_micrographs=2**20,
-    # Their programs are as long for one as for many.
+    # The transformer takes as many kernels for one as for many.
     few_micrographs=2048,
     many_micrographs=2048,
 )
@@ -98,7 +99,7 @@ def blocks() -> Blocks:
 
 
 def free_memory() -> int | None:
-    """Bytes that a program can still take on its device; None where nobody can say.
+    """Bytes that a program can still take on its device; None if unknown.
 
     On an accelerator jax takes three quarters of the memory for itself, or the share that the
     environment variable XLA_PYTHON_CLIENT_MEM_FRACTION names; the rest is never used.
@@ -113,7 +114,7 @@ def free_memory() -> int | None:
 
 @contextlib.contextmanager
 def memory_told(what: str, remedy: str) -> Iterator[None]:
-    """Turns the errors of XLA and NumPy where memory is used up into one sentence.
+    """Turns the out-of-memory errors of XLA and NumPy into one sentence.
 
     Args:
       what: the work in the block, for the message.

@@ -8,7 +8,7 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend; its message says what was wrong and what to do."""
+    """A mistake that the user can correct; its message says what was wrong and what to do."""
 
 
 class MissingPackageError(UserError, ImportError):
@@ -16,7 +16,7 @@ class MissingPackageError(UserError, ImportError):
 
 
 def warn_user(message: str) -> None:
-    """Warns of `message` at the line that called this package, however deep the caller here is."""
+    """Warns at the user's line that called into this package, from any depth inside it."""
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, depth = frame.f_back, depth + 1

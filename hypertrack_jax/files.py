@@ -21,10 +21,10 @@ except ImportError:  # Windows has no such locks: nothing is removed there.
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` once complete and else leaves nothing.
+    """A binary file that replaces `path` if the block ends without an error, else is removed.
 
-    A writer that is killed leaves a hidden file beside `path`. The next process that writes to this
-    directory removes it.
+    Missing directories are made. A writer that is killed leaves a hidden file beside `path`. The
+    next process of the same machine that writes to this directory removes it.
 
     Raises:
       OSError: no space, no permission, or no such place.
@@ -36,7 +36,7 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
         try:
             # The second handle holds the lock until the file is in its place.
             with os.fdopen(os.dup(file.fileno()), "rb"):
-                # A network may tell only on closing that the disk is full.
+                # A network file system may report a full disk only on closing.
                 with file:
                     yield file
                 os.replace(aside, path)
@@ -64,9 +64,10 @@ def require_writable(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, work: str) -> Iterator[None]:
-    """Lets one process at a time do a piece of work, by the lock of a file.
+    """Lets one process at a time do a piece of work, by locking a file.
 
-    The lock ends with the process, however that ends. A file system without locks locks nothing.
+    The lock ends with the process, even if that is killed. A file system without locks locks
+    nothing.
 
     Args:
       path: the file. It is removed afterwards, and so are directories that were made for it and
@@ -108,7 +109,7 @@ def locked(path: Path, work: str) -> Iterator[None]:
 
 
 def _lock(file: BinaryIO) -> bool | None:
-    """Locks an open file until it is closed, or until the process ends, however that happens.
+    """Locks an open file until it is closed or the process ends.
 
     Returns:
       False where another has it; None where the file system has no locks.
@@ -127,7 +128,7 @@ def _lock(file: BinaryIO) -> bool | None:
 def _open_aside(path: Path) -> tuple[BinaryIO, Path]:
     """A new file beside `path`, whose lock says that its writer is alive, and its path."""
     while True:
-        # The process is named for people; the random part keeps threads apart.
+        # The process id is there for people to read; the random part keeps threads apart.
         writer = f"{_host()}.{os.getpid()}.{secrets.token_hex(4)}"
         aside = path.with_name(f".{path.name}.{writer}")
         file = open(aside, "xb")
@@ -140,7 +141,7 @@ def _open_aside(path: Path) -> tuple[BinaryIO, Path]:
 
 @functools.cache
 def _remove_abandoned(directory: Path) -> None:
-    """Removes what killed writers of this machine left there; looked for once in a process."""
+    """Removes the files that killed writers of this machine left there; once in a process."""
     # Locks may not reach other machines, so each machine removes only its own files.
     name = re.compile(rf"\..+\.{re.escape(_host())}\.\d+\.[0-9a-f]{{8}}")
     with contextlib.suppress(OSError):

@@ -6,18 +6,18 @@ from pathlib import Path
 
 from hypertrack_jax.errors import UserError
 
-# What Linux tells of the memory of the machine, and of that of a container.
+# Where Linux reports the memory of the machine, and that of a container.
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
-# Parameters of mallopt(3), and what they are set to.
+# M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), and what they are set to.
 ONE_ARENA = (-8, 1)
 LARGEST_KEPT_BLOCK = (-3, 2**30)
 LARGEST_KEPT_REST = (-1, 2**31 - 1)
 
 
 def available_memory() -> int | None:
-    """Bytes that this process can still take without swapping; None where nobody can say."""
+    """Bytes that this process can still take without swapping; None if unknown."""
     limits = []
     if MEMINFO.is_file():
         for line in MEMINFO.read_text().splitlines():
@@ -35,15 +35,15 @@ def available_memory() -> int | None:
 def require_memory(
     needed: int, what: str, remedy: str, free: Callable[[], int | None] | None = None
 ) -> None:
-    """Raises a `UserError` where `needed` bytes are not to be had.
+    """Raises a `UserError` if fewer than `needed` bytes are free.
 
-    Linux promises more memory than it has, and kills a process that uses it; so this asks first.
+    Linux promises more memory than it has, and kills a process that uses it; so this checks first.
 
     Args:
       needed: bytes.
       what: the work, for the message.
       remedy: what the user can choose instead of more memory.
-      free: tells the bytes that are free; None for those of this process.
+      free: gives the free bytes, or None if unknown; by default `available_memory`.
     """
     available = (free or available_memory)()
     if available is not None and needed > available:

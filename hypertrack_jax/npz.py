@@ -17,12 +17,12 @@ from hypertrack_jax.memory import require_memory
 
 _VERSION = "format_version"
 _LARGE = 2**26
-"""Bytes; whether memory suffices is asked for files that hold more."""
+"""Bytes; before more than this is read, the free memory is checked."""
 _MAX_DEFLATION = 1032
 """Most bytes that one deflated byte can stand for."""
 _CHUNK = 2**20
-# The header that NumPy writes, for arrays of numbers, truth values and text alone: what is not of
-# this form, pickled objects among it, is refused and never evaluated.
+# The header that NumPy writes for arrays of numbers, truth values and text. Any other, such as that
+# of pickled objects, is refused.
 _HEADER = re.compile(
     rb"\{'descr': '([<>|][biufU][0-9]{1,9})', 'fortran_order': (True|False), "
     rb"'shape': \(((?:[0-9]{1,18},? ?)*)\), \} *\n"
@@ -46,7 +46,8 @@ class ArrayType(NamedTuple):
     """What a member of an `.npz` file has to be."""
 
     dtype: type
-    """A NumPy scalar type; numbers of another width are taken where none of them changes."""
+    """A NumPy scalar type. Numbers of another width are converted; whole numbers must not change,
+    floats are rounded."""
     shape: tuple[int | str, ...] | None = None
     """Length of each axis; axes of one name are of one length. None takes any shape."""
 
@@ -73,7 +74,7 @@ def read_npz(
 ) -> dict[str, np.ndarray]:
     """Reads the arrays of an `.npz` file; nothing in it is ever evaluated or unpickled.
 
-    Names, types, shapes and checksums are checked, and sizes before memory is taken.
+    Names, types, shapes and checksums are checked, and sizes before memory is allocated.
 
     Args:
       path: the file.

@@ -1,4 +1,4 @@
-"""Host side: random streams, of which no two uses share one."""
+"""Host side: independent random streams, one for each use."""
 
 import hashlib
 import operator
@@ -9,8 +9,8 @@ import numpy as np
 def stream(purpose: str, seed: int, *ids: int) -> np.random.Generator:
     """The random numbers of one use.
 
-    Another purpose, seed or id gives numbers that are independent of these. The simulation alone
-    keeps a stream of its own making, which its published events came from.
+    Another purpose, seed or id gives numbers that are independent of these. Only the
+    simulation has a generator of its own: the shipped weights were trained on its events.
 
     Args:
       purpose: what the numbers are for, such as "thin an event".

@@ -10,11 +10,12 @@ hypertrack reconstruct PATH... [--model=pu2] [--output=tracks]
     With --scheduler=ADDRESS the workers of a running dask cluster share the events.
 
 hypertrack score TRUTH SUBMISSION
-    Scores tracks, whoever found them, against the truth at a PATH. SUBMISSION is a csv file with
-    the columns hit_id and track_id, and event_id if there are several events; or a directory of
-    event*-submission.csv; or a .parquet of ColliderML.
+    Scores the tracks of any program against the truth. TRUTH is a PATH as above. SUBMISSION is a
+    csv file with the columns hit_id and track_id, and event_id if there are several events; or a
+    directory of event*-submission.csv; or a .parquet of ColliderML.
 
-A track matches a particle when each has more than half of its hits in the other.
+A track matches a particle when each has more than half of its hits in the other, both with at least
+min_hits hits.
 """
 
 import functools
@@ -76,8 +77,9 @@ def main() -> None:
 def run(argv: Sequence[str]) -> None:
     """Runs one of the verbs; a user's mistake becomes one sentence and exit status 2.
 
-    Ctrl-C exits with 130, and events that were left out give 1. What is neither `UserError` nor
-    `OSError` is a defect and keeps its traceback.
+    Ctrl-C exits with 130, and events that were left out give 1. An error that is neither
+    `UserError` nor `OSError` is a defect and keeps its traceback; so do these two if the
+    environment has HYPERTRACK_TRACEBACK.
     """
     try:
         options, verb, paths = _parsed(argv)
@@ -208,7 +210,7 @@ def _parsed(argv: Sequence[str]) -> tuple[Options, str, list[str]]:
 def _reconstructed(options: Options, places: Sequence[EventPlace]) -> tuple[list[Row], list[str]]:
     """The rows of the events, and what is wrong with those left out."""
     quiet_xla()
-    # Here and not above: mistakes in the paths are told before jax is there.
+    # Imported late, so that mistakes in the paths are reported before jax is loaded.
     from hypertrack_jax.evaluation.reconstruct_files import reconstruct_files
 
     model = load_model(options)
@@ -253,7 +255,7 @@ def _shared(
 
 
 def load_model(options: Options) -> Reconstructor:
-    """The model, on the device and with the kept programs that were chosen; on a worker, too."""
+    """Loads the model with the chosen device and compilation cache; also runs on workers."""
     quiet_xla()
     collect_garbage_rarely()
     from hypertrack_jax.memory import keep_freed_memory

@@ -10,42 +10,42 @@ from hypertrack_jax.errors import UserError
 
 DEVICES = ["auto", "cpu", "gpu", "tpu"]
 MAX_SHOWN = 10
-"""Problems that are listed; of others the number is told."""
+"""Most problems that are listed; the others are only counted."""
 
 
 def quiet_xla() -> None:
-    """Keeps XLA from telling two lines of error for each program that it loads from disk.
+    """Keeps XLA from logging two lines of error for each program that it loads from disk.
 
-    No error occurred (openxla/xla issue 44565). Real errors are raised, and a crash is told at any
-    level. It has to be called before jax is imported.
+    No error occurred (openxla/xla issue 44565). Real errors are still raised, and a crash is logged
+    at any level. Call this before jax is imported.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def collect_garbage_rarely() -> None:
-    """Has Python look for garbage after 10,000 new objects, and not after 700.
+    """Has Python look for garbage after 10,000 new objects instead of 700.
 
-    Compilation makes many objects that live on. To look for garbage among them takes a tenth of the
-    processor time until the first tracks (5.3 s, then 4.7 s with programs from disk).
+    Compilation makes many objects that live on. To look for garbage among them took a tenth of the
+    processor time until the first tracks (5.3 s, now 4.7 s, with programs from disk).
     """
     gc.set_threshold(10_000)
 
 
 def choose_device(name: str) -> None:
-    """Has jax compute on `cpu`, `gpu` or `tpu`, or with `auto` on what it likes best.
+    """Has jax compute on `cpu`, `gpu` or `tpu`; `auto` leaves the choice to jax.
 
     Raises:
       UserError: jax finds no such device.
     """
     if name == "auto":
         return
-    # Here and not above: programs that only handle files, and their many processes, do without jax.
+    # Imported late: programs that only handle files, and their many processes, do without jax.
     import jax
 
     jax.config.update("jax_platforms", {"gpu": "cuda"}.get(name, name))
     try:
         jax.devices()
-    # The latter where the extra is installed, but finds no GPU.
+    # AssertionError: the extra is installed, but finds no GPU.
     except (RuntimeError, AssertionError) as error:
         raise UserError(
             f"--device={name}: jax finds no such device here; install the extra for it (cuda or "
@@ -54,10 +54,14 @@ def choose_device(name: str) -> None:
 
 
 def keep_programs(directory: str | None) -> None:
-    """Has jax keep compiled programs in `directory`; None: in the user's own, "": nowhere.
+    """Has jax, if it is imported, keep compiled programs on disk.
+
+    Args:
+      directory: where they are kept. None: in JAX_COMPILATION_CACHE_DIR, or else in the user's
+        cache directory; if that cannot be made, nowhere. An empty string: nowhere.
 
     Raises:
-      OSError: the directory cannot be made. Where the user's own cannot, nothing is kept.
+      OSError: `directory` cannot be made.
     """
     if "jax" not in sys.modules:
         return  # Programs that only handle files compile nothing.

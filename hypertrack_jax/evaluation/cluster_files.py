@@ -44,19 +44,20 @@ def reconstruct_on_cluster(
 ) -> Iterator[Row]:
     """Reconstructs events as `reconstruct_files` does, on the workers of a running cluster.
 
-    The events of a worker that is lost are given to others. Its submissions are whole, or written
-    anew, and each event is told once.
+    If a worker is lost, others take its events. Each submission is written whole, and each event is
+    reported once.
 
     Args:
       address: that of the scheduler, such as `tcp://10.0.0.1:8786`.
-      load: makes what reconstructs, on a worker; anything that cloudpickle can send.
+      load: called on each worker to get what finds the tracks; cloudpickle has to be able to send
+        it.
       places: where the events lie, for every worker.
       output: directory for the submissions, for every worker.
-      min_hits: as in `reconstruct_files`, as are the next.
+      min_hits: as in `reconstruct_files`.
       problems: gets a sentence for each event that is left out.
       lenient: as in `read_event`.
-      num_pages: events that have pages.
-      watched: gives the futures one by one as they are done, and may tell somebody how far it is.
+      num_pages: as in `reconstruct_files`.
+      watched: passes on the futures as they are done, and may show progress, such as `tqdm`.
 
     Yields:
       Size and scores of each event, in the order in which they are done.

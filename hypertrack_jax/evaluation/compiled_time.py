@@ -1,4 +1,4 @@
-"""Host side: times that hold no compilation."""
+"""Host side: wall times without compilation."""
 
 import contextlib
 import time
@@ -29,7 +29,7 @@ def watched_compilation() -> Iterator[list[float]]:
 
 
 def compiled_seconds(work: Callable[[], Result]) -> tuple[Result, float]:
-    """The result of some work and its wall time; the work is done again after a compilation."""
+    """The result of some work and its wall time in s; done again if it compiled a program."""
     with watched_compilation() as compiled:
         found = _timed(work)
     return _timed(work) if compiled else found

@@ -1,6 +1,6 @@
 """Host side: efficiency and fake rate by number of hits, momentum, direction and origin.
 
-A fake has no particle, so tracks are sorted by what their own hits tell, see `track_shapes`.
+A fake has no particle, so tracks are binned by what their own hits tell, see `track_shapes`.
 """
 
 import math
@@ -50,7 +50,7 @@ def binned_efficiency(
     Args:
       event: the event, with truth.
       hit_label: cluster of each hit, as in `metrics.track_scores`.
-      min_hits: the same.
+      min_hits: as in `metrics.track_scores`.
 
     Returns:
       For each quantity the particles in the bins of `BIN_EDGES`.
@@ -80,7 +80,7 @@ def binned_fakes(event: Event, hit_label: ArrayLike, min_hits: int = 4) -> dict[
     Args:
       event: the event, with truth.
       hit_label: track of each hit, as in `metrics.track_scores`.
-      min_hits: the same.
+      min_hits: as in `metrics.track_scores`.
 
     Returns:
       For each quantity of `track_shapes` the tracks in the bins of `BIN_EDGES`.
@@ -102,7 +102,7 @@ def joint_ratios(
 
 
 def wilson_interval(num_passed: int, num_all: int) -> tuple[float, float]:
-    """Lower and upper end of a ratio, at one standard deviation.
+    """Lower and upper end of Wilson's interval of a ratio, at one standard deviation.
 
     E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209. It stays inside [0, 1] for few particles, too.
     """

@@ -106,7 +106,7 @@ def evaluate_graphs(
 ) -> Iterator[Row]:
     """Makes and scores the candidate graphs of events one by one, without any network.
 
-    If a program is compiled for a graph, the graph is made again: no time holds a compilation.
+    If a program is compiled for a graph, the graph is made again: no time includes a compilation.
 
     Args:
       vd: the estimator.
@@ -134,6 +134,14 @@ def score_event(event: Event, tracks: Tracks, tune: Tune) -> Evaluated:
     """Compares reconstructed tracks with the truth: the graph (VD), the edges (GNN), the tracks.
 
     The graph is judged by the topology that C counts, the edges by that of their labels.
+
+    Args:
+      event: the event; without truth its scores are None.
+      tracks: its tracks, with their edges.
+      tune: gives the topologies, the edge threshold and the smallest track.
+
+    Raises:
+      UserError: an edge probability is NaN.
     """
     size = {EVENT_ID: event.event_id, "hits": len(event.position), "edges": len(tracks.senders)}
     milliseconds = {f"{name} ms": 1e3 * value for name, value in tracks.seconds.items()}

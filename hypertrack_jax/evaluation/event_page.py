@@ -1,4 +1,4 @@
-"""Host side: an event as one HTML file to turn and to zoom; needs the extra `plots`.
+"""Host side: an event as one HTML file to rotate and zoom; needs the extra `plots`.
 
 The file holds plotly's script, so it opens without a network. plotly is imported when a page is
 written, so everything else works without it.
@@ -31,14 +31,14 @@ else:
 LOST_COLOUR = "#EE7733"
 TRUE_COLOUR = "#555555"
 LARGE = 20_000
-"""Hits. The planes of a larger event are too crowded for lines and show points alone. It is drawn
-in space when that is asked for: without a graphics card this takes longer than all the rest."""
+"""Hits. The planes of a larger event are too crowded for lines and show only points. Its view in
+space is drawn on request: without a graphics card it takes longer than all the rest."""
 PT_BANDS = (0.5, 1.5)
-"""GeV; borders of the momenta that are switched on and off."""
+"""GeV; borders between the bands of pT that can be switched on and off."""
 MAX_PROMPT = 3.0
 """mm from the beam line. Particles that begin beyond are displaced."""
 NO_GROUP = 6
-"""Hits of no track and no particle, which have no momentum and no origin."""
+"""Group of hits in no track, or of no particle: they have no momentum and no origin."""
 _SCRIPT = Path(__file__).with_suffix(".js")
 _STYLE = """body { margin: 0; overflow: hidden; font: 14px sans-serif; }
 #choice { padding: 6px 12px; height: 20px; } #choice label { margin: 0 10px 0 4px; }
@@ -78,7 +78,7 @@ def write_event_page(
       path: the file to write, .html.
       event: the event. Without truth all tracks that were found have one status.
       hit_label: track of each hit, as in `metrics.track_scores`.
-      membership: how sure each hit is of its track, as `Tracks` has it.
+      membership: probability of each hit to belong to its track, see `Tracks`.
       min_hits: as in `metrics.match_tracks`.
 
     Returns:
@@ -94,7 +94,7 @@ def write_event_page(
     content = json.dumps(_content(event, np.asarray(hit_label), membership, layers, min_hits))
     page = figure.to_html(
         include_plotlyjs=True,
-        # Below what can be switched on and off.
+        # Leaves room for the checkboxes above.
         default_height="calc(100vh - 34px)",
         config={"responsive": True, "displaylogo": False, "scrollZoom": True},
         post_script=f"{{ const page = {content};\n{script} }}",
@@ -157,7 +157,11 @@ def event_figure(
 
 
 def whole_labels(event: Event, hit_label: ArrayLike) -> Int[np.ndarray, " hit"]:
-    """The labels as an array; with or without truth, one integer per hit or `UserError`."""
+    """The labels as an array, for an event with or without truth.
+
+    Raises:
+      UserError: they are not one integer per hit.
+    """
     label = np.asarray(hit_label)
     if label.shape != event.hit_id.shape or label.dtype.kind not in "iu":
         raise UserError(
@@ -284,14 +288,15 @@ def _content(
 def _groups(
     event: Event, label: Int[np.ndarray, " hit"], min_hits: int
 ) -> tuple[Int[np.ndarray, " hit"], Int[np.ndarray, " hit"]]:
-    """The group of each hit's track, and that of its particle: band of pT times two, and origin.
+    """The group of each hit's track, and that of its particle.
 
-    A track goes by the particle that it matches, and a fake by `track_shapes`.
+    A group is twice the band of pT, plus 1 if displaced. A track has the group of the particle that
+    it matches, and a fake that of its `track_shapes`.
     """
     momentum, vertex = event.particles.momentum, event.particles.vertex
     of_particles = _group(np.hypot(*momentum[:, :2].T), np.hypot(*vertex[:, :2].T))
     _, cluster = np.unique(np.where(label >= 0, label, NO_CLUSTER), return_inverse=True)
-    # Without truth, and where no hit is outside tracks, the first cluster is not NO_CLUSTER.
+    # The first cluster is NO_CLUSTER if any hit is outside tracks; its number becomes -1.
     cluster = cluster - int((label < 0).any())
     shapes = track_shapes(event.position, cluster)
     of_tracks = _group(shapes["pT (GeV)"], shapes["impact parameter (mm)"])
@@ -342,7 +347,7 @@ def _traces(
             "size": size if is_plain else 2 * size,
             "symbol": "circle" if is_plain else layer.symbol,
         },
-        # The script of the page tells more.
+        # The script of the page shows words of its own beside the pointer.
         "hoverinfo": "skip" if layer.mode == "lines" else "none",
     }
     mode = layer.mode

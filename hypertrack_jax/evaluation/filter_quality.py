@@ -1,8 +1,8 @@
 """Host side: what the filter takes out of candidate graphs, and what it costs.
 
-True are the edges between different hits of one particle. The bound is the share of particles, of
-those with enough hits, of which true edges hold a piece together that can match: more than half of
-its hits, and enough for a track. No clusterer on these edges finds more.
+An edge is true if it joins different hits of one particle. A particle with enough hits can be found
+if true edges connect more than half of its hits, and enough for a track. The bound is the share of
+such particles: a clusterer that joins hits by true edges alone finds no more.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ def filter_rows(
     min_count: float | int | None = None,
     min_hits: int = 4,
 ) -> Iterator[Row]:
-    """The graphs of events before the filter, after its pairs, and after each round.
+    """The graphs of events before the filter, after its pairs, and after each round of triplets.
 
     Args:
       voxdyn: the estimator.
@@ -40,9 +40,8 @@ def filter_rows(
       min_hits: fewest hits of a particle, and of a track.
 
     Yields:
-      For each event the edges before the filter, the share of them that each stage leaves and the
-      share of the true ones among those, the purity at the end, and the bounds. A ratio over
-      nothing is None.
+      For each event the edges before the filter, the shares of all and of the true edges that are
+      left after each stage, and purity and bounds before and after. A ratio over nothing is None.
     """
     for event in events:
         raw = predict_edges(voxdyn, event.position, min_count)
@@ -80,7 +79,7 @@ def _is_true(event: Event, edges: CandidateEdges) -> Bool[np.ndarray, " edge"]:
 def _bounds(
     event: Event, edges: CandidateEdges, min_hits: int
 ) -> tuple[float | None, float | None]:
-    """Of all particles, and of those from beyond `DISPLACED`."""
+    """The bound of all particles, and that of those from beyond `DISPLACED`."""
     found = particle_connectivity(event, edges.senders, edges.receivers, min_hits)
     num_hits = np.bincount(event.hit_particle[event.hit_particle != NOISE])[found.particle]
     piece = np.round(found.share * num_hits)

@@ -78,7 +78,7 @@ def graph_row(
       event: the event; without truth the scores are None.
       edges: its candidate graph.
       node2node: topology of the true edges, whatever the graph was fitted with.
-      seconds: time that it took to make the graph.
+      seconds: time that it took to make the graph; None leaves it out.
 
     Returns:
       The row.
@@ -151,8 +151,8 @@ def particle_connectivity(
 ) -> ParticleConnectivity:
     """The share of each particle's hits that edges among its own hits connect.
 
-    Only if this share is 1 can clustering on the graph find all hits of the particle. Paths through
-    other hits do not help: they join more than the particle.
+    Only if this share is 1 can clustering on the graph find all hits of the particle and no others:
+    paths through other hits join more than the particle.
 
     Args:
       event: an event with truth.

@@ -60,15 +60,15 @@ class Wanted(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a program made of the events with truth."""
+    """The results of one program on the events with truth."""
 
     name: str
     rows: list[Row]
     """Sizes, scores and milliseconds of each event."""
     efficiency: dict[str, BinnedRatio]
-    """All events; empty without any."""
+    """`binned_efficiency`, summed over the events; empty without any."""
     fakes: dict[str, BinnedRatio]
-    """The same of the tracks that match no particle."""
+    """`binned_fakes`, in the same way."""
 
 
 class Loss(NamedTuple):
@@ -114,8 +114,8 @@ def report_events(
     An event that cannot be reconstructed is left out, and the report names it.
 
     Args:
-      reconstruct: from hit positions in mm to tracks, one by one or in batches, as
-        `evaluate_events` takes it.
+      reconstruct: from hit positions in mm, or events with cells, to tracks, one by one or in
+        batches, as `evaluate_events` takes it.
       events: the events; without truth their scores are None.
       tune: that of the model.
       wanted: what to judge by, and what to write.
@@ -125,7 +125,7 @@ def report_events(
 
     Raises:
       UserError: an unknown topology.
-      ImportError: the tune asks for scikit-learn, which is missing.
+      ImportError: the tune or a peer needs a package that is missing.
       OSError: a submission cannot be written.
     """
     fitted = tune.voxdyn.node2node
@@ -173,8 +173,8 @@ def report_events(
 def draw_figures(directory: Path, report: InferenceReport) -> tuple[list[Path], list[str]]:
     """Draws the first event, edge scores and ROC of the first events, and the ratios of all.
 
-    The first event is drawn as a figure and as a page to turn; those of the largest losses have
-    pages, too. Beside each page is a file of the same name for `phoenix`.
+    The first event is drawn as a figure and as a page; the events of the largest losses have pages,
+    too. Beside each page is a file of the same name for Phoenix, see `write_phoenix`.
 
     Args:
       directory: where the figures go.

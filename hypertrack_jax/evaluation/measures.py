@@ -1,12 +1,12 @@
 """Host side: tracks by the measures that others use, for any labels of hits.
 
-An efficiency depends on what counts as found, on which particles should be, and on which hits there
-are. `MEASURES` has one line for each choice, with a publication that measures so. The programs of
-others that were compared, and in what they differ:
+An efficiency depends on what counts as found, on which particles should be found, and on which hits
+count. `MEASURES` has one entry for each choice, with a publication that uses it. The definitions
+were compared with these programs:
 
-- `score_event` in trackml/score.py of https://github.com/LAL/trackml-library: the weights of the
-  hits that a track shares with its majority particle, where both have more than half of their hits
-  there. The same here.
+- `score_event` in trackml/score.py of https://github.com/LAL/trackml-library: the weight of the
+  hits that a track shares with its majority particle, if these are more than half of the hits of
+  both. The same here.
 - `tracking_metrics` in metrics/cluster_metrics.py of
   https://github.com/gnn-tracking/gnn_tracking: tracks of at least 3 hits; more than half of the
   track and of the particle; abs(eta) < 4. Differences: there pT may be equal to its bound; a
@@ -45,13 +45,13 @@ class Measure(NamedTuple):
     min_hits: int
     """Fewest hits of a track that counts, and of a reconstructable particle."""
     match: Literal["double majority", "half"]
-    """`double majority`: track and particle share more than half of the hits of either. `half`: at
+    """`double majority`: track and particle share more than half of the hits of each. `half`: at
     least half of the track's hits are the particle's."""
     source: str
     min_pt: float | None = None
-    """The transverse momentum of a particle has to be above, in GeV."""
+    """The transverse momentum of a particle has to be above this, in GeV."""
     max_eta: float | None = None
-    """Its absolute pseudorapidity has to be below."""
+    """Its absolute pseudorapidity has to be below this."""
     volumes: tuple[int, ...] | None = None
     """Volumes whose hits count; None for all. Tracks and particles have these hits alone."""
 
@@ -86,7 +86,7 @@ MEASURES = (
     Measure("ATLAS-like: half of the hits", 3, "half", "ATLAS GNN4ITk, hal-04803308"),
 )
 Measures: TypeAlias = dict[str, Measured | float | None]
-"""What was measured of one event, by the name of the measure; of `TRACKML` it is one number."""
+"""The results for one event by the name of the measure; that of `TRACKML` is one number."""
 TRACKML = "TrackML score"
 _TRACKML_SOURCE = "TrackML, arXiv:1904.06778"
 
@@ -99,7 +99,7 @@ def measure_tracks(event: Event, hit_label: ArrayLike) -> Measures:
       hit_label: track of each hit, as in `metrics.track_scores`.
 
     Returns:
-      What was measured, by name; `TRACKML` is one number.
+      The results by name.
 
     Raises:
       UserError: the event has no truth, or the labels are not one integer per hit.

@@ -24,10 +24,10 @@ from hypertrack_jax.files import replace_file
 def write_phoenix(path: Path, event: Event, hit_label: ArrayLike, min_hits: int = 4) -> Path:
     """Writes an event with its tracks as a file that Phoenix opens.
 
-    With truth there are the collections of matched tracks, fake tracks and lost particles, else one
-    of all tracks. A track has its number, its hits from the origin outwards, and the pT of the
-    circle through three of them; one that matches, and a lost particle, the name and the pT of the
-    particle. Phoenix draws tracks of at least three hits.
+    With truth there are three collections: matched tracks, fake tracks and lost particles. Without,
+    there is one of all tracks. A track has its number, its hits from the origin outwards and, if it
+    is bent, the pT of its `track_shapes`. Matched tracks and lost particles have the id and the
+    true pT of the particle. Phoenix draws tracks of at least three hits.
 
     Args:
       path: the file to write, .json.

@@ -168,7 +168,12 @@ def plot_roc(
 
 @contextlib.contextmanager
 def saved_figure(path: Path, width: float, height: float) -> "Iterator[Figure]":
-    """A figure, in inches, that is saved when the block ends without an error."""
+    """A figure of `width` by `height` inches, saved if the block ends without an error.
+
+    Raises:
+      ImportError: matplotlib or mplhep is missing.
+      OSError: the file cannot be written.
+    """
     try:
         import matplotlib
         import mplhep

@@ -1,4 +1,4 @@
-"""Host side: events from files to submissions, and submissions from files to scores."""
+"""Host side: reconstructs events from files, and scores submissions from files."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -49,8 +49,8 @@ def reconstruct_files(
       min_hits: fewest hits of a particle that should be found.
       problems: gets a sentence for each event that cannot be read or reconstructed.
       lenient: as in `read_event`.
-      num_pages: events that are also written by `write_event_page` and `write_phoenix`.
-      watched: gives the places one by one, and may tell somebody how far it is.
+      num_pages: so many first events are also drawn by `write_event_page` and `write_phoenix`.
+      watched: passes on the places one by one, and may show progress, such as `tqdm`.
 
     Yields:
       Size and scores of each event that was reconstructed, as `track_row` has them.
@@ -79,7 +79,9 @@ def reconstruct_place(
     *,
     has_page: bool = False,
 ) -> Found:
-    """Reconstructs one event, and writes its tracks; arguments are those of `reconstruct_files`.
+    """Reconstructs one event, and writes its tracks.
+
+    Arguments and errors are those of `reconstruct_files`.
 
     Returns:
       Size and scores, or a sentence on what is wrong with the event.
@@ -120,7 +122,7 @@ def score_files(
       submissions: what `read_submissions` gave.
       min_hits: fewest hits of a particle that should be found.
       problems: gets a sentence for each event that cannot be scored.
-      measured: gets what `measure_tracks` tells of each event.
+      measured: gets what `measure_tracks` gives for each event.
 
     Yields:
       Size and scores of each event, as `track_row` has them.

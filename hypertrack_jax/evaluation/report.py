@@ -115,7 +115,7 @@ def _text_column(name: str, values: Sequence[Value]) -> list[str]:
 
 
 def _texts(values: Sequence[Value]) -> list[str]:
-    """The values as text, all floats with as many digits as the largest needs to show four."""
+    """The values as text, all floats with the decimals that show four digits of the largest."""
     floats = [abs(v) for v in values if isinstance(v, float | np.floating) and v != 0]
     largest = math.floor(math.log10(max(floats))) if floats else 0
     form = ".2e" if largest < -2 else f".{min(max(3 - largest, 0), 4)}f"

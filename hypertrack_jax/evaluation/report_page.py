@@ -53,7 +53,7 @@ SMALL = {
     "roc.png": "Edges: ROC curve of the edge predictor, of the first events.",
     "edge_scores.png": "Edges: what true and false ones score.",
 }
-"""Those of the other figures."""
+"""Captions of the other figures."""
 STYLE = """
 :root { color-scheme: light; --line: #ccc; --quiet: #666; --bar: #332288; }
 body { font: 16px/1.5 "Helvetica Neue", Helvetica, Arial, sans-serif; color: #111;
@@ -98,8 +98,8 @@ def write_report_page(
       path: the file to write, .html.
       report: the report.
       settings: what a reader needs to repeat the measurement.
-      files: figures and pages, as `draw_figures` gives them. Figures are taken into the file; pages
-        are linked and have to lie beside it.
+      files: figures and pages, as `draw_figures` gives them. Figures are embedded; pages are linked
+        and have to lie beside the file.
       missing: sentences on figures that could not be drawn.
 
     Returns:
@@ -144,7 +144,7 @@ def write_report_page(
 
 
 def _headline(report: InferenceReport) -> str:
-    """The three numbers that most readers want."""
+    """The few numbers that most readers want."""
     ours = report.programs[0]
     times = [float(time) for row in report.rows if (time := row.get("total ms")) is not None]
     told = {"events": str(len(report.rows))}
@@ -201,7 +201,7 @@ def _events(rows: Sequence[Row]) -> str:
 
 
 def _scores(report: InferenceReport) -> str:
-    """Tracks beside the peers, then edges."""
+    """Scores of the tracks, then of the edges; one column for each program."""
     programs = [program for program in report.programs if program.rows]
     if not programs:
         return _paragraph("None of the events has truth, so there are no scores.")
@@ -329,7 +329,7 @@ def _words(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def _plain(value: object) -> str:
-    """A setting as one types it."""
+    """A setting as a user types it."""
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return "yes" if value is True else str(value)

@@ -44,13 +44,13 @@ def mean_and_spread(values: Iterable[float | int | np.number | None], digits: in
 def markdown_table(
     heading: Sequence[str], lines: Iterable[Sequence[str]], num_words: int = 1
 ) -> str:
-    """A table that is aligned for reading as it stands.
+    """A Markdown table whose columns are aligned, so that it also reads as plain text.
 
     Args:
       heading: the heading of each column.
       lines: the cells of each line, as text; an empty one becomes a dash.
-      num_words: the first so many columns hold words and begin at the left; the others hold numbers
-        and end at the right.
+      num_words: how many of the first columns hold words and are aligned left; the others hold
+        numbers and are aligned right.
 
     Returns:
       The table, without a newline at the end.

@@ -16,17 +16,17 @@ def track_shapes(
     """Number of hits, momentum, direction and origin of each track.
 
     The first, the middle and the last hit, by distance from the origin, give a circle in the
-    transverse plane. This is an estimate for tables and figures, no fit.
+    transverse plane. This is an estimate for tables and figures, not a fit.
 
     Args:
       position: hit positions in mm.
       cluster: track of each hit: 0, 1, ... without gaps, or `NO_CLUSTER`.
 
     Returns:
-      By name: the number of hits; pT in GeV, in the field of TrackML's detector; the absolute
-      pseudorapidity; and the impact parameter, the distance of the circle from the beam line, in
-      mm. Tracks of less than three places are taken as straight, and those of one have 0 for the
-      last two.
+      By name: the number of hits; pT in GeV, in a uniform field of 2 T along the beam (`FIELD`);
+      the absolute pseudorapidity; and the impact parameter, the distance of the circle from the
+      beam line, in mm. Tracks with fewer than three different positions are taken as straight, with
+      infinite pT; those with one have 0 for the last two.
     """
     order = np.lexsort([np.linalg.norm(position, axis=1), cluster])
     order = order[cluster[order] != NO_CLUSTER]
