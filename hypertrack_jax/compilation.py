@@ -1,5 +1,6 @@
 """Host side: keeps compiled programs on disk, so that the next process need not compile them."""
 
+import contextlib
 import os
 import threading
 import zlib
@@ -120,7 +121,12 @@ def _checksum(program: bytes) -> bytes:
 
 def _forget_oldest(directory: Path) -> None:
     """Removes the programs that were read longest ago, until the others fit in `LARGEST_STORE`."""
-    files = [(path.stat(), path) for path in directory.iterdir() if path.is_file()]
+    files = []
+    for path in directory.iterdir():
+        # Another process may remove a file meanwhile; what it is writing has a hidden name.
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.name.startswith("."):
+                files.append((path.stat(), path))
     total = sum(status.st_size for status, _ in files)
     for status, path in sorted(files, key=lambda file: file[0].st_atime):
         if total <= LARGEST_STORE:

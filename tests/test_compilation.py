@@ -73,9 +73,19 @@ def test_programs_not_read_for_longest_make_room(tmp_path, monkeypatch):
     for age, key in enumerate("abcd"):
         store.put(key, bytes(96))
         os.utime(tmp_path / key, (1000 - age, 1000))
+    (tmp_path / ".c.npz.7").write_bytes(bytes(96))  # what another process is writing
     monkeypatch.setattr(compilation, "LARGEST_STORE", 250)
     ProgramFiles(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", ".c.npz.7"}
+
+
+def test_a_program_that_another_process_removes_meanwhile_is_no_error(tmp_path, monkeypatch):
+    ProgramFiles(tmp_path).put("kept", bytes(96))
+    monkeypatch.setattr(
+        Path, "iterdir", lambda self, found=Path.iterdir: [*found(self), self / "gone"]
+    )
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    assert ProgramFiles(tmp_path).get("kept") == bytes(96)
 
 
 @pytest.fixture

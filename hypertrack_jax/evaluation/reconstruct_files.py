@@ -134,7 +134,8 @@ def score_files(
         if len(places) > 1 or len(submissions) > 1:
             raise UserError(
                 f"{submissions[None].path}: has no column event_id, but there are "
-                f"{len(places)} events with truth; add the column, or name one event."
+                f"{len(places)} events with truth and {len(submissions)} submissions; add the "
+                "column, or name one event and one submission."
             )
         submissions = {places[0].event_id: submissions[None]}
     by_number = {place.event_id: place for place in places}
