@@ -112,8 +112,8 @@ def validate_event(event: Event, source: str) -> Event:
 
     Raises:
       UserError: `event_id` is out of range; a field is not a NumPy array, or is masked; there are
-        no hits; arrays have different lengths; a coordinate is not finite; a cluster is not
-        possible; a hit id occurs twice; a particle index is outside the particles.
+        no hits; arrays have different lengths; a coordinate or a weight is not finite; a cluster is
+        not possible; a hit id occurs twice; a particle index is outside the particles.
     """
     if not 0 <= event.event_id < 2**63:
         raise UserError(
@@ -145,6 +145,12 @@ def validate_event(event: Event, source: str) -> Event:
         raise UserError(
             f"{source}: hit {event.hit_id[bad]} has the position {event.position[bad].tolist()}, "
             "which is not finite; correct or remove the hit."
+        )
+    if not np.isfinite(event.hit_weight).all():
+        bad = int(np.flatnonzero(~np.isfinite(event.hit_weight))[0])
+        raise UserError(
+            f"{source}: hit {event.hit_id[bad]} has the weight {event.hit_weight[bad]}, which is "
+            "not finite; correct it."
         )
     if event.cells is not None:
         _require_clusters(event.cells, event.hit_id, source)

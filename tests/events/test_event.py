@@ -47,6 +47,7 @@ def _repeat_hit_id(event):
         (_repeat_hit_id, "hit_id .* occurs more than once"),
         (_with("position", (2, 1), np.nan), "not finite"),
         (_with("position", (2, 1), -np.inf), "not finite"),
+        (_with("hit_weight", 3, np.nan), "the weight nan, which is not finite"),
         (_with("hit_particle", 2, 2), "outside the 2 of the event"),
         (_with("hit_particle", 2, -2), "outside the 2 of the event"),
         *(
