@@ -1,8 +1,8 @@
 """Measures a machine with an accelerator, in one command of eight minutes.
 
-Runs stages one after another, each as a process with a time limit; what a stage finds is written at
-once to accelerator.json and accelerator.md in --output. A stage that fails or hangs is told of, and
-the next one begins. --workdir/data has some full events.
+Runs stages one after another, each in a process with a time limit. Results are written at once to
+accelerator.json and accelerator.md in --output. A stage that fails or hangs is reported, and the
+next one begins. Needs full events in --workdir/data; the training takes all but the last.
 
 python experiments/accelerator.py --workdir=carried --output=accelerator
 python experiments/accelerator.py --workdir=quickstart --output=dry --dry_run --device=cpu
@@ -24,19 +24,19 @@ from hypertrack_jax.errors import UserError
 flags.adopt_module_key_flags(command_line)
 
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results.", required=True)
-MINUTES = flags.DEFINE_float("minutes", 8.0, "Time for all stages.", lower_bound=0.1)
-ASKED = flags.DEFINE_list("stages", list(STAGES), f"Some of {', '.join(STAGES)}.")
+MINUTES = flags.DEFINE_float("minutes", 8.0, "Minutes for all stages.", lower_bound=0.1)
+ASKED = flags.DEFINE_list("stages", list(STAGES), f"Stages to run: some of {', '.join(STAGES)}.")
 DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "Run all stages with a small network, to see whether they run, not how fast."
+    "dry_run", False, "Small events and a small network: checks that the stages run, not how fast."
 )
-ALONE = flags.DEFINE_enum("stage", None, list(STAGES), "Run this stage in this process.")
-SECONDS = flags.DEFINE_float("seconds", 60.0, "Time for the stage of --stage.", lower_bound=0)
+ALONE = flags.DEFINE_enum("stage", None, list(STAGES), "Run this stage in this process (internal).")
+SECONDS = flags.DEFINE_float("seconds", 60.0, "Seconds for --stage (internal).", lower_bound=0)
 
 
 def main() -> None:
     """Runs one stage here, or each in a process of its own."""
     report, data = Report(Path(OUTPUT.value).absolute()), command_line.workdir("data")
-    stored_ids(data)  # Without events there is nothing to begin.
+    stored_ids(data)  # Fails at once if there are no events.
     if ALONE.value:
         report.begin(ALONE.value)
         STAGES[ALONE.value].run(Setting(data, report, SECONDS.value, DRY_RUN.value))
@@ -44,7 +44,7 @@ def main() -> None:
     unknown = [name for name in ASKED.value if name not in STAGES]
     if unknown:
         raise UserError(f"--stages={unknown[0]}: expected some of {', '.join(STAGES)}.")
-    # The speed of a processor is no matter of a dry run.
+    # A dry run tests no speed, so a slow processor may take its time.
     limits = {name: math.inf if DRY_RUN.value else STAGES[name].limit for name in ASKED.value}
     is_whole = run_in_time(command(), limits, 60 * MINUTES.value, report)
     print(report.markdown_path.read_text())

@@ -1,6 +1,6 @@
-"""Prints the least time that a card needs for our programs, by their products and bytes.
+"""Prints a lower bound on the time of our programs on an H100, from their products and bytes.
 
-This is a bound; accelerator.py measures. Needs one full event and takes minutes.
+Nothing is timed: accelerator.py does that. Needs one full event and takes minutes.
 
 python experiments/accelerator_limits.py --workdir=work --event=8752
 """
@@ -21,7 +21,7 @@ from hypertrack_jax.streams import stream
 flags.adopt_module_key_flags(command_line)
 
 EVENT = flags.DEFINE_integer("event", 8752, "Number of a full event.")
-SECTOR_HITS = flags.DEFINE_integer("sector_hits", 24_000, "Hits of a training step's sector.", 1)
+SECTOR_HITS = flags.DEFINE_integer("sector_hits", 24_000, "Mean hits of a training sector.", 1)
 MODEL, RFACTORS = "positions", (0.01, 0.1, 1.0)
 
 

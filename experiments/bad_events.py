@@ -1,4 +1,4 @@
-"""Events of which some cannot be read: the others go on without them."""
+"""Events without those that cannot be read."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ class ReadableEvents:
     def __init__(self, source: EventSource):
         self.source = source
         self.problems: list[str] = []
-        """What is wrong with those left out."""
+        """A sentence for each event that was left out."""
 
     def __len__(self) -> int:
         return len(self.source.event_ids)

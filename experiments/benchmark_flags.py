@@ -15,26 +15,32 @@ from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
 flags.adopt_module_key_flags(command_line)
 
 ALONE = ("voxdyn", "reconstruct", "scaling")
-"""Suites that are not mixed with others."""
+"""Suites that cannot be combined with others."""
 
 SUITE = flags.DEFINE_list(
     "suite",
     ["graph", "gnn", "train_step"],
-    f"Some of graph, gnn, train_step, phase2_step, cluster; or one of {', '.join(ALONE)}.",
+    f"To time: some of graph, gnn, train_step, phase2_step, cluster; or one of {', '.join(ALONE)}.",
 )
 PEERS_ASKED = flags.DEFINE_list(
-    "peers", None, f"Programs to run beside ours, some of {', '.join(PEERS)}; default: installed."
+    "peers", None, f"Programs to run beside ours: some of {', '.join(PEERS)}; default: installed."
 )
 VOXDYN_PARTS = flags.DEFINE_list(
-    "voxdyn_parts", ["assign", "centroids", "count", "graph"], "Parts of the suite voxdyn."
+    "voxdyn_parts", ["assign", "centroids", "count", "graph"], "voxdyn: parts to time."
 )
 PARAM = flags.DEFINE_string("param", "helix", f"Tune: one of {', '.join(PACKAGED)}, or a file.")
 READ_TAG = flags.DEFINE_string(
-    "read_tag", None, "Trained model; default: fresh weights of --param, for the stages alone."
+    "read_tag",
+    None,
+    "Trained model, needed by reconstruct and scaling; default: fresh weights of --param.",
 )
-NODE2NODE = flags.DEFINE_list("node2node", ["hyper"], "voxdyn: topologies; C counts the first.")
+NODE2NODE = flags.DEFINE_list(
+    "node2node", ["hyper"], "voxdyn: topologies of the graphs; C is counted for the first alone."
+)
 NCELL = flags.DEFINE_integer("ncell", None, "Voronoi cells; default: the tune's.", lower_bound=1)
-MIN_COUNT = flags.DEFINE_float("min_count", None, "Default: the tune's; voxdyn: 1.")
+MIN_COUNT = flags.DEFINE_float(
+    "min_count", None, "Smallest C that makes edges; default: the tune's; voxdyn: 1."
+)
 EVENT = flags.DEFINE_integer("event", 1000, "Number of the event.")
 NUM_EVENTS = flags.DEFINE_integer(
     "num_events", 1, "reconstruct, scaling: number of events, from --event on.", lower_bound=1
@@ -42,17 +48,17 @@ NUM_EVENTS = flags.DEFINE_integer(
 EVENT_START = flags.DEFINE_list("event_start", ["1000"], "voxdyn: first events of the fit.")
 EVENT_END = flags.DEFINE_list("event_end", ["1499"], "voxdyn: last events of the fit.")
 RFACTOR = flags.DEFINE_list(
-    "rfactor", ["0.01"], "Fraction of particles kept; reconstruct, scaling: any number of them."
+    "rfactor", ["0.01"], "Fraction of particles kept; reconstruct and scaling take several."
 )
 NOISE_RATIO = flags.DEFINE_string(
     "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise."
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
-RUNS = flags.DEFINE_integer("runs", 10, "Counted runs, of each event.", lower_bound=1)
+RUNS = flags.DEFINE_integer("runs", 10, "Timed runs, after two untimed ones.", lower_bound=1)
 COST = flags.DEFINE_boolean(
     "cost",
     True,
-    "Compile GNN, training steps and reconstruction once more to read off operations and bytes.",
+    "Report operations and bytes of GNN, training steps and reconstruction; compiles them again.",
 )
 
 

@@ -1,10 +1,10 @@
-"""Asks what the shape of clusters is worth to a filter of pairs, on simulation and on a real event.
+"""Measures how much the shape of clusters helps a pair filter, on simulated and on real events.
 
 python experiments/simulate.py --num_events=32 --event_start=5000
 python experiments/cluster_shape.py --input=DIRECTORY
 
-The filter is trained on simulated events alone. The real event holds few particles: copies of it,
-turned about the beam line, make it denser, and simulated events are thinned to the same density.
+The filter is trained on simulated events alone. The real event has few particles, so copies of it,
+turned about the beam line, are put together. Simulated events are thinned to the same density.
 """
 
 from pathlib import Path
@@ -37,14 +37,16 @@ EVENT_END = flags.DEFINE_list("event_end", ["5023"], "Last events of the ranges,
 TEST_START = flags.DEFINE_list("test_start", ["5024"], "First events of the ranges to test on.")
 TEST_END = flags.DEFINE_list("test_end", ["5031"], "Last events of the ranges, included.")
 MODEL = flags.DEFINE_string("model", "positions", "Model whose graph gives the pairs.")
-REAL_SHARE = flags.DEFINE_float("real_share", 0.05, "Share of its particles that the event has.")
-NUM_COPIES = flags.DEFINE_integer("num_copies", 4, "Copies of an event, turned.", lower_bound=1)
-NUM_STEPS = flags.DEFINE_integer("num_steps", 3000, "Steps of the training.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of weights, thinning and turns.", lower_bound=0)
+REAL_SHARE = flags.DEFINE_float(
+    "real_share", 0.05, "Fraction of a full event's particles that the real event has."
+)
+NUM_COPIES = flags.DEFINE_integer("num_copies", 4, "Turned copies in a test event.", lower_bound=1)
+NUM_STEPS = flags.DEFINE_integer("num_steps", 3000, "Training steps.", lower_bound=1)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, thinning and turns.", lower_bound=0)
 
 
 def main() -> None:
-    """Trains without and with shape, and prints what both keep."""
+    """Trains a filter without and one with shape, and prints what each keeps."""
     directory = command_line.workdir("data")
     parts = load_parts(MODEL.value, None, -1, None)
     voxdyn, min_count = parts.voxdyn, parts.tune.voxdyn.min_count
@@ -83,12 +85,12 @@ def main() -> None:
 
 
 def thinned(event: Event, share: float) -> Event:
-    """Some of the particles, and noise in proportion."""
+    """Keeps a share of the particles, and noise in proportion."""
     return thin(event, share, -1, stream("thin for the shape", SEED.value, event.event_id))
 
 
 def copied(event: Event, number: int) -> Event:
-    """Copies at angles of their own."""
+    """Copies of an event at random angles, as one event."""
     rng = stream("turn for the shape", SEED.value, number)
     return rotated_copies(event, NUM_COPIES.value, rng)
 

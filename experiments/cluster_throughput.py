@@ -4,7 +4,7 @@ python experiments/cluster_throughput.py --workdir=work --rfactor=0.1 --event_st
     --event_end=8789 --workers=1,2
 
 The workers are processes of this machine, each with one core of its own, as a batch system gives
-them. Each has reconstructed all events once before the time is taken, so nothing is compiled then.
+them. Before the timed runs, one run over all events compiles the programs.
 """
 
 import functools
@@ -35,7 +35,7 @@ RFACTOR = flags.DEFINE_float("rfactor", 0.1, "Fraction of particles kept.")
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["8789"], "Last events of the ranges.")
 WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers.")
-RUNS = flags.DEFINE_integer("runs", 3, "Times that are taken of each.", lower_bound=1)
+RUNS = flags.DEFINE_integer("runs", 3, "Timed runs for each number.", lower_bound=1)
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
     print("| workers | events per second | of one worker |\n|:--------|------:|------:|")
     one, cores = None, sorted(os.sched_getaffinity(0))
     for num_workers in command_line.whole_numbers(WORKERS):
-        # Its own annotations know neither a cluster without a dashboard nor what `with` gives.
+        # `Any`, since its annotations allow neither `dashboard_address=None` nor `with`.
         local: Any = LocalCluster
         with local(
             n_workers=num_workers, threads_per_worker=1, dashboard_address=None, memory_limit=None
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def seconds_of(address: str, data: Path, output: Path) -> float:
-    """Wall time from the paths to the last submission, without the start of the client."""
+    """Wall time from the paths to the last submission, with loading the model on the workers."""
     from hypertrack_jax.evaluation.cluster_files import reconstruct_on_cluster
 
     shutil.rmtree(output, ignore_errors=True)

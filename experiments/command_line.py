@@ -32,8 +32,9 @@ def run(main: Callable[[], None], before_devices: Callable[[], None] | None = No
 
     `before_devices` is what has to be done before jax looks for devices.
 
-    The library raises `UserError` and `OSError` for what the user can mend;
-    everything else is a defect and keeps its traceback. Ctrl-C exits with 130.
+    The library raises `UserError` and `OSError` for what the user can mend; everything else is a
+    defect and keeps its traceback. With HYPERTRACK_TRACEBACK in the environment all errors keep
+    theirs. Ctrl-C exits with 130.
     """
 
     def guarded(argv: list[str]) -> None:

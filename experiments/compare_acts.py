@@ -1,6 +1,7 @@
 """Compares models with chains of ACTS on the same events: a table and a figure in figs/acts/.
 
-Each program runs in a process of its own, and what has been run is not run again.
+Each program runs in a process of its own. A program with results at this pile-up is not run again,
+even if events, seed or field differ; remove its file in figs/acts/ to repeat it.
 
 python experiments/compare_acts.py --models=positions,cells --rfactor=0.1 --event_start=8750
 """
@@ -22,14 +23,14 @@ CHAIN = flags.DEFINE_multi_enum(
     "chains",
     ["0", "1", "2"],
     ["0", "1", "2", "none"],
-    "Chains of ACTS to run: seeds from 0.15 GeV, from 0.5 GeV, and from 0.15 GeV with a second "
-    "pass for displaced particles.",
+    "Chain of ACTS to run; repeat the flag for several. 0: seeds from 0.15 GeV; 1: from 0.5 GeV; "
+    "2: from 0.15 GeV, with a second pass for displaced particles; none: no chain.",
 )
 RFACTOR = flags.DEFINE_float("rfactor", 0.1, "Fraction of particles kept.", 0.0, 1.0)
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["8759"], "Last events of the ranges.")
-SEED = flags.DEFINE_integer("seed", 0, "Decides the thinning.", lower_bound=0)
-FIELD = flags.DEFINE_enum("field", "solenoid", FIELDS, "Field of the events, for ACTS.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
+FIELD = flags.DEFINE_enum("field", "solenoid", FIELDS, "The events' magnetic field, for ACTS.")
 
 
 def main() -> None:

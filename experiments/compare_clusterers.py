@@ -1,4 +1,4 @@
-"""Compares clusterers on the edges of one trained model, also along edge thresholds.
+"""Compares clusterers at several edge thresholds, on the edges of one trained model.
 
 python experiments/compare_clusterers.py --read_tag=pu2 --rfactor=0.01 --edge_threshold=0.5,0.7,0.9
 """

@@ -3,11 +3,12 @@
 python experiments/export_onnx.py --read_tag=pu2 --output=pu2.onnx
 python experiments/export_onnx.py --read_tag=positions --stage=filter --output=filter.onnx
 
-Inputs: node_features [hit, 3], x, y, z in mm (and the hits' clusters in 15 columns more, for the
-filter of cells); edge_index [2, edge], both directions of every edge; edge_features
-[edge, 1], the entry of C of the edge's cells, or for a network behind a filter the filter's logit.
-Output: logit [edge]. The numbers of hits and edges are open. The filter takes the whole candidate
-graph, and keeps the edges whose logit is at least the `threshold` of the file's metadata.
+Inputs: node_features [hit, 3], x, y, z in mm (a filter that uses cells takes 15 more columns, the
+clusters of the hits); edge_index [2, edge], both directions of every edge; edge_features [edge, 1],
+the entry of C for the edge's cells, or the filter's logit for a network behind a filter. A network
+without helix features has no third input. Output: logit [edge]. Any number of hits and edges is
+allowed. The filter takes the whole candidate graph, self-loops included, and keeps the edges whose
+logit is at least the `threshold` of the file's metadata.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""Writes a model that was trained with tune-5 for the published PyTorch program.
+"""Writes a model trained with tune-5 as a file that the published PyTorch program reads.
 
 python experiments/export_published.py --read_tag=mine --output=model_net_epoch_60.pt
 
-The file is torch's, a dict of `epoch`, `model` (the state_dict) and empty `metrics`.
+The file is written by torch.save: a dict of `epoch`, `model` (the state_dict) and empty `metrics`.
 """
 
 from pathlib import Path

@@ -15,7 +15,8 @@ import numpy as np
 def load(path: str | Path) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """A function from hit positions in mm to the track of each hit (-1: none) and its membership.
 
-    It raises `ValueError` for an event that the file was not made large enough for.
+    Raises `ValueError` if the file is damaged. The function raises it for a hit that is not finite,
+    and for an event that is too large for the file.
     """
     content = Path(path).read_bytes()
     if zlib.crc32(content[:-4]) != int.from_bytes(content[-4:], "little"):

@@ -1,4 +1,4 @@
-"""Kills, damages and starves the programs, and counts what goes wrong; an hour on two cores.
+"""Kills scripts, damages their files, limits disk and memory, and counts what goes wrong.
 
 python experiments/fault_campaign.py --workdir=faults
 python experiments/fault_campaign.py --workdir=faults --parts=csv --tries=100
@@ -38,19 +38,19 @@ PARTS: dict[str, tuple[int, Callable[[Path, int], str]]] = {
     "threads": (1, sharing.threads),
     "other order": (100, sharing.other_order),
 }
-"""Tries of a whole campaign, and the try itself: what it came to."""
+"""By part: tries of a whole campaign, and a function that makes one and returns its outcome."""
 
-ASKED = flags.DEFINE_list("parts", list(PARTS), "Parts to go on with.")
+ASKED = flags.DEFINE_list("parts", list(PARTS), "Parts to run.")
 TRIES = flags.DEFINE_integer(
     "tries", None, "Further tries of each part; default: up to its full number."
 )
 WORKER = flags.DEFINE_integer(
-    "worker", None, "Set by this script for its own processes: the first try."
+    "worker", None, "Set by this script for its own processes: number of the first try."
 )
 
 
 def main() -> None:
-    """Goes on with the parts, and writes the table after each."""
+    """Runs the parts, and writes the table after each."""
     unknown = [part for part in ASKED.value if part not in PARTS]
     if unknown:
         raise UserError(f"--parts={unknown[0]}: choose some of {', '.join(PARTS)}.")
@@ -72,13 +72,13 @@ def main() -> None:
 
 
 def work(workdir: Path, part: str, first: int, tries: int) -> None:
-    """Tries, one after another, and tells what each came to."""
+    """Makes tries one after another, and prints the outcome of each."""
     for number in range(first, first + tries):
         print(f"outcome {PARTS[part][1](workdir, number)!r}", flush=True)
 
 
 def outcomes(workdir: Path, part: str, done: int, last: int) -> Iterator[str]:
-    """What the tries came to, from processes that are begun anew after a crash."""
+    """Outcomes of tries. A crash is one, and a new process makes the tries after it."""
     while done < last:
         flag = (f"--parts={part}", f"--worker={done}", f"--tries={last - done}")
         command = [sys.executable, __file__, f"--workdir={workdir}", *flag, "--device=cpu"]

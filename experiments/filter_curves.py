@@ -1,4 +1,4 @@
-"""Draws what the filter of a tune keeps against its efficiency, on sectors of held-out events.
+"""Draws the share of edges that a filter keeps against its efficiency, on held-out sectors.
 
 python experiments/filter_curves.py --param=dense --event_start=8750 --event_end=8769
 """
@@ -22,7 +22,7 @@ flags.adopt_module_key_flags(tune_flags)
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["8769"], "Last events of the ranges, included.")
 SECTOR_HITS = flags.DEFINE_integer("sector_hits", 8000, "Hits of a sector, on average.", 1)
-SEED = flags.DEFINE_integer("seed", 0, "Decides the sectors.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the sectors.", lower_bound=0)
 
 
 def main() -> None:

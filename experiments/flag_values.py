@@ -1,4 +1,4 @@
-"""What the values of flags have to be, in whichever script they are; checked before all else."""
+"""The allowed values of flags, the same in every script; checked before all else."""
 
 import math
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ RANGES = {
     "num_processes": (1, 1024, "a number from 1 to 1024"),
     "noise_ratio": (-1, BELOW_1, "-1 (as in the event), from 0 to below 1, or none"),
 }
-"""Lowest and highest number of a flag, or of each in a list, and how to say it."""
+"""Lowest and highest number of a flag, or of each in a list, and the words for an error."""
 OTHER_NUMBERS = (-(2**63), 2**63 - 1, "a finite number, of at most 63 bits")
 TAGS = ("save_tag", "read_tag", "transfer_tag", "tags")
 MAY_BE_EMPTY = ("peers", "compilation_cache")
-MAX_EVENTS = 10**6  # Of the ranges of one flag; more is taken for a slip.
+MAX_EVENTS = 10**6  # In the ranges of one flag; more is taken for a mistake.
 
 
 def check_flags(given: flags.FlagValues = flags.FLAGS) -> None:
-    """Checks the flags that were given, and has paths with a leading `~` begin with that home.
+    """Checks the flags that were given, and replaces a leading `~` by the home directory.
 
     Raises:
       UserError: naming the flag, its value and what is allowed.
@@ -71,7 +71,7 @@ def _check_numbers(name: str, values: list) -> None:
 
 
 def _numbers(name: str, values: list) -> Iterator[tuple[float, object]]:
-    """Numbers, and the numbers behind texts, in flags that `RANGES` knows."""
+    """Each number with its value as given. Text is read as a number only for flags in `RANGES`."""
     for value in values:
         if isinstance(value, (int, float)):
             yield value, value

@@ -1,4 +1,4 @@
-"""The output of pretrain_voxdyn.py and inference.py --pre_only about candidate graphs."""
+"""Reports on candidate graphs, for pretrain_voxdyn.py and inference.py --pre_only."""
 
 import sys
 import time
@@ -46,7 +46,7 @@ def graphs_of(tune: Tune, events: ReadableEvents, node2node: str | None) -> None
     """Loads the estimator that a tune names, describes it, and reports its graphs in full.
 
     Without a `node2node` the graphs are judged by the topology of the fit. If the tune has a
-    filter, another table tells what it leaves of them.
+    filter, further tables show what the filter keeps.
     """
     models, wanted = command_line.workdir("models"), tune.voxdyn
     path = voxdyn_path(models, wanted.node2node, wanted.ncell)

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 
 def await_threads() -> None:
-    """Waits for threads, such as one in which Orbax tidies: it would fail once Python ends."""
+    """Waits for other threads, such as Orbax's clean-up, which would fail once Python ends."""
     for thread in threading.enumerate():
         if thread is not threading.main_thread() and not thread.daemon:
             thread.join()
@@ -22,7 +22,7 @@ def map_in_processes(
 ) -> Iterator[Iterator]:
     """Results of `function` in order, from one process per core unless `num_processes` says else.
 
-    On an error, what has not begun is not begun.
+    On an error, items that have not begun are dropped.
     """
     # Spawned, not forked: a fork would copy threads of the libraries. Ctrl-C is for this process
     # alone; the others finish the item at hand, whole.

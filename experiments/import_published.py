@@ -1,10 +1,10 @@
-"""Makes a model of the files of the published PyTorch program.
+"""Makes a model from the files of the published PyTorch program.
 
 python experiments/import_published.py --net=model_net_epoch_60.pt \
     --voxdyn=voxdyn_node2node_hyper_ncell_65536.pkl --save_tag=published
 
 The model is a checkpoint in models/SAVE_TAG and, beside it, a Voxel-Dynamics file; all other
-scripts and Reconstructor.load take it. Nothing in the files is run.
+scripts and Reconstructor.load take it. No code in the files is run.
 """
 
 from dataclasses import replace

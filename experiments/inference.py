@@ -34,33 +34,49 @@ EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the lates
 PARAM = flags.DEFINE_string(
     "param", None, f"Tune of the model, or for --pre_only: {', '.join(PACKAGED)}, or a file."
 )
-NODE2NODE = flags.DEFINE_enum("node2node", None, TOPOLOGIES, "Topology that the model must have.")
-NCELL = flags.DEFINE_integer("ncell", None, "Cells that the model must have.", lower_bound=1)
-MIN_COUNT = flags.DEFINE_float("min_count", None, "Smallest C of edges; default: the tune's.")
-TRUTH_NODE2NODE = flags.DEFINE_enum("truth_node2node", None, TOPOLOGIES, "Default: that of C.")
+NODE2NODE = flags.DEFINE_enum(
+    "node2node", None, TOPOLOGIES, "Topology that the model must have, or that --pre_only takes."
+)
+NCELL = flags.DEFINE_integer(
+    "ncell", None, "Number of cells the model must have, or that --pre_only takes.", lower_bound=1
+)
+MIN_COUNT = flags.DEFINE_float(
+    "min_count", None, "Smallest C that makes edges, or a quantile; default: the tune's."
+)
+TRUTH_NODE2NODE = flags.DEFINE_enum(
+    "truth_node2node", None, TOPOLOGIES, "Topology of the true edges; default: the model's."
+)
 CLUSTER = flags.DEFINE_enum(
     "cluster",
     None,
     choices(ClusterTune, "cluster"),
     "What makes tracks; default: the tune's, or cut where its transformer is not trained.",
 )
-EDGE_THRESHOLD = flags.DEFINE_float("edge_threshold", None, "Cut; default: the tune's.", 0.0, 1.0)
-CORE_HITS = flags.DEFINE_integer("core_hits", None, "Least hits chosen; default: the tune's.", 1)
+EDGE_THRESHOLD = flags.DEFINE_float(
+    "edge_threshold", None, "Edges less probable than this are cut; default: the tune's.", 0.0, 1.0
+)
+CORE_HITS = flags.DEFINE_integer(
+    "core_hits", None, "Fewest hits the transformer chooses for a track; default: the tune's.", 1
+)
 MIN_SCORE = flags.DEFINE_float(
     "min_score",
     None,
-    "Least sum of 2 p - 1 over the hits of a track, p their membership: more for purity, less for "
-    "efficiency; default: the tune's.",
+    "Smallest sum of 2 p - 1 over the hits of a track, where p is their membership: higher for "
+    "purity, lower for efficiency; default: the tune's.",
     lower_bound=0,
 )
 RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")
-NOISE_RATIO = flags.DEFINE_string("noise_ratio", "-1", "Share of noise; -1: as it is; none: 0.")
+NOISE_RATIO = flags.DEFINE_string(
+    "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise."
+)
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["9999"], "Last events of the ranges.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the thinning.", lower_bound=0)
-SUBMISSION_DIR = flags.DEFINE_string("submission_dir", None, "Where TrackML submissions go.")
-FIGURES = flags.DEFINE_boolean("figures", False, "Draw figures, and pages of report and events.")
-BESIDE = flags.DEFINE_multi_enum("peers", [], PEERS, "Other programs to find the same tracks.")
+SUBMISSION_DIR = flags.DEFINE_string(
+    "submission_dir", None, "Directory for tracks as TrackML submissions; default: not written."
+)
+FIGURES = flags.DEFINE_boolean("figures", False, "Draw figures; write pages of report and events.")
+BESIDE = flags.DEFINE_multi_enum("peers", [], PEERS, "Other programs to run on the same events.")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""How near the stages of a model in ONNX are to the product, and either to double precision.
+"""Compares the stages of a model in ONNX with our own, and both with double precision.
 
 python experiments/onnx_agreement.py --read_tag=positions --event_start=8760 --event_end=8762 \
     --rfactor=0.1
@@ -19,7 +19,7 @@ READ_TAG = flags.DEFINE_string("read_tag", None, "Name of the trained model.", r
 EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the latest.", lower_bound=-1)
 EVENT_START = flags.DEFINE_list("event_start", ["8760"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["8762"], "Last events of the ranges.")
-RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Share of the particles to keep.", 0.0, 1.0)
+RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.", 0.0, 1.0)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Draws the losses and the edge AUC of trainings under --workdir/runs, one behind the other.
+"""Draws the losses and the edge AUC of trainings under --workdir/runs, one after another.
 
 python experiments/plot_training.py --tags=pu2-phase1,pu2 --output=training.png
 """

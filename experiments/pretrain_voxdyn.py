@@ -38,13 +38,14 @@ MAX_CENTROID_HITS = flags.DEFINE_integer(
 NUM_COPIES = flags.DEFINE_integer(
     "num_copies",
     1,
-    "Count each event also turned by 180 degrees (2), mirrored in z (4), and at other azimuths.",
+    "Copies of each event to count. 2: also turned by 180 degrees; 4: both also mirrored in z; "
+    "more: also at other azimuths.",
     lower_bound=1,
     upper_bound=MAX_COPIES,
 )
 SEED = flags.DEFINE_integer("seed", 0, "Decides the hits and the first centroids.", lower_bound=0)
 EVAL_START = flags.DEFINE_list(
-    "eval_start", [], "First held-out events to judge the graphs by; none: two events of the fit."
+    "eval_start", [], "First held-out events to judge the graphs by; default: two of the fit."
 )
 EVAL_END = flags.DEFINE_list("eval_end", [], "Last held-out event of each range.")
 RFACTORS = flags.DEFINE_list(
@@ -64,7 +65,7 @@ def main() -> None:
     ncells = command_line.whole_numbers(NCELL)
     for node2node in NODE2NODE.value:
         require_topology(node2node)
-    # A mistake there should not cost the fit.
+    # Checked before the fit, which takes long.
     require_min_count(MIN_COUNT.value)
     how = NITER.value, SEED.value, MAX_CENTROID_HITS.value, NUM_COPIES.value
     training = Training(ids, partial(load_event, data), *how)
@@ -75,7 +76,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
         print(f"\n{describe_voxdyn(vd)}\n  {seconds:.1f} s, peak memory {peak_memory():.2f} GB")
         print(f"  {paths[-1]}", flush=True)
-        # Large: it goes before the next one comes.
+        # Large: freed before the next one is made.
         del vd
     if not EVAL_START.value:
         print("\nThe graphs are judged by events of the fit, which flatters; see --eval_start.")

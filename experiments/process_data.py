@@ -4,7 +4,7 @@ python experiments/process_data.py --input=train_sample.zip --event_start=1000 -
 python experiments/process_data.py --input=csv --format=acts
 python experiments/process_data.py --input=ttbar_pu0 --format=colliderml
 
-TrackML files are taken as Kaggle hands them out. Cells are taken where detectors.csv is.
+TrackML files are read as Kaggle distributes them. Cells are read if there is a detectors.csv.
 """
 
 import functools
@@ -53,8 +53,8 @@ DETECTOR = flags.DEFINE_string(
 LENIENT = flags.DEFINE_boolean(
     "lenient",
     False,
-    "Leave out hits that are not finite and a particle named 0, and weigh hits equally where there "
-    "are no weights; warnings count each.",
+    "TrackML: leave out hits that are not finite and a particle with particle_id 0, and weigh hits "
+    "equally where there are no weights; warnings say how many.",
 )
 
 

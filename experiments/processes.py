@@ -16,7 +16,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Number of this process, f
 
 
 def join() -> None:
-    """Meets the other processes, if the flags ask for any; process 0 alone tells of the training.
+    """Meets the other processes, if the flags ask for any; only process 0 logs the training.
 
     Raises:
       ValueError: the flags do not go together.

@@ -1,7 +1,8 @@
 """The first command: simulates events, and finds and scores their tracks with a shipped model.
 
-With --train the whole road: simulate, fit Voxel-Dynamics, train, reconstruct held-out events. Runs
-other scripts and prints each command, which you can repeat and change. What is there is kept.
+With --train it simulates, fits Voxel-Dynamics, trains, and reconstructs held-out events. Runs other
+scripts and prints each command, which you can repeat and change. Existing events and models are
+used again.
 
 python experiments/quickstart.py --workdir=quickstart
 """
@@ -23,8 +24,8 @@ from hypertrack_jax.voxdyn.storage import voxdyn_path
 flags.adopt_module_key_flags(command_line)
 
 PARAM = flags.DEFINE_enum("param", "helix", list(PACKAGED), "Tune to train with --train.")
-NUM_STEPS = flags.DEFINE_integer("num_steps", 1000, "Training steps.", lower_bound=1)
-NUM_EVENTS = flags.DEFINE_integer("num_events", 100, "Full events to fit to and to train on.", 1)
+NUM_STEPS = flags.DEFINE_integer("num_steps", 1000, "Training steps of --train.", lower_bound=1)
+NUM_EVENTS = flags.DEFINE_integer("num_events", 100, "Full events for --train.", 1)
 NUM_HELD_OUT = flags.DEFINE_integer("num_held_out", None, "Held-out events; 8, with --train 40.", 1)
 TRAIN = flags.DEFINE_boolean("train", False, "Fit and train a model instead: minutes, not seconds.")
 FIRST_EVENT, FIRST_HELD_OUT = 1000, 8750
@@ -51,7 +52,7 @@ def main() -> None:
 
 
 def simulate(start: int, end: int) -> None:
-    """Simulates the full events that are not there."""
+    """Simulates full events, unless all of them exist."""
     data = command_line.workdir("data")
     if not all(event_path(data, number).is_file() for number in range(start, end + 1)):
         script("simulate", num_events=end - start + 1, event_start=start)

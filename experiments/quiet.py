@@ -1,4 +1,4 @@
-"""Has the libraries tell those who run a script only what is of use to them."""
+"""Keeps the libraries from printing what is of no use to those who run a script."""
 
 import logging
 
@@ -12,7 +12,7 @@ collect_garbage_rarely()
 
 
 def choose_logs() -> None:
-    """Warnings of jax and Orbax, unless --verbosity says else, and what our own library tells."""
+    """Shows our own log, and of jax and Orbax only warnings, unless --verbosity says otherwise."""
     if not flags.FLAGS["verbosity"].present:
         absl.logging.set_verbosity(absl.logging.WARNING)
     logging.getLogger("hypertrack_jax").setLevel(logging.INFO)

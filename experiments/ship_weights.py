@@ -22,13 +22,13 @@ EPOCH = flags.DEFINE_integer("epoch", -1, "Step of the checkpoint; -1: the lates
 PARAM = flags.DEFINE_string(
     "param",
     None,
-    "Tune that min_count and the settings of the clusterer are from; default: its own.",
+    "Tune to take min_count and the clusterer's settings from; default: the model's own.",
 )
 VOXDYN = flags.DEFINE_string(
     "voxdyn",
     None,
-    "Voxel-Dynamics file that goes into the file, down to the tune's min_count; default: the file "
-    "holds the weights alone.",
+    "Voxel-Dynamics file to include, without counts below the tune's min_count; default: the "
+    "output holds the weights alone.",
 )
 OUTPUT = flags.DEFINE_string("output", None, "File to write, .npz.", required=True)
 

@@ -28,7 +28,8 @@ FIELD = flags.DEFINE_enum(
     "field",
     "solenoid",
     FIELDS,
-    "That of the real TrackML event, in which the shipped models were trained; or 2 T everywhere.",
+    "Magnetic field. solenoid: as in the real TrackML event and for training the shipped models; "
+    "uniform: 2 T everywhere.",
 )
 FORMAT = flags.DEFINE_enum("format", "npz", ["npz", "csv"], "What to write; csv is TrackML's own.")
 NUM_PROCESSES = flags.DEFINE_integer(

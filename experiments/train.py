@@ -27,13 +27,13 @@ TRANSFER_TAG = flags.DEFINE_string(
     "fit; of no effect once --save_tag has checkpoints of its own.",
 )
 EPOCH = flags.DEFINE_integer(
-    "epoch", -1, "-1: go on from the latest checkpoint if any; 0: anew; else from that step.", -1
+    "epoch", -1, "-1: go on from the latest checkpoint, if any; 0: begin anew; N: from step N.", -1
 )
 SOFT_RESET = flags.DEFINE_integer(
     "soft_reset",
     0,
     "1: go on with the weights of the checkpoint, but with a fresh optimiser and schedule, and in "
-    "phase 1. Steps count on, so raise --num_steps. For one start: each resets anew.",
+    "phase 1. Steps count on, so raise --num_steps. Give it for one start: each start resets anew.",
     0,
     1,
 )
@@ -44,17 +44,23 @@ RFACTOR_START = flags.DEFINE_float(
     "rfactor_start", 0.01, "Smallest fraction of particles kept; each event draws its own."
 )
 RFACTOR_END = flags.DEFINE_float("rfactor_end", 0.01, "Largest fraction of particles kept.")
-NOISE_RATIO = flags.DEFINE_string("noise_ratio", "-1", "Share of noise; -1: as it is; none: 0.")
+NOISE_RATIO = flags.DEFINE_string(
+    "noise_ratio", "-1", "Noise hits over all hits; -1: as in the event; none: no noise."
+)
 EVENT_START = flags.DEFINE_list("event_start", ["2450", "5950"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["5899", "7499"], "Last events of the ranges.")
 VALIDATE = flags.DEFINE_integer("validate", 0, "1: measure the AUC of validation events.", 0, 1)
-VALIDATION_START = flags.DEFINE_list("validation_start", ["7500"], "First events of these ranges.")
-VALIDATION_END = flags.DEFINE_list("validation_end", ["7549"], "As --event_end.")
+VALIDATION_START = flags.DEFINE_list("validation_start", ["7500"], "First validation events.")
+VALIDATION_END = flags.DEFINE_list("validation_end", ["7549"], "Last validation events.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 1, "Events per update.", lower_bound=1)
-FP_DTYPE = flags.DEFINE_enum("fp_dtype", "float32", DTYPES, "Type of arrays, not of weights.")
+FP_DTYPE = flags.DEFINE_enum(
+    "fp_dtype", "float32", DTYPES, "Type of arrays over hits and edges; weights are float32."
+)
 NUM_STEPS = flags.DEFINE_integer("num_steps", 10_000, "Updates in all.", lower_bound=1)
 SAVE_PERIOD = flags.DEFINE_float("save_period", 15.0, "Minutes between checkpoints.", lower_bound=0)
-SECTOR_HITS = flags.DEFINE_integer("sector_hits", None, "Hits of sectors; default: no sectors.", 1)
+SECTOR_HITS = flags.DEFINE_integer(
+    "sector_hits", None, "Mean hits of the azimuth sectors to train on; default: whole events.", 1
+)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, data order and thinning.", lower_bound=0)
 
 

@@ -1,7 +1,7 @@
 """Trains the filter of a tune on sectors of events under --workdir/data: a file in models/.
 
-It stands beside the Voxel-Dynamics file that its graphs are of. Ctrl-C keeps what has been learnt,
-and the same command goes on from there.
+The file lies beside the Voxel-Dynamics file that makes the filter's graphs. Ctrl-C keeps what has
+been learnt, and the same command goes on from there.
 
 python experiments/train_filter.py --param=dense --event_start=1000 --event_end=1999
 """
@@ -36,13 +36,13 @@ SEED = flags.DEFINE_integer("seed", 0, "Decides weights, data order and sectors.
 
 
 def main() -> None:
-    """Trains until --num_steps, and tells the thresholds."""
+    """Trains until --num_steps, and prints the thresholds."""
     tune = tune_flags.asked_tune()
     graphs, models = tune.voxdyn, command_line.workdir("models")
     of_graphs = graphs.node2node, graphs.ncell
     run = FilterRun(
         source=sectors(EVENT_START, EVENT_END),
-        # Where it is most crowded.
+        # All at the highest pile-up, where edges are most crowded.
         held_out=sectors(VALIDATION_START, VALIDATION_END)._replace(
             rfactor_start=RFACTOR_END.value
         ),

@@ -22,8 +22,8 @@ CLUSTER = flags.DEFINE_enum(
     "cluster",
     None,
     choices(ClusterTune, "cluster"),
-    "What makes clusters: with transformer it is trained, too, in phase 2; with any other only the "
-    "edge predictor is. Default: the tune's.",
+    "What makes clusters. The transformer is trained in phase 2; with any other choice only the "
+    "edge predictor is trained. Default: the tune's.",
 )
 EDGE_THRESHOLD = flags.DEFINE_float(
     "edge_threshold",
@@ -35,7 +35,7 @@ EDGE_THRESHOLD = flags.DEFINE_float(
 AUC_THRESHOLD = flags.DEFINE_float(
     "auc_threshold",
     None,
-    "Phase 2 begins when the mean AUC of the training edges is above it; default: the tune's.",
+    "Phase 2 begins when the running mean of the training AUC is above this; default: the tune's.",
     lower_bound=0,
     upper_bound=1,
 )
@@ -54,7 +54,7 @@ SCHEDULER_TYPE = flags.DEFINE_enum(
 PERIOD = flags.DEFINE_integer(
     "period",
     None,
-    "Steps between restarts of warm-cos, or of the fall of cos; default: the tune's.",
+    "Steps between restarts of warm-cos, or until cos is at its floor; default: the tune's.",
     lower_bound=1,
 )
 

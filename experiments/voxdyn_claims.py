@@ -22,8 +22,8 @@ from hypertrack_jax.voxdyn.fit import Training
 
 flags.adopt_module_key_flags(command_line)
 
-CLAIM_LIST = flags.DEFINE_list("claims", [*CLAIMS], f"Some of {', '.join(CLAIMS)}.")
-NCELL = flags.DEFINE_list("ncell", ["16384"], "Numbers of cells; those fitted are measured.")
+CLAIM_LIST = flags.DEFINE_list("claims", [*CLAIMS], f"To measure: some of {', '.join(CLAIMS)}.")
+NCELL = flags.DEFINE_list("ncell", ["16384"], "Numbers of cells; those not fitted are skipped.")
 NODE2NODE = flags.DEFINE_list("node2node", ["hyper"], f"Some of {', '.join(TOPOLOGIES)}.")
 JUDGED = flags.DEFINE_enum(
     "judged", None, TOPOLOGIES, "Topology of the true edges; default: as fitted."

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def labelled_events() -> Iterator[tuple[Event, np.ndarray]]:
-    """Every event with the track of each of its hits, one after the other."""
+    """The submitted events one by one, each with the track of every hit."""
     submissions = read_submissions(SUBMISSION.value)
     places = [place for place in find_events([EVENTS.value]) if place.event_id in submissions]
     if not places:

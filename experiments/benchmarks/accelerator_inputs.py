@@ -19,7 +19,7 @@ from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.streams import stream
 
 MODEL = "positions"
-"""The model that is looked at, at all pile-ups."""
+"""The model that is checked, at all pile-ups."""
 SECTOR_HITS = 24_000
 """Hits of a sector with about 3.5e5 edges."""
 SMALL_HITS = 500
@@ -33,13 +33,13 @@ class Setting(NamedTuple):
     """Directory of full events."""
     report: Report
     seconds: float
-    """Its time."""
+    """Time that the stage has."""
     is_small: bool
     """Whether this is a dry run."""
 
 
 def load_model(setting: Setting) -> Reconstructor:
-    """The model; in a dry run its graphs with a small network of fresh weights."""
+    """The model; in a dry run with a small network of fresh weights in place of its own."""
     model = Reconstructor.load(MODEL)
     if not setting.is_small:
         return model
@@ -52,7 +52,7 @@ def load_model(setting: Setting) -> Reconstructor:
 
 
 def stored_ids(data: Path) -> list[int]:
-    """Numbers of the events in a directory; the last, which is not trained with, comes first."""
+    """Numbers of the events in a directory; the last, held out from training, comes first."""
     rising = sorted(int(path.stem.removeprefix("event")) for path in data.glob("event*.npz"))
     if not rising:
         raise FileNotFoundError(f"{data}: no events here; simulate.py makes them.")
@@ -67,17 +67,17 @@ def events(setting: Setting, rfactor: float) -> Iterator[Event]:
 
 
 def share_of(setting: Setting, event: Event) -> float | None:
-    """The fraction of its particles that a dry run takes of an event; None without one."""
+    """The fraction of an event's particles that a dry run keeps; None if this is no dry run."""
     return min(1.0, SMALL_HITS / len(event.position)) if setting.is_small else None
 
 
 def sector_hits(setting: Setting) -> int | None:
-    """Hits of the sectors; None for whole events, which a dry run has."""
+    """Mean hits of a sector; None in a dry run, which takes whole events."""
     return None if setting.is_small else SECTOR_HITS
 
 
 def sector_of_full_event(setting: Setting) -> Sector:
-    """One sector."""
+    """One sector of a full event; in a dry run a whole event with few hits."""
     event, number = next(events(setting, 1.0)), sector_hits(setting)
     if number is None:
         return whole(event)
@@ -85,7 +85,7 @@ def sector_of_full_event(setting: Setting) -> Sector:
 
 
 def peak_gigabytes() -> float:
-    """The largest memory of the device up to now; that of the process where it does not tell."""
+    """Peak memory of the device in GB; of the process where the device does not report it."""
     told = jax.local_devices()[0].memory_stats() or {}
     peak = told.get("peak_bytes_in_use")
     return peak_memory() if peak is None else peak / 1e9

@@ -1,4 +1,4 @@
-"""Host side: what the stages of the check of an accelerator find, written once it is known."""
+"""Host side: what the stages of the check of an accelerator find, written at once."""
 
 import contextlib
 import datetime
@@ -26,11 +26,11 @@ class Report:
         self.failed: list[str] = []
 
     def read(self) -> dict[str, Any]:
-        """What there is: for each stage its rows, notes and state."""
+        """The content so far: for each stage its rows, notes and state."""
         return json.loads(self.path.read_text()) if self.path.is_file() else {}
 
     def begin(self, stage: str) -> None:
-        """Begins a stage anew."""
+        """Empties the table of a stage, and says that it is running."""
         self._write(self.read() | {stage: {"rows": [], "notes": [], "state": "running"}})
 
     def add(self, stage: str, **row: Any) -> None:

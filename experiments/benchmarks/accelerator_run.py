@@ -1,4 +1,4 @@
-"""Host side: stages as processes, each in its time, whatever becomes of the others."""
+"""Host side: runs each stage in a process with a time limit; a failure does not stop the next."""
 
 import contextlib
 import os
@@ -13,13 +13,13 @@ from benchmarks.accelerator_report import Report
 LEAST_SECONDS = 5.0
 """A stage with less time is not begun."""
 GRACE_SECONDS = 5.0
-"""From the signal that asks a stage to end to the one that ends it."""
+"""From SIGTERM, which asks a stage to end, to SIGKILL."""
 
 
 def run_in_time(
     command: Sequence[str], limits: dict[str, float], seconds: float, report: Report
 ) -> bool:
-    """Runs `command --stage=NAME --seconds=...` for each stage, in the order of their limits.
+    """Runs `command --stage=NAME --seconds=...` for each stage, in the order of `limits`.
 
     What a stage prints goes to `accelerator.log` beside the report.
 
@@ -34,7 +34,7 @@ def run_in_time(
     """
     end, is_whole = time.monotonic() + seconds - GRACE_SECONDS, True
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as programs:
-        # Stages share what they compile; what an earlier run left would hide what compiling costs.
+        # Stages share compiled programs. Those of an earlier run would hide the compilation time.
         environment = {"JAX_COMPILATION_CACHE_DIR": programs, **os.environ}
         for stage, limit in limits.items():
             report.begin(stage)
@@ -52,14 +52,14 @@ def run_in_time(
 def _run(
     command: Sequence[str], seconds: float, environment: dict[str, str], report: Report
 ) -> str:
-    """How a stage ended."""
+    """Runs a stage, and says how it ended."""
     with (report.directory / "accelerator.log").open("ab") as log:
         process = subprocess.Popen(
             [*command, f"--seconds={seconds:.1f}"],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
-            # With what it starts itself, so that all of it ends at once.
+            # One session with its children, so that all can be killed at once.
             start_new_session=True,
         )
         try:

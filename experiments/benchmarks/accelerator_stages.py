@@ -57,7 +57,7 @@ SMALL_STEPS = ((FULL_PHASE, "float32"), (GNN_PHASE, "bfloat16"))
 RUNS = 10
 """Counted runs."""
 SAVING_SECONDS = 20.0
-"""What the end of a training takes: a step, the checkpoint and its copies."""
+"""Seconds kept for the end of a training: a step, the checkpoint and its copies."""
 CLEARLY_FASTER = 0.95
 """Another size is recommended where it takes less than this share of the time."""
 SIZES = {
@@ -72,7 +72,7 @@ SIZES = {
 
 
 class StageOfCheck(NamedTuple):
-    """A stage."""
+    """A stage of the check, and its time limit."""
 
     run: Callable[[Setting], None]
     limit: float
@@ -135,7 +135,7 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 
 def device_tests(setting: Setting) -> None:
-    """The tests marked `accelerator`, as they end; programs are compiled as users have them."""
+    """Runs the tests marked `accelerator`, with programs compiled as for users."""
     marked = [
         str(path)
         for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -150,7 +150,7 @@ def device_tests(setting: Setting) -> None:
         environment["HYPERTRACK_TEST_PROGRAMS"] = "as users have them"
     if platforms := jax.config.values["jax_platforms"]:
         environment["JAX_PLATFORMS"] = platforms
-    # This process has not asked jax for its devices, whose memory one process takes.
+    # With --device=auto jax has not opened the device here: only one process gets its memory.
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
     ) as tests:
@@ -239,13 +239,13 @@ def step_work(model: Reconstructor, graphs: Any, phase: int, dtype: str) -> Call
 
 
 def training_tune(model: Reconstructor) -> Tune:
-    """The tune with which the model of full events is trained on."""
+    """The tune of the model, with a learning rate to continue its training."""
     optimizer = replace(model.tune.optimizer, learning_rate=5e-4, scheduler_type="constant")
     return replace(model.tune, name="accelerator", optimizer=optimizer)
 
 
 def size_scan(setting: Setting) -> None:
-    """Other sizes for the device, each on the stage that it changes, and which to take."""
+    """Times other sizes of `device.Blocks`, each on the stage it affects, and recommends one."""
     model, event = load_model(setting), next(events(setting, 1.0))
     begun = model.begin(event.position)
     names = [stage.name for stage in model.stages(len(event.position))]
@@ -258,12 +258,12 @@ def size_scan(setting: Setting) -> None:
         return
     graphs = batch_of(model, sector_of_full_event(setting)).graphs
     for size, values in {"training_edges": (32768, 2**20), "whole_edges": (2**20,)}.items():
-        # A step of its own each time: it is traced for the sizes that are then in use.
+        # A new step for each value, since tracing fixes the sizes.
         scan(setting, size, values, lambda: step_work(model, graphs, GNN_PHASE, "float32"), True)
 
 
 def scan(setting: Setting, size: str, values: Any, work: Any, makes_work: bool = False) -> None:
-    """Times some work with other values of one size of the device."""
+    """Times some work with the value in use and with other values of one size."""
     name = "CPU" if device.is_cpu() else "ACCELERATOR"
     in_use, seconds = getattr(device, name), {}
     names = size.split(" and ")
@@ -293,8 +293,8 @@ def recommendation(name: str, size: str, now: int, seconds: dict[int, float]) ->
 
 
 def road_training(setting: Setting) -> None:
-    """Trains the model of full events on, on sectors of them, and gives back what it has become."""
-    # Not above: with them comes torch where it is installed, which takes a second in each stage.
+    """Continues the training of the model on sectors of full events, and saves the result."""
+    # Not above: they import torch where it is installed, which would cost each stage a second.
     from hypertrack_jax.training.loop import train
     from hypertrack_jax.training.run import TrainingRun
 

@@ -1,4 +1,4 @@
-"""Host side: a folder with all that the check of an accelerator needs, on a machine of its own."""
+"""Host side: a folder with all that the check of an accelerator needs on another machine."""
 
 import json
 import shutil
@@ -31,17 +31,17 @@ class Carried(NamedTuple):
     """Directory of the events."""
     event_ids: Sequence[int]
     megabytes: float
-    """The most that the folder may have."""
+    """Largest size of the folder."""
 
     def command(self) -> str:
-        """The line that runs the check in the folder, wherever it lies then."""
+        """The line that runs the check, to be typed where the folder lies."""
         install = "python3 -m pip install -q --no-index --no-deps --target=site wheels/*.whl"
         check = "python3 experiments/accelerator.py --workdir=. --output=found"
         return f"cd {self.folder.name} && {install} && PYTHONPATH=$PWD:$PWD/site {check}"
 
 
 def carry(carried: Carried, gather: Callable[[Path], None]) -> float:
-    """Makes the folder, with the one model that the check looks at.
+    """Makes the folder, with the one model that the check uses.
 
     Args:
       carried: what goes into it.
@@ -51,7 +51,7 @@ def carry(carried: Carried, gather: Callable[[Path], None]) -> float:
       Its size in MB.
 
     Raises:
-      UserError: it is there already, or would be too large; then it is not left behind.
+      UserError: the folder exists; or it is too large, and is removed again.
     """
     folder = carried.folder
     if folder.exists():
@@ -88,7 +88,7 @@ def gather_wheels(place: Path, python: str, at_hand: Sequence[str]) -> None:
     Args:
       place: the directory.
       python: version of Python that they are for.
-      at_hand: requirements of packages that are there; the others have to go with them.
+      at_hand: requirements of the packages on the target machine, which the wheels must fit.
 
     Raises:
       UserError: pip finds no such wheels.
@@ -98,7 +98,7 @@ def gather_wheels(place: Path, python: str, at_hand: Sequence[str]) -> None:
     target = ["--only-binary=:all:", f"--python-version={python}", "--implementation=cp"]
     target += [f"--platform={tag}" for tag in tags]
     wanted = [*project["dependencies"], *FOR_TESTS, *at_hand]
-    # pip compares what packages require with the Python that it runs on itself.
+    # pip would compare requires-python with the Python that it runs on.
     report = _pip("install", "--dry-run", "--ignore-installed", "--ignore-requires-python", *target,
                   f"--target={place}", "--report=-", *wanted)  # fmt: skip
     needed = needed_wheels(json.loads(report))
@@ -106,7 +106,7 @@ def gather_wheels(place: Path, python: str, at_hand: Sequence[str]) -> None:
 
 
 def needed_wheels(report: dict[str, Any]) -> list[str]:
-    """Names and versions that pip's report of an installation has beside `OF_JAX`."""
+    """Names and versions in pip's report of an installation, without those of `OF_JAX`."""
     found = [(one["metadata"]["name"], one["metadata"]["version"]) for one in report["install"]]
     return [
         f"{name}=={version}"
@@ -125,7 +125,7 @@ def _pip(*arguments: str) -> str:
 
 
 def _pack(event: Path, directory: Path) -> None:
-    """Copies an event in half the space."""
+    """Copies an event, compressed to about half its size."""
     with (
         zipfile.ZipFile(event) as arrays,
         zipfile.ZipFile(directory / event.name, "w", zipfile.ZIP_DEFLATED) as packed,

@@ -110,7 +110,7 @@ def measure_reconstruction(setting: EndToEnd) -> Iterator[Timing]:
 
 
 def one_run(model: Reconstructor, event: Event) -> Run:
-    """One event by a model, which takes its clusters of cells where it looks at them."""
+    """Reconstructs one event with a model, which takes the cells if it uses them."""
     wall, cpu = time.perf_counter(), time.process_time()
     tracks = model(event)
     return Run(tracks.hit_label, time.perf_counter() - wall, time.process_time() - cpu)
@@ -147,7 +147,7 @@ def time_events(
 
 
 def reconstruction_cost(model: Reconstructor, event: Event) -> ProgramCost:
-    """Operations and bytes of the program in the first capacities of an event.
+    """Operations and bytes of all stages as one program, with the first capacities of an event.
 
     Its products are those of the edge predictor for this event, and of a single round of the search
     for clusters.

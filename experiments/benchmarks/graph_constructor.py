@@ -47,7 +47,7 @@ class Setting(NamedTuple):
     models: Path
     """Directory of Voxel-Dynamics files; the counted one is written there."""
     node2nodes: Sequence[str]
-    """Topologies of the graphs; those but the first need their file in `models`."""
+    """Topologies of the graphs. C is counted for the first; the others need a file in `models`."""
     min_count: float | int
     """Smallest count, or quantile, that makes edges."""
     assigned_cells: Sequence[int] = (65_536, 262_144, 1_048_576)
@@ -106,7 +106,7 @@ def ratios(timings: Sequence[Timing]) -> list[str]:
 
 
 def growth(timings: Sequence[Timing]) -> list[str]:
-    """How time per hit (assignment) and per edge (look-up) grow from pile-up 20 to 200."""
+    """How the time per hit (assignment) and per edge (look-up) grows from pile-up 20 to 200."""
     by_suite = {timing.suite: timing for timing in timings}
     lines = []
     for suite, low in by_suite.items():
@@ -156,7 +156,7 @@ def _measure_centroids(setting: Setting) -> Iterator[Timing]:
     """One run each: the peer takes more than a minute."""
     faiss = _faiss()
     hits = _training_hits(setting)
-    # Compiles.
+    # Not timed: compiles.
     fit_centroids(hits, setting.fitted_cells, 1, seed=1)
     fit, seconds = run_once(
         lambda: fit_centroids(hits, setting.fitted_cells, setting.iterations, seed=0)

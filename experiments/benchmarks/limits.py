@@ -1,7 +1,7 @@
 """Host side: the least time that an accelerator needs for our programs, by operations and bytes.
 
-The programs are those that an accelerator gets, compiled for this processor. The bound is reached
-by no real run: it takes every array once and counts no start of a kernel.
+The programs are those for an accelerator, but compiled for this processor. No real run reaches the
+bound: it moves every array only once each way, and leaves out the launches of kernels.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ H100 = Rates("H100 SXM, published", 67e12, 3.35e12)
 
 
 class Limit(NamedTuple):
-    """A program and what it needs at least."""
+    """A program and its cost, for a lower bound on its time."""
 
     what: str
     hits: int
@@ -48,23 +48,23 @@ class Limit(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of what it takes, of what it gives, and twice of what it holds in between."""
+        """Bytes moved: arguments and results once, temporary arrays twice."""
         return self.memory + self.cost.temporary_bytes
 
     @property
     def memory(self) -> int:
-        """Bytes that it holds."""
+        """Bytes held: arguments, results and temporary arrays."""
         cost = self.cost
         return cost.argument_bytes + cost.output_bytes + cost.temporary_bytes
 
     def milliseconds(self, rates: Rates) -> float:
-        """The larger of both times."""
+        """Lower bound on the time: the longer of computing the products and moving the bytes."""
         products = self.cost.products / rates.products
         return 1e3 * max(products, self.num_bytes / rates.bandwidth)
 
 
 def stage_limits(model: Reconstructor, event: Event, what: str) -> Iterator[Limit]:
-    """The stages of the reconstruction of an event, in the capacities it is tried in first.
+    """The stages of the reconstruction of an event, with the capacities that are tried first.
 
     The products of the search for clusters are those of a single round.
     """
@@ -103,7 +103,7 @@ def step_limits(model: Reconstructor, sector: Sector, what: str) -> Iterator[Lim
 
 @contextlib.contextmanager
 def programs_of_an_accelerator() -> Iterator[None]:
-    """Has this process trace what an accelerator would get; run on a CPU it would be slow."""
+    """Makes this process trace programs as for an accelerator; on a CPU they would run slowly."""
     before = device.is_cpu
     jax.clear_caches()
     device.is_cpu = lambda: False

@@ -56,7 +56,7 @@ def installed_peers() -> list[str]:
 
 
 def require_peers(peers: Sequence[str]) -> None:
-    """Raises a `UserError` where a name is none of `PEERS`."""
+    """Raises a `UserError` unless every name is one of `PEERS`."""
     for peer in peers:
         if peer not in PEERS:
             raise UserError(f"--peers={peer}: expected some of {', '.join(PEERS)}.")
@@ -91,7 +91,7 @@ def measure_stages(
       with a warning in the log. Peak memory is that of this process, peers included.
 
     Raises:
-      UserError: there is no such suite or peer, or the tune is not one that torch has.
+      UserError: there is no such suite or peer, or the torch peer does not have this network.
       ImportError: a peer is not installed.
     """
     makers = {
@@ -136,7 +136,8 @@ def gnn_cost(event: Event, model: Reconstructor) -> ProgramCost:
 def gnn_products(graph: EventGraph, model: Reconstructor) -> float:
     """Multiplications and additions of the edge predictor's matrix products.
 
-    Those of the blocks that the event fills, by pairs of edges where it goes so.
+    Counts the blocks that the event fills: of pairs of edges where the network takes pairs, else
+    of edges.
     """
     tune = model.tune.network
     variables = {"params": model.params[EDGE], "batch_stats": model.batch_stats}
@@ -154,8 +155,8 @@ def gnn_products(graph: EventGraph, model: Reconstructor) -> float:
 def step_cost(event: Event, model: Reconstructor, phase: int) -> ProgramCost:
     """Operations and bytes of losses and gradient of a training step on an event.
 
-    The update, which does not depend on the event, is not in it; the search of phase 2 counts as
-    many rounds as `ProgramCost` says.
+    The update, which does not depend on the event, is left out. The search for clusters in phase 2
+    counts as a single round, see `ProgramCost`.
     """
     graphs = graph_batch([whole(event)], model.voxdyn, model.tune, model.edge_filter).graphs
     method = loss_method(model.tune, jnp.float32, phase)
@@ -194,7 +195,7 @@ def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works
 def _edge_auc(
     event: Event, model: Reconstructor, done: Progress, half: Float32[Array, " edge"]
 ) -> list[float]:
-    """Edge AUC by the probabilities in float32, and by some logits; NaN where there is none."""
+    """Edge AUC of the probabilities in float32, and of the logits `half`; NaN where undefined."""
     label = edge_labels(event, *_ends(done), model.tune.voxdyn.label_topology)
     probability = model.run_to("GNN", done).made[2].probability
     areas = [auc(label, np.asarray(score)[: len(label)]) for score in (probability, half)]
@@ -233,7 +234,7 @@ def _train_step_work(event: Event, model: Reconstructor, peers: Sequence[str], p
     devices = spread_over(1)
     train_step = make_spread_step(tune, jnp.float32, phase, devices)
     trained = {"params": model.params, "batch_stats": model.batch_stats}
-    # Copied to where the loop has it: a training step donates its state.
+    # A copy, placed as in the training loop: a training step donates its state.
     state = devices.replicate(begin_phase(tune, init_state(tune, key)._replace(**trained), phase))
 
     def work():

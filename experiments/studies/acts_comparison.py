@@ -59,7 +59,7 @@ class Setting(NamedTuple):
 
 
 def compare(directory: Path, setting: Setting, programs: Sequence[str]) -> None:
-    """Runs what has not been run yet, and writes a file for each program.
+    """Runs each program that has no file at this pile-up, and writes its file.
 
     Args:
       directory: where the files go.
@@ -76,7 +76,7 @@ def compare(directory: Path, setting: Setting, programs: Sequence[str]) -> None:
 
 
 def measure(setting: Setting, program: str) -> dict[str, Any]:
-    """What one program finds in all the events; in a process of its own, for the memory."""
+    """What one program finds in all events. Needs a process of its own, to measure the memory."""
     run = _runner(setting, program)
     rows, peak = [], 0.0
     for event_id in setting.event_ids:
@@ -128,7 +128,7 @@ def _row(event: Event, done: Run) -> dict[str, Any]:
 
 
 def results(directory: Path) -> list[dict[str, Any]]:
-    """All that has been run, by pile-up."""
+    """The content of all files, by pile-up."""
     found = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
     return sorted(found, key=lambda one: (float(one["pileup"]), one["program"]))
 

@@ -36,10 +36,10 @@ class CellSample(NamedTuple):
     channels: Float[np.ndarray, "hit 2"]
     """Channels that the particle's own helix crosses; 0 for noise."""
     path: Float[np.ndarray, " hit"]
-    """Length of its path over the thickness of the module; 1 for noise."""
+    """Length of the particle's path over the thickness of the module; 1 for noise."""
     angle: Float[np.ndarray, " hit"]
-    """Between the direction of its helix and the one that its cluster suggests, in degrees; that of
-    noise is between those of hit and cluster, seen from the origin."""
+    """Angle in degrees between the particle's helix and the direction that the cluster suggests.
+    For noise the line from the origin to the hit takes the place of the helix."""
 
 
 def cell_sample_of(events: Sequence[Event]) -> CellSample | None:
@@ -51,7 +51,8 @@ def cell_sample_of(events: Sequence[Event]) -> CellSample | None:
 def helix_directions(event: Event) -> Float[np.ndarray, "hit 3"]:
     """Directions of the particles at their hits, from vertex and momentum; any for noise.
 
-    A chord of a circle has the mean of the azimuths at its ends. Scattering is left out.
+    The azimuth of a circle's chord is the mean of those of the tangents at its ends. Scattering is
+    left out.
     """
     vertex = np.append(event.particles.vertex, np.zeros((1, 3)), axis=0)[event.hit_particle]
     momentum = np.append(event.particles.momentum, np.ones((1, 3)), axis=0)[event.hit_particle]

@@ -1,8 +1,8 @@
-"""Host side: what the shape of clusters is worth to a filter of pairs, simulated and real.
+"""Host side: how much the shape of clusters helps a pair filter, on simulated and real events.
 
 The pair filter is trained twice on simulated events alone, without and with the inputs of the
-clusters, and asked on others, and on a real event, how many false pairs it keeps where it keeps
-0.98 of the true ones.
+clusters. The measure is the share of false pairs kept at 0.98 of the true ones, on other simulated
+events and on a real one.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,9 +35,9 @@ from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 EFFICIENCY = 0.98
 FAR = 100.0
-"""Particles made further from the beam line than this, in mm, are told apart."""
+"""Particles made further from the beam line than this, in mm, have a row of their own."""
 PROMPT = 1.0
-"""Particles made nearer to the beam line than this, in mm."""
+"""Particles made nearer to the beam line than this, in mm, count as prompt."""
 OF_FAR = f"efficiency of pairs from beyond {FAR:g} mm"
 WIDTH, BATCH = 32, 32768
 LEARNING_RATE = 4e-3
@@ -55,17 +55,17 @@ class PairSample(NamedTuple):
     """The candidate pairs of some events."""
 
     inputs: Float32[np.ndarray, "pair feat"]
-    """Of the pair filter, then of the clusters."""
+    """Inputs of the pair filter, then those of the clusters."""
     particle: Int[np.ndarray, " pair"]
     """The particle of both hits, or -1 for a false pair."""
     volume: Int[np.ndarray, "pair 2"]
     """Volumes of both hits."""
     radius: Float[np.ndarray, " pair"]
-    """Where the particle was made, from the beam line in mm; 0 for a false pair."""
+    """Distance of the particle's origin from the beam line in mm; 0 for a false pair."""
 
 
 class Answers(NamedTuple):
-    """What a sample says of the filter without and with shape."""
+    """The `measures` of the filters without and with shape on one sample."""
 
     without: Mapping[str, float]
     with_shape: Mapping[str, float]
@@ -201,7 +201,7 @@ def measures(
 
 
 def table_rows(simulated: Sequence[Answers], real: Sequence[Answers]) -> list[list[str]]:
-    """Means of simulated events with their spread, of the real ones, and the ratio of the gains."""
+    """Means without and with shape and their ratio, simulated and real; and the ratio of ratios."""
     rows = []
     for what in simulated[0].without:
         row, gains = [what], []

@@ -1,4 +1,4 @@
-"""Whether keeping compiled programs can end a run: many writes and loads, and the limit of Linux.
+"""Can the compilation cache crash a run? Many writes and loads, and the limit of memory mappings.
 
 python experiments/studies/compilation_cache.py --processes=3 --tries=300
 python experiments/studies/compilation_cache.py --mappings
@@ -20,7 +20,7 @@ from hypertrack_jax.compilation import use_compilation_cache
 
 PROCESSES = flags.DEFINE_integer("processes", 3, "Processes that share the directory.", 1)
 TRIES = flags.DEFINE_integer("tries", 300, "Programs that each of them writes and loads.", 1)
-MAPPINGS = flags.DEFINE_boolean("mappings", False, "Compile until memory mappings run out: crash.")
+MAPPINGS = flags.DEFINE_boolean("mappings", False, "Compile until memory mappings run out.")
 
 
 def main(_: list[str]) -> None:
@@ -60,7 +60,7 @@ def keep_all(directory: str) -> None:
 
 
 def write_and_load(directory: str, tries: int) -> None:
-    """Compiles and loads each program, which have to agree; a thread uses the device meanwhile."""
+    """Compiles and loads each program; results must agree. A thread uses the device meanwhile."""
     keep_all(directory)
     is_over = threading.Event()
 
@@ -85,7 +85,7 @@ def compile_to_the_end(directory: str, tries: int) -> None:
     limit = int(Path("/proc/sys/vm/max_map_count").read_text())
     kept: list = [program(-1)(*inputs())]
     while (free := limit - len(Path("/proc/self/maps").read_text().splitlines())) > 100:
-        # Neighbours of other protection are mappings of their own.
+        # Protections alternate, since Linux merges neighbours that have the same.
         both = mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE
         kept += [mmap.mmap(-1, 8192, prot=both[i % 2]) for i in range(max(1, (free - 100) // 2))]
     for number in range(tries):

@@ -93,8 +93,8 @@ def plot_comparison(path: Path, simulated: Sample, real: Sample) -> None:
 
     Args:
       path: the file to write.
-      simulated: filled histograms, as many events as there are.
-      real: points, with the error of their counts.
+      simulated: any number of events, drawn as filled histograms.
+      real: drawn as points with the statistical errors of their counts.
 
     Raises:
       ImportError: matplotlib or mplhep is missing.

@@ -1,6 +1,6 @@
 """Host side: how many edges each stage of a filter keeps at each efficiency, as a table and figure.
 
-Edges are counted where one of their hits lies in the core of a sector of a held-out event.
+Only edges with a hit in the core of a sector count.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,14 +21,14 @@ from studies.graph_plots import LINE_COLOURS
 
 NAMES: Mapping[str, str] = dict(zip(STAGES, ("pairs", "first round", "second round"), strict=True))
 EFFICIENCIES = (0.9, 0.95, 0.97, 0.98, 0.99)
-"""At which the table tells what is kept."""
+"""Efficiencies at which the table gives the share kept."""
 
 
 class ScoredEdges(NamedTuple):
-    """Edges that come to a stage, with what it says of them."""
+    """All raw edges, as one stage scores them."""
 
     logit: Float[np.ndarray, " edge"]
-    """-inf for what the stages before took out."""
+    """-inf for edges that an earlier stage took out."""
     is_true: Bool[np.ndarray, " edge"]
     radius: Float[np.ndarray, " edge"]
     """Distance of the particle's origin from the beam line, in mm; nan for false edges."""
@@ -64,7 +64,7 @@ CLASSES: Mapping[str, Mapping[str, Callable[[ScoredEdges], Bool[np.ndarray, " ed
 def scored_edges(
     sectors: Iterable[Sector], weights: FilterWeights, voxdyn: VoxelDynamics, tune: Tune
 ) -> dict[str, ScoredEdges]:
-    """The raw edges of sectors as each stage scores them, with its own thresholds before it."""
+    """The raw edges of sectors as each stage scores them, after the stages before it."""
     found: dict[str, list[ScoredEdges]] = {stage: [] for stage in STAGES}
     for sector in sectors:
         of_sector = sector_pairs(*sector, voxdyn, tune)
@@ -102,9 +102,9 @@ def scored_edges(
 def curve(
     edges: ScoredEdges, is_wanted: Bool[np.ndarray, " edge"], num_points: int = 400
 ) -> Float[np.ndarray, "2 point"]:
-    """Share of all edges that thresholds keep, and of the wanted ones among the true.
+    """Share of all edges that is kept, and share of the wanted true edges, for falling thresholds.
 
-    It ends where the stages before left nothing more.
+    The curve ends where earlier stages have taken out the rest.
     """
     falling = np.argsort(-edges.logit)
     falling = falling[edges.logit[falling] > -np.inf]
@@ -127,7 +127,7 @@ def kept_at(edges: ScoredEdges, efficiencies: Sequence[float]) -> list[float]:
 
 
 def plot_curves(path: Path, stages: Mapping[str, ScoredEdges]) -> None:
-    """Draws what is kept against the efficiency: by stage, and at the end by class of particle.
+    """Draws efficiency against share kept: by stage, and after the last by class of particle.
 
     Raises:
       ImportError: matplotlib or mplhep is missing.

@@ -26,7 +26,7 @@ else:
     Axes = Figure = Any
 
 LINE_COLOURS = tuple(TRACK_COLOURS[k] for k in (0, 2, 6, 5, 1, 3, 4))
-"""The same colours, with those that differ most first."""
+"""The track colours, those that differ most first."""
 LINE_STYLES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 

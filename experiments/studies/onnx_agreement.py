@@ -1,7 +1,7 @@
-"""Host side: ONNX and the product beside double precision, and what of it a cut would see.
+"""Host side: ONNX, our own network and double precision compared: logits, and edges cut.
 
-Neither is exact: both round to 24 bits in another order. So each is compared with the same network
-in double precision, and ONNX is right when it is as near to that as the product is.
+Neither is exact: both round to 24 bits, in different orders. So each is compared with the same
+network in double precision, and ONNX is right when it is as near to that as our own network is.
 """
 
 import functools
@@ -110,10 +110,10 @@ def _line(
     double: np.ndarray,
     cut: float,
 ) -> str:
-    """A line of `FIELDS`; the product's logit is nan where it keeps no edge."""
+    """A line of `FIELDS`; `product`, our own logit, is nan for edges that our filter drops."""
     given = dict(zip(INPUTS[: len(session.get_inputs())], arrays, strict=False))
     (found,) = session.run(["logit"], given)
-    # Where a float32 number decides what is dropped, the rest of the comparison has no meaning.
+    # Where rounding moves an edge across the cut, the sizes of the logits are not compared.
     is_far = (found >= cut) != (double >= cut)
     is_other = (found >= cut) != (product >= cut)
     both = (found > DROPPED / 2) & (double > DROPPED / 2) & np.isfinite(product) & ~is_far

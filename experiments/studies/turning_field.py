@@ -1,7 +1,7 @@
-"""Host side: the field that particles turn in, by place along the beam.
+"""Host side: the magnetic field that bends the particles, by position along the beam.
 
-A circle through three hits of a particle of known transverse momentum tells the field that would
-turn it so if it were uniform and along the beam.
+The circle through three hits of a particle of known transverse momentum gives the field that would
+bend it so, if the field were uniform and along the beam.
 """
 
 import itertools
@@ -15,11 +15,11 @@ from hypertrack_jax.events.event import Event
 
 HEADER = ["abs(z) (mm)", "simulated", "real"]
 EDGES = (0, 200, 400, 700, 1000, 1300, 1600, 2000, 2500)
-"""Of the bins in abs(z), in mm."""
+"""Edges of the bins in abs(z), in mm."""
 PT = (0.2, 1.5)
-"""Range in GeV: others turn too little to tell, or lose too much energy."""
+"""Range of pT in GeV: particles above bend too little, those below lose too much energy."""
 MOST_RADIUS, LEAST_STEP, LEAST_CHORD = 1.0, 20.0, 80.0
-"""mm: largest vertex radius; hits nearer than this are one; least distance of a circle's ends."""
+"""In mm: largest radius of the vertex; hits nearer than this count as one; shortest chord."""
 
 
 def field_table(simulated: Sequence[Event], real: Sequence[Event]) -> list[list[str]]:
@@ -67,7 +67,7 @@ def _circles(event: Event) -> Iterator[tuple[float, float]]:
 
 
 def _apart(hits: Float[np.ndarray, "hit 3"]) -> Float[np.ndarray, "left 3"]:
-    """Those hits that are not beside the one before, on overlapping modules."""
+    """The hits, without those next to the one before: these are on overlapping modules."""
     left = list(hits[:1])
     for hit in hits[1:]:
         if np.linalg.norm(hit - left[-1]) > LEAST_STEP:

@@ -12,4 +12,4 @@ def _acts(event: Event) -> tuple[np.ndarray, float]:
 
 
 PEERS = {"acts": ("ACTS, seed pT > 0.15 GeV", _acts)}
-"""Name in a report, and how to find the tracks of an event and the seconds that takes."""
+"""By flag value: name in a report, and a function from an event to tracks of hits and seconds."""

@@ -2,8 +2,8 @@
 
 Every message uses its whole input, [x_i, x_j - x_i, x_j x_i, |x_j - x_i|, x_j . x_i, scalars], and
 every norm is a layer of its own; nothing is split, folded or blocked. With our weights it gives our
-logits, so it does the same work. This module alone imports torch, when it is used; both packages
-come with the extra `bench`.
+logits, so it does the same work. torch is imported only when it is used; both packages come with
+the extra `bench`.
 """
 
 import importlib
@@ -103,7 +103,7 @@ def graph_inputs(tune: NetworkTune, graph: EventGraph) -> GraphInputs:
 
 
 def backward_pass(gnn: TorchGnn, label: Bool[np.ndarray, " edge"]) -> float:
-    """A pass forth and back in training mode, to the gradients of the binary cross entropy.
+    """A forward and a backward pass in training mode, for the gradient of binary cross entropy.
 
     It changes the running statistics, and with them the logits of `gnn` in inference.
 

@@ -48,7 +48,7 @@ def made(make: Callable[[Path], object], place: Path) -> Path:
     """A directory with whole files."""
     place.mkdir(parents=True, exist_ok=True)
     for folder in ("tests", "tests/events"):
-        # Beside this script, in the repository; the wheel has neither.
+        # The tests are in the repository; the wheel has neither them nor this script.
         sys.path.insert(0, str(ROOT / folder))
     make(place)
     return place

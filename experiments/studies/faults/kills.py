@@ -42,7 +42,7 @@ OUTPUTS = {
 
 
 def killed(name: str, workdir: Path, number: int) -> str:
-    """Kills a script somewhere in its run, all its processes, and runs it again to its end."""
+    """Kills all processes of a script at a random moment, and runs it again to its end."""
     expected, seconds = whole(name, workdir)
     place = copied(workdir, workdir / f"kill_{name}", *INPUTS[name])
     command = COMMANDS[name](place)
@@ -67,7 +67,7 @@ def killed(name: str, workdir: Path, number: int) -> str:
 
 @cache
 def whole(name: str, workdir: Path) -> tuple[dict[str, bytes], float]:
-    """What a run leaves that nobody kills, and its seconds, compilation included."""
+    """What an undisturbed run leaves, and its seconds, compilation included."""
     place = copied(workdir, workdir / f"whole_{name}", *INPUTS[name])
     started = time.monotonic()
     done = run(COMMANDS[name](place))

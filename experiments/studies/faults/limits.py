@@ -1,4 +1,4 @@
-"""Scripts without disk, home or memory: they end well, or in one sentence, and nothing is half."""
+"""Scripts without disk, home or memory: they end well or in one sentence; no file is half done."""
 
 import os
 import resource
@@ -16,13 +16,13 @@ COMMANDS: tuple[Callable[[Path], list[str]], ...] = (
 
 
 def full_disk(workdir: Path, number: int) -> str:
-    """No file may become larger than some kilobytes, as on a disk that fills up."""
+    """No file may become larger than 256 bytes to 512 KiB, as on a disk that fills up."""
     size = 2 ** (8 + number // len(COMMANDS) % 12)
     return limited(workdir, number, resource.RLIMIT_FSIZE, size)
 
 
 def little_memory(workdir: Path, number: int) -> str:
-    """The address space ends at some gigabytes."""
+    """The address space is limited to 1 to 6.5 GiB."""
     size = 2**29 * (2 + number // len(COMMANDS) % 12)
     return limited(workdir, number, resource.RLIMIT_AS, size)
 
@@ -53,7 +53,7 @@ def no_home(workdir: Path, number: int) -> str:
 
 
 def place_taken(workdir: Path, number: int) -> str:
-    """A file is where a directory has to be made."""
+    """A file is in the place of a directory that has to be made."""
     place, command = chosen(workdir, number)
     names = ("data", "models", "models/limited", "out")
     taken = place / names[number % len(COMMANDS)]
@@ -65,7 +65,7 @@ def place_taken(workdir: Path, number: int) -> str:
 
 
 def chosen(workdir: Path, number: int) -> tuple[Path, list[str]]:
-    """A fresh work directory, and the script whose turn it is in it."""
+    """A fresh work directory, and the command that this try runs in it."""
     index = number % len(COMMANDS)
     needs = (("csv",), ("data",), ("data", "models", "tiny.py"), ("data", "models"))[index]
     place = copied(workdir, workdir / "limited", *needs)

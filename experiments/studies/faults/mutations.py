@@ -55,7 +55,7 @@ def copy_for(name: str, workdir: Path) -> Path:
 
 @cache
 def original(name: str, workdir: Path) -> object:
-    """What the file holds that nobody damaged."""
+    """What the undamaged file holds."""
     return FILES[name][1](workdir)
 
 
@@ -115,7 +115,7 @@ def changed_rows(content: bytes, how: str, rng: random.Random) -> bytes:
 
 
 def outcome(read: Callable[[], object], expected: object) -> str:
-    """What reading came to; `expected` None stands for anything that is valid."""
+    """Reads, and names the outcome; with `expected` None any content that can be read is right."""
     try:
         found = read()
     except (UserError, OSError) as error:
@@ -135,22 +135,22 @@ def general(message: str) -> str:
 
 
 def validated(event):
-    """The event, which has to be one."""
+    """The event, if it is valid."""
     validate_event(event, "read")
     return event
 
 
 def arrays(model: Reconstructor):
-    """What a model was trained to."""
+    """The trained arrays of a model."""
     return model.params, model.batch_stats
 
 
 def reconstructed(path: Path):
-    """What an artefact finds in a few hits."""
+    """What an exported model finds in a few hits."""
     hits = np.random.default_rng(0).normal(0, 300, (20, 3)).astype(np.float32)
     try:
         program = importlib.import_module("exported").load(path)
-    # It knows nothing of this package.
+    # exported.py does not know `UserError`.
     except ValueError as error:
         raise UserError(str(error)) from error
     return program(hits)

@@ -1,4 +1,4 @@
-"""Several at once: two trainings of one tag, threads on one model, the hits in another order."""
+"""Shared use: two trainings of one tag, threads on one model; and the hits in another order."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def threads(workdir: Path, number: int) -> str:
         return all(np.array_equal(model(events[i]).hit_label, expected[i]) for i in order)
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        # What the threads themselves need is taken in the first round.
+        # The first round takes the memory that the threads themselves need.
         list(pool.map(calls, range(NUM_THREADS)))
         before = resident()
         are_same = all(pool.map(calls, range(NUM_THREADS)))
@@ -57,7 +57,7 @@ def threads(workdir: Path, number: int) -> str:
 
 
 def other_order(workdir: Path, number: int) -> str:
-    """The hits permuted: the same sets of hits."""
+    """Permuted hits give the same tracks."""
     hits = load_event(workdir / "data", EVENTS[number % len(EVENTS)]).position
     order = np.random.default_rng(number).permutation(len(hits))
     first, second = loaded(workdir)(hits).hit_label, loaded(workdir)(hits[order]).hit_label

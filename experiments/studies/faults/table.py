@@ -1,7 +1,7 @@
 """The table of a fault campaign."""
 
 KINDS = ("right", "refused", "wrong")
-"""How what a try came to begins."""
+"""Every outcome of a try begins with one of these."""
 
 
 def table(counts: dict[str, dict[str, int]]) -> str:

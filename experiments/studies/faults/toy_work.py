@@ -27,7 +27,7 @@ TUNE = Tune(
 
 
 def script(workdir: Path, name: str, *arguments: str) -> list[str]:
-    """The command of one of our scripts on the CPU."""
+    """The command of one of our scripts."""
     path = str(ROOT / "experiments" / f"{name}.py")
     return [sys.executable, path, f"--workdir={workdir}", *arguments]
 
@@ -52,11 +52,11 @@ def must(command: list[str]) -> None:
 
 
 def prepare(workdir: Path) -> None:
-    """Makes the directory, unless it is there whole."""
+    """Makes the directory, unless it is complete."""
     if (workdir / "is_whole").exists():
         return
     shutil.rmtree(workdir, ignore_errors=True)
-    # Beside this script, in the repository; the wheel has neither.
+    # The tests are in the repository; the wheel has neither them nor this script.
     sys.path.insert(0, str(ROOT / "tests"))
     helix_event = importlib.import_module("toy").helix_event
     for event_id in EVENTS:
@@ -74,7 +74,7 @@ def prepare(workdir: Path) -> None:
 
 
 def copied(workdir: Path, place: Path, *names: str) -> Path:
-    """A work directory of its own with copies of some of what is in another."""
+    """A new work directory, `place`, with copies of the files and folders named."""
     shutil.rmtree(place, ignore_errors=True)
     for name in names:
         source = workdir / name
