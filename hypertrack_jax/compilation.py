@@ -1,6 +1,7 @@
 """Host side: keeps compiled programs on disk, so that the next process need not compile them."""
 
 import contextlib
+import logging
 import os
 import threading
 import zlib
@@ -11,6 +12,7 @@ from jax._src import compilation_cache
 
 from hypertrack_jax.files import replace_file
 
+_LOG = logging.getLogger(__name__)
 SHORTEST = 0.2
 """Seconds; a program that compiles faster is not kept."""
 LARGEST_STORE = 2**30
@@ -81,14 +83,18 @@ def default_cache() -> Path | None:
     return user / "hypertrack_jax" / "programs" if user.is_absolute() else None
 
 
-def forget_programs_if_many() -> bool:
-    """Drops all compiled programs of this process if over half of its memory mappings are in use.
+def forget_programs_if_many(share: float = 0.75) -> bool:
+    """Drops all compiled programs of this process if most of its memory mappings are in use.
 
     Linux gives a process 65530 mappings by default. On CPU a program holds hundreds of them, that
     of a training step thousands. XLA crashes where it gets no more, mostly while it compiles or
     serialises a program. So whatever runs programs of many sizes calls this before each of them. It
     checks only if something was compiled since the last call. What is needed again is compiled
     anew, or loaded from the compilation cache.
+
+    Args:
+      share: of the mappings that the system allows. What is left has to hold the largest program,
+        and a run whose programs need more than this would drop and load them again and again.
 
     Returns:
       Whether they were dropped; False where the system has no such limit.
@@ -99,12 +105,20 @@ def forget_programs_if_many() -> bool:
     try:
         most = int(_MOST_MAPPINGS.read_text())
         with open(_MAPPINGS, "rb") as mappings:
-            is_many = 2 * sum(1 for _ in mappings) > most
+            number = sum(1 for _ in mappings)
     except OSError:
         return False
-    if is_many:
-        jax.clear_caches()
-    return is_many
+    if number <= share * most:
+        return False
+    _LOG.warning(
+        "%d of the %d memory mappings of this process are in use: all compiled programs are "
+        "dropped, and loaded again where they are needed; `sysctl -w vm.max_map_count=262144` "
+        "makes room for them",
+        number,
+        most,
+    )
+    jax.clear_caches()
+    return True
 
 
 def _note_program(event: str, duration_secs: float, **_: str | int) -> None:

@@ -63,4 +63,5 @@ capacities.LEAST_HITS = 128
 def few_programs():
     """One process runs many files of tests, whose programs together would crash it."""
     yield
-    forget_programs_if_many()
+    # Early: every worker has its own.
+    forget_programs_if_many(0.5)

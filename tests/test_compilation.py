@@ -129,22 +129,26 @@ def test_the_default_is_in_the_home_of_the_user(monkeypatch):
     assert str(default_cache()) == "/home/somebody/.cache/hypertrack_jax/programs"
 
 
-def test_programs_are_dropped_before_the_system_refuses_them(tmp_path, monkeypatch):
+def test_programs_are_dropped_before_the_system_refuses_them(tmp_path, monkeypatch, caplog):
     def mappings() -> int:
         return len(Path("/proc/self/maps").read_text().splitlines())
 
     program = jax.jit(lambda x: jnp.sort(x @ x))
     program(jnp.eye(8))
     assert not forget_programs_if_many()
-    before, limit = mappings(), tmp_path / "max_map_count"
-    limit.write_text(str(before))
+    limit = tmp_path / "max_map_count"
+    limit.write_text(str(mappings()))
     monkeypatch.setattr(compilation, "_MOST_MAPPINGS", limit)
     # Nothing was compiled since the last look.
     assert not forget_programs_if_many()
     jax.jit(lambda x: jnp.cos(x @ x))(jnp.eye(8))
     before = mappings()
-    assert forget_programs_if_many()
+    limit.write_text(str(2 * before))
+    assert not forget_programs_if_many()
+    jax.jit(lambda x: jnp.sin(x @ x))(jnp.eye(8))
+    assert forget_programs_if_many(0.4)
     assert mappings() < before
+    assert "sysctl -w vm.max_map_count=262144" in caplog.text
     assert program(jnp.eye(8)).sum() == 8
     monkeypatch.setattr(compilation, "_MAPPINGS", tmp_path / "none")
     assert not forget_programs_if_many()
