@@ -17,12 +17,22 @@ from jaxtyping import Bool, Float32, Int64
 from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.networks.features import (
+    LENGTH_SCALE,
     count_feature,
     cylindrical_features,
     helix_features,
     without_direction,
 )
 from hypertrack_jax.tunes.tune import NetworkTune
+
+KNOWN = {
+    "convolution": ("super",),
+    "aggregation": ("mean",),
+    "edge_type": ("symmetric-dot",),
+    "edge_features": ("none", "helix"),
+    "length_scale": (LENGTH_SCALE,),
+}
+"""Choices of `NetworkTune` that the peer knows."""
 
 
 class GraphInputs(NamedTuple):
@@ -56,7 +66,8 @@ def torch_gnn(tune: NetworkTune, params: Any, batch_stats: Any, graph: EventGrap
     """The peer of `predict`, with its weights, ready to score a graph.
 
     Args:
-      tune: a network of SuperEdgeConv layers with the published mean and symmetric edge MLP.
+      tune: a network of SuperEdgeConv layers with the published mean and symmetric edge MLP, for
+        a detector of TrackML's size and edges without a filter's logit.
       params: weights of the edge predictor.
       batch_stats: its running statistics.
       graph: one event.
@@ -69,13 +80,12 @@ def torch_gnn(tune: NetworkTune, params: Any, batch_stats: Any, graph: EventGrap
       ImportError: torch or torch_geometric is not installed.
       UserError: the tune asks for another kind of network.
     """
-    published = ("super", "mean", "symmetric-dot")
-    asked = (tune.convolution, tune.aggregation, tune.edge_type)
-    if asked != published:
-        raise UserError(
-            f"the PyTorch peer is written for {', '.join(published)}, not for {', '.join(asked)}; "
-            "leave torch out of --peers, or take another tune."
-        )
+    for name, known in KNOWN.items():
+        if getattr(tune, name) not in known:
+            raise UserError(
+                f"the PyTorch peer is written for the {name} {' or '.join(map(str, known))}, not "
+                f"for {getattr(tune, name)}; leave torch out of --peers, or take another tune."
+            )
     torch = _torch()
     network = _network(torch, tune, params, batch_stats).eval()
     inputs = graph_inputs(tune, graph)

@@ -1,5 +1,6 @@
 """The PyTorch peer computes what our edge predictor computes, edge by edge."""
 
+import re
 import sys
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from benchmarks.peers.torch_gnn import backward_pass, torch_gnn
 from toy_graph import SMALL_NETWORK, toy_graph
 
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.graph.event_graph import Bucket
 from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict
 from hypertrack_jax.tunes.tune import NetworkTune
@@ -62,10 +64,15 @@ def test_training_goes_down_the_loss():
     assert after < before
 
 
-def test_another_network_is_refused():
-    tune = replace(SMALL_NETWORK, aggregation="max")
-    with pytest.raises(ValueError, match=r"not for super, max, symmetric-dot; leave torch out"):
-        torch_gnn(tune, {}, {}, toy_graph())
+@pytest.mark.parametrize(
+    "choice",
+    [{"aggregation": "max"}, {"edge_features": "helix+filter"}, {"length_scale": 500.0}],
+)
+def test_another_network_is_refused(choice):
+    ((name, value),) = choice.items()
+    told = rf"for the {name} .*, not for {re.escape(str(value))}; leave torch out"
+    with pytest.raises(UserError, match=told):
+        torch_gnn(replace(SMALL_NETWORK, **choice), {}, {}, toy_graph())
 
 
 def test_missing_torch_is_one_sentence(monkeypatch):
