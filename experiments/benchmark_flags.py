@@ -8,6 +8,7 @@ from absl import flags
 from benchmarks.stages import PEERS, fresh_model, installed_peers, require_peers
 
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.reconstruction.load import load_tuned_filter
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.load import PACKAGED, load_tune
 from hypertrack_jax.voxdyn.storage import load_voxdyn, voxdyn_path
@@ -80,7 +81,8 @@ def model() -> Reconstructor:
     wanted = command_line.changed(tune.voxdyn, NCELL, MIN_COUNT)
     path = voxdyn_path(models, wanted.node2node, wanted.ncell)
     voxdyn = load_voxdyn(path, wanted.node2node, wanted.ncell)
-    return fresh_model(voxdyn, replace(tune, voxdyn=wanted))
+    tune = replace(tune, voxdyn=wanted)
+    return fresh_model(voxdyn, tune, load_tuned_filter(models, tune, voxdyn))
 
 
 def read_tag() -> str:

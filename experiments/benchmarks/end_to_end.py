@@ -21,7 +21,7 @@ from benchmarks.program_cost import (
     product_operations,
     program_cost,
 )
-from benchmarks.stages import gnn_products
+from benchmarks.stages import gnn_products, with_graph
 from benchmarks.timing import (
     Seconds,
     Timing,
@@ -149,15 +149,15 @@ def time_events(
 def reconstruction_cost(model: Reconstructor, event: Event) -> ProgramCost:
     """Operations and bytes of all stages as one program, with the first capacities of an event.
 
-    Its products are those of the edge predictor for this event, and of a single round of the search
-    for clusters.
+    Its products are those of the edge predictor for this event, of a single block of pairs in the
+    filter, and of a single round of the search for clusters.
     """
     num_hits = len(event.position)
-    hits = model.begin(event.position).made[0]
-    cost = program_cost(jax.jit(one_program(model, num_hits)), hits.position, hits.num_hits)
+    begun = model.begin(event)
+    cost = program_cost(jax.jit(one_program(model, num_hits)), *begun.made[0])
     # The cost counts the edge predictor's loop once; this adds the other blocks of the event.
-    made = model.run_to("VD", model.begin(event.position)).made
-    _, stage, *_ = model.stages(num_hits)
+    made = with_graph(model, begun).made
+    *_, stage, _, _ = model.stages(num_hits)
     gnn = scored_edges.trace(stage.method, stage.capacities, model.shared(), *made)
     more = gnn_products(made[1].graph, model) - product_operations(gnn.jaxpr)
     return cost._replace(products=cost.products + more)

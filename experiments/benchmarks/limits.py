@@ -68,7 +68,7 @@ def stage_limits(model: Reconstructor, event: Event, what: str) -> Iterator[Limi
 
     The products of the search for clusters are those of a single round.
     """
-    progress, given = model.begin(event.position), []
+    progress, given = model.begin(event), []
     stages = model.stages(len(event.position))
     for stage in stages:
         given.append(progress.made)

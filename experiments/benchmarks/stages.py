@@ -26,9 +26,9 @@ from hypertrack_jax.events.topology import edge_labels
 from hypertrack_jax.graph.edge_pairs import EdgePairs, edge_pairs
 from hypertrack_jax.graph.event_graph import EventGraph
 from hypertrack_jax.model.parameters import EDGE, FULL_PHASE, GNN_PHASE
+from hypertrack_jax.networks.edge_filter import FilterWeights
 from hypertrack_jax.networks.edge_predictor import EdgePredictor, predict, takes_pairs
 from hypertrack_jax.networks.kernels import block_size
-from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.reconstructor import Progress, Reconstructor
 from hypertrack_jax.training.batches import graph_batch
 from hypertrack_jax.training.devices import make_spread_step, spread_over
@@ -44,10 +44,12 @@ PEERS = {"acts": "acts", "torch": "torch_geometric", "sklearn": "sklearn"}
 """The peers, and the module that each needs."""
 
 
-def fresh_model(voxdyn: VoxelDynamics, tune: Tune) -> Reconstructor:
+def fresh_model(
+    voxdyn: VoxelDynamics, tune: Tune, edge_filter: FilterWeights | None = None
+) -> Reconstructor:
     """A model with fresh weights. The work of the edge predictor does not depend on weights."""
     state = init_state(tune, jax.random.key(0))
-    return Reconstructor(tune, voxdyn, state.params, state.batch_stats)
+    return Reconstructor(tune, voxdyn, state.params, state.batch_stats, edge_filter)
 
 
 def installed_peers() -> list[str]:
@@ -110,8 +112,8 @@ def measure_stages(
         if suite not in makers:
             raise UserError(f"--suite={suite}: expected some of {', '.join(makers)}.")
     require_peers(peers)
-    edges = predict_edges(model.voxdyn, event.position, model.tune.voxdyn.min_count)
-    sizes = len(event.position), len(edges.senders)
+    graph = with_graph(model, model.begin(event)).made[1].graph
+    sizes = len(event.position), int(graph.n_edge[0])
     for suite in suites:
         try:
             seconds_of = in_turn(makers[suite](event, model, peers), runs)
@@ -125,10 +127,15 @@ def measure_stages(
             yield timing
 
 
+def with_graph(model: Reconstructor, hits: Progress) -> Progress:
+    """The candidate graph of some hits: what the edge predictor takes."""
+    return model.run_to("VD" if model.edge_filter is None else "filter", hits)
+
+
 def gnn_cost(event: Event, model: Reconstructor) -> ProgramCost:
     """Operations and bytes of the edge predictor on an event; its products as `gnn_products`."""
-    _, gnn, *_ = model.stages(len(event.position))
-    made = model.run_to("VD", model.begin(event.position)).made
+    *_, gnn, _, _ = model.stages(len(event.position))
+    made = with_graph(model, model.begin(event)).made
     cost = program_cost(gnn.function, gnn.method, gnn.capacities, model.shared(), *made)
     return cost._replace(products=gnn_products(made[1].graph, model))
 
@@ -167,12 +174,12 @@ def step_cost(event: Event, model: Reconstructor, phase: int) -> ProgramCost:
 
 
 def _graph_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
-    hits = model.begin(event.position)
-    return {"ours": lambda: model.run_to("VD", hits)}
+    hits = model.begin(event)
+    return {"ours": lambda: with_graph(model, hits)}
 
 
 def _gnn_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
-    done = model.run_to("VD", model.begin(event.position))
+    done = with_graph(model, model.begin(event))
     graph = jax.device_put(done.made[1].graph)
     weights = model.params[EDGE], model.batch_stats
     half = jax.jit(partial(predict, model.tune.network, dtype=jnp.bfloat16, is_symmetric=True))
@@ -211,7 +218,7 @@ def _ends(done: Progress) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cluster_work(event: Event, model: Reconstructor, peers: Sequence[str]) -> Works:
-    done = model.run_to("GNN", model.begin(event.position))
+    done = model.run_to("GNN", model.begin(event))
     hits, candidates, scores = done.made
     senders, receivers = _ends(done)
     num_edges = len(senders)

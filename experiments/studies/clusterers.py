@@ -46,7 +46,7 @@ def compare_clusterers(
       ImportError: a method needs scikit-learn, which is missing.
     """
     for event in events:
-        scored = model.run_to("GNN", model.begin(event.position))
+        scored = model.run_to("GNN", model.begin(event))
         for method in methods:
             for threshold in thresholds:
                 cluster = replace(model.tune.cluster, cluster=method, edge_threshold=threshold)

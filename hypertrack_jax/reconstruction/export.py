@@ -14,6 +14,7 @@ from hypertrack_jax.clustering.density import DENSITY
 from hypertrack_jax.clustering.neighbors import at_hits
 from hypertrack_jax.errors import MissingPackageError, UserError
 from hypertrack_jax.graph.segment import segment_min
+from hypertrack_jax.networks.cluster_shape import Clusters
 from hypertrack_jax.reconstruction.hits import canonical_order
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.reconstruction.stages import PaddedHits
@@ -73,20 +74,25 @@ def one_program(model: Reconstructor, num_hits: int):
     """All stages in their first capacities as one function, which `export_reconstruction` tells."""
     stages, shared = model.stages(num_hits), model.shared()
 
-    def labels(position: Float32[Array, "hit 3"], num_hits: Int32[Array, ""]) -> dict[str, Array]:
+    def labels(
+        position: Float32[Array, "hit 3"],
+        num_hits: Int32[Array, ""],
+        clusters: Clusters | None = None,
+    ) -> dict[str, Array]:
         is_hit = jnp.arange(len(position)) < num_hits
         order = canonical_order(position, jnp)
         # Places without a hit hold anything, and stay behind the hits.
         order = order[jnp.argsort(~is_hit[order], stable=True)]
-        made: tuple[Any, ...] = (PaddedHits(position[order], num_hits),)
+        clusters = jax.tree.map(lambda part: part[order], clusters)
+        made: tuple[Any, ...] = (PaddedHits(position[order], num_hits, clusters),)
         is_exceeded = []
         for stage in stages:
             result, needed = stage(stage.capacities, shared, *made)
             made = stage.after(made, result)
             is_exceeded += [n > c for n, c in zip(needed, stage.capacities, strict=True)]
-        *_, clusters = made
-        label = jnp.zeros_like(clusters.label).at[order].set(clusters.label)
-        membership = jnp.zeros_like(clusters.membership).at[order].set(clusters.membership)
+        *_, found = made
+        label = jnp.zeros_like(found.label).at[order].set(found.label)
+        membership = jnp.zeros_like(found.membership).at[order].set(found.membership)
         is_overflow = reduce(or_, is_exceeded, jnp.array(False))
         return {
             "label": traced_by_first_hit(label),

@@ -5,21 +5,26 @@ import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks import stages, timing
+from benchmarks.end_to_end import reconstruction_cost
 from benchmarks.program_cost import ProgramCost, product_operations
 from benchmarks.stages import fresh_model, gnn_cost, measure_stages, step_cost
 from benchmarks.timing import Timing, markdown, write_timings
+from handmade import with_cells
 from toy import helix_event
+from toy_model import FILTERED_TUNE, toy_voxdyn
 
 from hypertrack_jax.events.sectors import whole
 from hypertrack_jax.graph.edge_pairs import edge_pairs
 from hypertrack_jax.model.parameters import EDGE, GNN_PHASE
+from hypertrack_jax.networks.edge_filter import init_filter
 from hypertrack_jax.networks.edge_predictor import EdgePredictor
 from hypertrack_jax.networks.kernels import block_size
 from hypertrack_jax.training.batches import graph_batch
-from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
+from hypertrack_jax.tunes.tune import ClusterTune, FilterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
 
@@ -59,6 +64,22 @@ def test_suites_beside_their_peers(model, event):
         assert (one.hits, one.edges, one.runs) == (len(event.position), num_edges, 3)
         assert 0 < one.min <= one.median <= one.max
         assert one.cpu > 0 and one.peak_memory > 0.05
+
+
+def test_a_model_with_a_filter_that_looks_at_cells():
+    # Thresholds that leave some edges of random scores.
+    weights = init_filter(jax.random.key(0), 8, "shape")
+    weights = weights._replace(thresholds=jnp.array([-0.05, -1, -1]))
+    tune = replace(FILTERED_TUNE, edge_filter=FilterTune("triplets", width=8, cells="shape"))
+    model, event = fresh_model(toy_voxdyn(), tune, weights), with_cells(helix_event(0, 8))
+    suites = ["graph", "gnn", "cluster"]
+    timings = list(measure_stages(suites, event, model, 1, with_cost=True))
+    assert [one.suite.split(" / ")[0] for one in timings] == ["graph", "gnn", "gnn", "cluster"]
+    num_edges = len(model(event, with_edges=True).senders)
+    assert {one.edges for one in timings} == {num_edges} and num_edges > 0
+    assert timings[1].cost.products > 0
+    # One program of all stages takes the cells, too.
+    assert reconstruction_cost(model, event).products > timings[1].cost.products
 
 
 def test_training_step_beside_torch(model, event):

@@ -1,8 +1,12 @@
 """The comparison of clusterers: the same edges for all, and means that are means."""
 
+from dataclasses import replace
+
+import jax
 import numpy as np
 import pytest
 from benchmarks.stages import fresh_model
+from handmade import with_cells
 from studies.clusterers import (
     SCORES,
     ClusterScore,
@@ -10,9 +14,11 @@ from studies.clusterers import (
     comparison_table,
 )
 from toy import helix_event
+from toy_model import FILTERED_TUNE, toy_voxdyn
 
 from hypertrack_jax.evaluation.metrics import track_scores
-from hypertrack_jax.tunes.tune import ClusterTune, NetworkTune, Tune, VoxdynTune
+from hypertrack_jax.networks.edge_filter import init_filter
+from hypertrack_jax.tunes.tune import ClusterTune, FilterTune, NetworkTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.fit import fit_voxdyn
 
 
@@ -53,6 +59,14 @@ def test_every_method_at_every_threshold_as_the_model_alone_would(model):
         assert one.seconds > 0
     # Without clusters there is no purity.
     assert results[2].scores["purity"] is None
+
+
+def test_a_model_that_looks_at_cells_gets_them():
+    tune = replace(FILTERED_TUNE, edge_filter=FilterTune("triplets", width=8, cells="shape"))
+    weights = init_filter(jax.random.key(0), 8, "shape")
+    model, event = fresh_model(toy_voxdyn(), tune, weights), with_cells(helix_event(0, 8))
+    (found,) = compare_clusterers(model, [event], ["cut"], [tune.cluster.edge_threshold])
+    assert found.scores["dms"] == track_scores(event, model(event).hit_label).dms
 
 
 def test_the_table_has_mean_and_spread():
