@@ -1,7 +1,8 @@
 """Compares models with chains of ACTS on the same events: a table and a figure in figs/acts/.
 
-Each program runs in a process of its own. A program with results at this pile-up is not run again,
-even if events, seed or field differ; remove its file in figs/acts/ to repeat it.
+Each program runs in a process of its own. A program that has results of the same events, --seed
+and --field at this pile-up is not run again; remove its file in figs/acts/ to repeat it. Results of
+other events at this pile-up are replaced.
 
 python experiments/compare_acts.py --models=positions,cells --rfactor=0.1 --event_start=8750
 """

@@ -57,9 +57,14 @@ class Setting(NamedTuple):
         """The mean number of collisions."""
         return f"{200 * self.rfactor:g}"
 
+    @property
+    def written(self) -> dict[str, Any]:
+        """What a file tells of its events, beside the pile-up."""
+        return {"event_ids": list(self.event_ids), "seed": self.seed, "field": self.field}
+
 
 def compare(directory: Path, setting: Setting, programs: Sequence[str]) -> None:
-    """Runs each program that has no file at this pile-up, and writes its file.
+    """Runs each program that has no file of these events at this pile-up, and writes its file.
 
     Args:
       directory: where the files go.
@@ -69,7 +74,7 @@ def compare(directory: Path, setting: Setting, programs: Sequence[str]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     for program in programs:
         path = _path(directory, setting.pileup, program)
-        if not path.is_file():
+        if not (path.is_file() and setting.written.items() <= json.loads(path.read_text()).items()):
             found = alone(measure, setting, program)
             with replace_file(path) as file:
                 file.write(json.dumps(found, indent=1).encode())
@@ -96,8 +101,8 @@ def measure(setting: Setting, program: str) -> dict[str, Any]:
     return {
         "program": program,
         "pileup": setting.pileup,
+        **setting.written,
         "memory": peak,
-        "first event": setting.event_ids[0],
         "rows": rows,
     }
 

@@ -55,6 +55,21 @@ def test_each_program_runs_once_and_has_a_line(setting, programs, tmp_path):
     assert bins["pT (GeV)"][0] == bins["pT (GeV)"][1]
 
 
+@pytest.mark.parametrize("other", [{"event_ids": [3]}, {"seed": 1}, {"field": "uniform"}])
+def test_results_of_other_events_are_not_taken_for_these(setting, programs, tmp_path, other):
+    found = tmp_path / "found"
+    compare(found, setting, ["right"])
+    compare(found, setting._replace(**other), ["right"])
+    assert programs == ["right", "right"]
+    (path,) = found.iterdir()
+    without = json.loads(path.read_text())
+    assert other.items() <= without.items()
+    del without[next(iter(other))]
+    path.write_text(json.dumps(without))
+    compare(found, setting._replace(**other), ["right"])
+    assert len(programs) == 3
+
+
 def test_the_figure_has_a_row_for_each_pileup(setting, programs, tmp_path):
     pytest.importorskip("mplhep", reason="the extra plots is not installed")
     found = tmp_path / "found"
