@@ -23,4 +23,6 @@ class ReadableEvents:
             try:
                 yield from fixed_events(self.source._replace(event_ids=[event_id]))
             except (UserError, OSError) as error:
-                self.problems.append(str(error))
+                # The events may be read more than once.
+                if str(error) not in self.problems:
+                    self.problems.append(str(error))

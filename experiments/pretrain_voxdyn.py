@@ -80,12 +80,14 @@ def main() -> None:
         del vd
     if not EVAL_START.value:
         print("\nThe graphs are judged by events of the fit, which flatters; see --eval_start.")
+    problems = []
     for path in paths:
         vd = load_voxdyn(path, min_count=MIN_COUNT.value)
         for rfactor in rfactors:
             events = ReadableEvents(EventSource(data, judged, rfactor, rfactor, -1, SEED.value))
             report_graphs(vd, events, vd.node2node, None)
-            end_with(events.problems)
+            problems += events.problems
+    end_with(list(dict.fromkeys(problems)))
 
 
 def progress(event_ids, what: str):

@@ -11,9 +11,11 @@ import jax
 import numpy as np
 import pytest
 import toy
+from bad_events import ReadableEvents
 
 from hypertrack_jax.events.store import save_event
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
+from hypertrack_jax.training.batches import EventSource
 
 ROOT = Path(__file__).parents[2]
 TINY_TUNE = """
@@ -138,6 +140,19 @@ def test_an_event_that_cannot_be_read_is_listed_and_the_others_go_on(workdir, tm
     assert re.search(rf"^error: 1 events were left out:\n{bad}: .*\n\Z", done.stderr, re.M)
     report = json.loads((tmp_path / "figs" / "graphs_hyper_64" / "report.json").read_text())
     assert [row["event"] for row in report["events"]] == [12]
+    judged = ("--eval_start=11", "--eval_end=12", "--rfactors=0.5,1", "--niter=0", "--ncell=32,48")
+    done = script(tmp_path, "pretrain_voxdyn", "--event_start=1", "--event_end=6", *judged)
+    assert done.returncode == 1
+    assert done.stdout.count("graphs of 1 events at rfactor") == 4
+    assert re.search(rf"^error: 1 events were left out:\n{bad}: .*\n\Z", done.stderr, re.M)
+
+
+def test_events_that_are_read_twice_are_told_once(tmp_path):
+    save_event(tmp_path, toy.helix_event(2, 5, event_id=2))
+    events = ReadableEvents(EventSource(tmp_path, [1, 2], 1.0, 1.0, -1, 0))
+    for _ in range(2):
+        assert [event.event_id for event in events] == [2]
+    assert len(events.problems) == 1
 
 
 MISTAKES = {
