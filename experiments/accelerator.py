@@ -9,6 +9,7 @@ python experiments/accelerator.py --workdir=quickstart --output=dry --dry_run --
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -51,6 +52,16 @@ def main() -> None:
     sys.exit(0 if is_whole else 1)
 
 
+def leave_memory() -> None:
+    """Has jax take no memory of a card beforehand where other processes of this script need it.
+
+    With an explicit --device jax opens the card in every process.
+    """
+    is_measured = ALONE.value not in (None, "tests")
+    # Also "true", since stages inherit the environment.
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true" if is_measured else "false"
+
+
 def command() -> list[str]:
     """This script with the same flags, for one stage."""
     shared = [command_line.WORKDIR, command_line.DEVICE, command_line.CACHE, OUTPUT, DRY_RUN]
@@ -59,4 +70,4 @@ def command() -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, leave_memory)

@@ -150,7 +150,7 @@ def device_tests(setting: Setting) -> None:
         environment["HYPERTRACK_TEST_PROGRAMS"] = "as users have them"
     if platforms := jax.config.values["jax_platforms"]:
         environment["JAX_PLATFORMS"] = platforms
-    # With --device=auto jax has not opened the device here: only one process gets its memory.
+    # jax has left the memory of the device to this process, see `leave_memory` of accelerator.py.
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment
     ) as tests:
