@@ -34,12 +34,18 @@ MODEL = flags.DEFINE_string(
 RFACTOR = flags.DEFINE_float("rfactor", 0.1, "Fraction of particles kept.")
 EVENT_START = flags.DEFINE_list("event_start", ["8750"], "First events of the ranges.")
 EVENT_END = flags.DEFINE_list("event_end", ["8789"], "Last events of the ranges.")
-WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers.")
+WORKERS = flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers; 1 comes first.")
 RUNS = flags.DEFINE_integer("runs", 3, "Timed runs for each number.", lower_bound=1)
 
 
 def main() -> None:
     """Prints a line for each number of workers."""
+    numbers = command_line.whole_numbers(WORKERS)
+    if numbers[0] != 1:
+        raise UserError(
+            f"--workers={','.join(WORKERS.value)}: the first number must be 1, since the others "
+            "are compared with one worker."
+        )
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
@@ -58,7 +64,7 @@ def main() -> None:
         save_event(data, thin(event, RFACTOR.value, -1, rng))
     print("| workers | events per second | of one worker |\n|:--------|------:|------:|")
     one, cores = None, sorted(os.sched_getaffinity(0))
-    for num_workers in command_line.whole_numbers(WORKERS):
+    for num_workers in numbers:
         # `Any`, since its annotations allow neither `dashboard_address=None` nor `with`.
         local: Any = LocalCluster
         with local(

@@ -212,6 +212,11 @@ MISTAKES = {
         ["--read_tag=tiny", "--noise_ratio=some", "--event_start=11", "--event_end=12"],
         "--noise_ratio=some",
     ),
+    "nothing to compare with": (
+        "cluster_throughput",
+        ["--workers=2,4"],
+        "--workers=2,4: the first number must be 1",
+    ),
     "misspelt flag": ("train", ["--save_tagg=x"], "'save_tagg'. Did you mean: save_tag"),
 }
 
