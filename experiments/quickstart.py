@@ -73,6 +73,7 @@ def train(event_start: int, event_end: int) -> str:
         ncell=NCELL,
         min_count=MIN_COUNT,
         save_tag=tag,
+        phase=1,
         **ranges,
         # Thinner events take less time, so the model sees more of them.
         rfactor_start=RFACTOR / 2,

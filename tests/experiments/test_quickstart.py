@@ -40,3 +40,22 @@ def test_the_first_command_finds_tracks_and_trains_nothing(tmp_path):
     assert re.findall(r'href="(.*?)"', page) == ["event000008750.html"]
     assert (tmp_path / "figs" / "pu2" / "event000008750.html").is_file()
     assert not (tmp_path / "models").exists()
+
+
+TRAIN = """
+import subprocess, sys
+sys.path.insert(0, sys.argv.pop(1))
+import quickstart
+quickstart.flags.FLAGS(sys.argv)
+ended = subprocess.CompletedProcess([], 0)
+subprocess.run = lambda *_, **__: ended
+quickstart.train(1, 2)
+"""
+
+
+def test_training_keeps_to_the_edge_predictor(tmp_path):
+    """Tracks are then made by cut, and phase 2 would take the time for nothing."""
+    command = [sys.executable, "-c", TRAIN, str(ROOT / "experiments"), f"--workdir={tmp_path}"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (trained,) = (line for line in told.splitlines() if "experiments/train.py" in line)
+    assert "--phase=1" in trained.split()
