@@ -47,20 +47,23 @@ def filter_rows(
         raw = predict_edges(voxdyn, event.position, min_count)
         is_edge = raw.senders != raw.receivers
         raw = CandidateEdges(*(part[is_edge] for part in raw[:3]))
-        num_true = int(_is_true(event, raw).sum())
+        is_true = _is_true(event, raw)
+        num_true = int(is_true.sum())
         bound, displaced_bound = _bounds(event, raw, min_hits)
-        row: Row = {}
-        row |= {EVENT_ID: event.event_id, "hits": len(event.position), "edges": len(raw.senders)}
-        kept, is_true = raw, _is_true(event, raw)
+        kept, left = raw, {}
         for number, stage in enumerate(STAGES):
             passing = jnp.arange(len(STAGES)) > number
             given = weights._replace(thresholds=jnp.where(passing, -jnp.inf, weights.thresholds))
             kept = predict_edges(voxdyn, event.position, min_count, given, event.cells)
             is_true = _is_true(event, kept)
-            row[f"{stage} kept"] = _ratio(len(kept.senders), len(raw.senders))
-            row[f"{stage} TPR"] = _ratio(int(is_true.sum()), num_true)
+            left[f"{stage} kept"] = _ratio(len(kept.senders), len(raw.senders))
+            left[f"{stage} TPR"] = _ratio(int(is_true.sum()), num_true)
         after, displaced_after = _bounds(event, kept, min_hits)
-        row |= {
+        yield {
+            EVENT_ID: event.event_id,
+            "hits": len(event.position),
+            "edges": len(raw.senders),
+            **left,
             "purity before": _ratio(num_true, len(raw.senders)),
             "purity": _ratio(int(is_true.sum()), len(kept.senders)),
             "bound before": bound,
@@ -68,7 +71,6 @@ def filter_rows(
             "displaced before": displaced_bound,
             "displaced": displaced_after,
         }
-        yield row
 
 
 def _is_true(event: Event, edges: CandidateEdges) -> Bool[np.ndarray, " edge"]:
