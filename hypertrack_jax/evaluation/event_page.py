@@ -105,6 +105,11 @@ def write_event_page(
     return path
 
 
+def page_name(event_id: int) -> str:
+    """File of the page of an event, such as `event000001000.html`."""
+    return f"event{event_id:09d}.html"
+
+
 def event_figure(
     event: Event, hit_label: ArrayLike, min_hits: int = 4
 ) -> tuple["Figure", list[Layer]]:

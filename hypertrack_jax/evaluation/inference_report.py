@@ -19,7 +19,7 @@ from hypertrack_jax.evaluation.efficiency import (
     plot_ratios,
 )
 from hypertrack_jax.evaluation.evaluate import Batched, Evaluated, evaluate_events
-from hypertrack_jax.evaluation.event_page import write_event_page
+from hypertrack_jax.evaluation.event_page import page_name, write_event_page
 from hypertrack_jax.evaluation.graph_quality import topology_note
 from hypertrack_jax.evaluation.metrics import match_tracks, particle_matched
 from hypertrack_jax.evaluation.phoenix import write_phoenix
@@ -211,7 +211,7 @@ def draw_figures(directory: Path, report: InferenceReport) -> tuple[list[Path], 
         "fake_rate.png": lambda path: plot_ratios(path, fakes, "fake rate"),
     }
     for loss in report.losses:
-        figures[page_name(loss.event)] = partial(draw_page, loss.event, loss.tracks)
+        figures[page_name(loss.event.event_id)] = partial(draw_page, loss.event, loss.tracks)
     files, problems = [], []
     for name, draw in figures.items():
         try:
@@ -222,11 +222,6 @@ def draw_figures(directory: Path, report: InferenceReport) -> tuple[list[Path], 
         except UserError as error:
             problems.append(f"no {name}: {error}")
     return files, problems
-
-
-def page_name(event: Event) -> str:
-    """File of the page of an event, such as `event000001000.html`."""
-    return f"event{event.event_id:09d}.html"
 
 
 def _add(program: Program, row: Row, event: Event, hit_label: np.ndarray, min_hits: int) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from hypertrack_jax.clustering.tracks import Tracks
 from hypertrack_jax.errors import MissingPackageError, UserError
-from hypertrack_jax.evaluation.event_page import write_event_page
+from hypertrack_jax.evaluation.event_page import page_name, write_event_page
 from hypertrack_jax.evaluation.measures import Measures, measure_tracks
 from hypertrack_jax.evaluation.metrics import track_scores
 from hypertrack_jax.evaluation.phoenix import write_phoenix
@@ -101,7 +101,7 @@ def reconstruct_place(
         return f"event {event.event_id}: {error}"
     label = tracks.hit_label
     if has_page:
-        page = output / f"event{place.event_id:09d}.html"
+        page = output / page_name(place.event_id)
         write_event_page(page, event, label, tracks.membership, min_hits)
         write_phoenix(page.with_suffix(".json"), event, label, min_hits)
     write_submission(submission_path(output, place.event_id), event, label)

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from hypertrack_jax.evaluation.efficiency import BinnedRatio, bin_labels, wilson_interval
-from hypertrack_jax.evaluation.inference_report import InferenceReport, Program, page_name
+from hypertrack_jax.evaluation.event_page import page_name
+from hypertrack_jax.evaluation.inference_report import InferenceReport, Program
 from hypertrack_jax.evaluation.report import EVENT_ID, Row, event_table
 from hypertrack_jax.evaluation.tables import DASH, mean_and_spread
 from hypertrack_jax.files import replace_file
@@ -276,7 +277,7 @@ def _losses(report: InferenceReport, beside: Mapping[str, Path]) -> str:
         return _paragraph("Without truth nothing can be said of them.")
     lines = []
     for loss in report.losses:
-        page, number = page_name(loss.event), str(loss.event.event_id)
+        page, number = page_name(loss.event.event_id), str(loss.event.event_id)
         link = f'<a href="{page}">event {number}</a>' if page in beside else f"event {number}"
         lines.append([link, str(loss.num_lost), str(loss.num_particles)])
     events = _table(["event", "particles lost", "of"], lines) if lines else ""
