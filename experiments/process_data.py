@@ -92,8 +92,10 @@ def choose_events(source: Path, starts: Sequence[int], ends: Sequence[int]) -> l
     """All events of `source`, or those of the ranges, every one of which must be there."""
     found = LISTS[FORMAT.value](source)
     if not found:
+        has_tables = FORMAT.value == "colliderml"
+        expected = "rows in tracker_hits" if has_tables else "event*-hits.csv[.gz]"
         raise FileNotFoundError(
-            f"{source}: no {NAMES[FORMAT.value]} event in it; expected event*-hits.csv[.gz]."
+            f"{source}: no {NAMES[FORMAT.value]} event in it; expected {expected}."
         )
     if not starts and not ends:
         return found

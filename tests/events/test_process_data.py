@@ -154,6 +154,11 @@ def test_other_formats_arrive_whole(tmp_path):
         event = load_event(tmp_path / "data", found.event.event_id)
         assert_same_event(event, found.event)
 
+    path = write_table(tmp_path / "empty", hit_rows(EVENTS), "tracker_hits")
+    parquet.write_table(parquet.read_table(path).slice(0, 0), path)
+    done = _process(tmp_path, f"--input={tmp_path / 'empty'}", "--format=colliderml")
+    assert "no ColliderML event in it; expected rows in tracker_hits." in done.stderr
+
 
 def test_cells_arrive_where_the_modules_are_listed(tmp_path):
     event = random_event(0, [2], event_id=1)._replace(module=np.array([[8, 2, 1], [9, 4, 12]]))
