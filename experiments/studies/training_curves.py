@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ def plot_curves(path: Path, trainings: Mapping[str, Mapping[str, Curve]]) -> Non
     with saved_figure(path, 11.0, 7.0) as figure:
         axes = figure.subplots(2, 2, sharex=True).ravel()
         start = 0
-        for (tag, curves), colour in zip(trainings.items(), TRACK_COLOURS, strict=False):
+        for (tag, curves), colour in zip(trainings.items(), cycle(TRACK_COLOURS), strict=False):
             for panel, (name, title) in zip(axes, PANELS.items(), strict=True):
                 panel.set_ylabel(title)
                 if name in curves and np.any(curves[name].value != 0):

@@ -42,11 +42,13 @@ def test_a_directory_without_training_is_told(tmp_path):
 
 def test_curves_are_drawn_one_after_another(tmp_path):
     pytest.importorskip("mplhep", reason="figures need the extra plots")
-    for tag in ("first", "second"):
+    # More than there are colours.
+    tags = [f"training-{number}" for number in range(9)]
+    for tag in tags:
         write(tmp_path / tag, range(1, 100), lambda step: dict.fromkeys(PANELS, 1 / step))
         write(tmp_path / tag, [99], lambda step: {VALIDATION_AUC: 0.5}, 100)
-    trainings = {tag: read_curves(tmp_path / tag) for tag in ("first", "second")}
+    trainings = {tag: read_curves(tmp_path / tag) for tag in tags}
     plot_curves(tmp_path / "curves.svg", trainings)
     text = (tmp_path / "curves.svg").read_text()
     # matplotlib draws text as paths, and names its words in comments.
-    assert "first" in text and "second" in text and "set loss" in text
+    assert all(tag in text for tag in tags) and "set loss" in text
