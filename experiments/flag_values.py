@@ -15,9 +15,11 @@ COUNT = (LEAST, 2**16 - 1, "a number above 0 and at most 65535")
 EVENT = (0, 10**9 - 1, "a number from 0 to 999999999")
 RANGES = {
     **dict.fromkeys(("rfactor", "rfactors", "rfactor_start", "rfactor_end"), FRACTION),
+    "real_share": FRACTION,
     **dict.fromkeys(("edge_threshold", "auc_threshold"), PROBABILITY),
     **dict.fromkeys(("event", "real_event", "event_start", "event_end"), EVENT),
     **dict.fromkeys(("eval_start", "eval_end", "validation_start", "validation_end"), EVENT),
+    **dict.fromkeys(("test_start", "test_end"), EVENT),
     **dict.fromkeys(("num_events", "num_held_out"), (1, 10**6, "a number from 1 to a million")),
     **dict.fromkeys(("min_count", "trade_min_count"), COUNT),
     "learning_rate": (LEAST, 100, "a number above 0 and at most 100"),

@@ -21,11 +21,12 @@ def check(monkeypatch):
         values = flags.FlagValues()
         for name in ("save_tag", "workdir", "noise_ratio", "compilation_cache"):
             flags.DEFINE_string(name, None, "", flag_values=values)
-        for name in ("rfactor_end", "learning_rate", "min_count", "pileup", "temperature"):
+        fractions = ("rfactor_end", "real_share")
+        for name in (*fractions, "learning_rate", "min_count", "pileup", "temperature"):
             flags.DEFINE_float(name, None, "", flag_values=values)
         for name in ("seed", "num_processes", "num_steps"):
             flags.DEFINE_integer(name, None, "", flag_values=values)
-        for name in ("rfactors", "edge_threshold", "event_end", "ncell", "peers"):
+        for name in ("rfactors", "edge_threshold", "event_end", "test_end", "ncell", "peers"):
             flags.DEFINE_list(name, None, "", flag_values=values)
         values(["script", *arguments])
         check_flags(values)
@@ -45,6 +46,7 @@ def check(monkeypatch):
         *("--event_end=10000000000000", "--event_end=5,-1", "--pileup=1e12", "--pileup=0"),
         *("--num_processes=100000", "--min_count=0", "--min_count=65536", "--ncell=", "--workdir="),
         *("--save_tag=", "--save_tag=.", "--save_tag=../x", "--save_tag=a/b", "--save_tag=/x"),
+        *("--real_share=0", "--real_share=2", "--test_end=-1", "--test_end=7,much"),
         "--workdir=~nosuchuser/x",
     ],
 )
