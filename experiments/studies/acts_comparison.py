@@ -12,7 +12,6 @@ from benchmarks.peers.acts_chain import find_tracks
 from benchmarks.timing import alone, forget_peak, peak_memory
 
 from hypertrack_jax.evaluation.efficiency import (
-    BIN_EDGES,
     BinnedRatio,
     bin_labels,
     binned_efficiency,
@@ -198,7 +197,7 @@ def _draw_bins(axes: Any, name: str, of: BinnedRatio, place: int, number: int, l
     share = np.array(passed) / np.array(every)
     low, high = np.array([wilson_interval(*pair) for pair in zip(passed, every, strict=True)]).T
     axes.errorbar(
-        filled + 0.13 * (place - (number - 1) / 2),
+        filled + 0.8 / number * (place - (number - 1) / 2),
         share,
         yerr=[share - low, high - share],
         fmt="o",
@@ -206,7 +205,8 @@ def _draw_bins(axes: Any, name: str, of: BinnedRatio, place: int, number: int, l
         color=TRACK_COLOURS[place % len(TRACK_COLOURS)],
         label=label,
     )
-    axes.set_xticks(range(len(BIN_EDGES[name]) + 1), labels, size=11, rotation=30)
+    axes.set_xticks(range(len(labels)), labels, size=11, rotation=30)
+    axes.set_xlim(-0.5, len(labels) - 0.5)
     axes.minorticks_off()
 
 

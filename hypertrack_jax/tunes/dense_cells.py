@@ -11,6 +11,6 @@ from hypertrack_jax.tunes import dense
 TUNE = replace(
     dense.TUNE,
     name="dense-cells",
-    cluster=replace(dense.TUNE.cluster, edge_threshold=0.4, min_score=3.5),
+    cluster=replace(dense.TUNE.cluster, edge_threshold=0.4, min_score=3.75),
     edge_filter=replace(dense.TUNE.edge_filter, cells="shape", efficiency=0.96),
 )
