@@ -15,7 +15,7 @@ from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.training.step import AUC_MEMORY, init_state
 
 TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
-NUM_STEPS = AUC_MEMORY + 60
+NUM_STEPS = AUC_MEMORY + 20
 DYING = """
 import os, runpy, signal, sys
 from hypertrack_jax.model.checkpoint import Checkpoints
