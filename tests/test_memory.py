@@ -32,8 +32,8 @@ def pages_of_runs(number):
         of_product(-1.0).block_until_ready()
     return pages() - before
 
-pages_of_runs(20)  # what a run has not freed when the next begins is taken anew a few times
-print(pages_of_runs(200))  # as many times on a busy machine, however many runs there are
+pages_of_runs(10)  # what a run has not freed when the next begins is taken anew a few times
+print(pages_of_runs(50))  # as many times on a busy machine, however many runs there are
 """
 
 

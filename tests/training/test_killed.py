@@ -12,15 +12,17 @@ import jax
 import numpy as np
 
 from hypertrack_jax.model.checkpoint import Checkpoints
-from hypertrack_jax.training.step import AUC_MEMORY, init_state
+from hypertrack_jax.training.step import init_state
 
 TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
-NUM_STEPS = AUC_MEMORY + 20
-DYING = """
+PHASE_2, NUM_STEPS = 10, 16
+"""Steps at which the second phase begins, and at which the training ends."""
+SHORT = f"""
 import os, runpy, signal, sys
 from hypertrack_jax.model.checkpoint import Checkpoints
-from hypertrack_jax.training import loop
+from hypertrack_jax.training import loop, step as training_step
 
+training_step.AUC_MEMORY = training_step.PHASE_INTERVAL = loop.PHASE_INTERVAL = {PHASE_2}
 step, place, script, *arguments = sys.argv[1:]
 save = Checkpoints.save
 loop._Trainer.wishes = lambda self, num_done, has_signal: [False, int(step) - num_done in (0, 3)]
@@ -40,10 +42,10 @@ sys.argv = [script, *arguments]
 sys.path.insert(0, os.path.dirname(script))
 runpy.run_path(script, run_name="__main__")
 """
-"""Saves three steps before one, and at it. There it kills itself before it saves, or when what it
-has written is to get its name."""
-KILLED = ((5, "in a save"), (AUC_MEMORY - 9, "before a save"), (AUC_MEMORY + 9, "in a save"))
-"""Steps at which the process is killed, in both phases and around their border, and where."""
+"""A training with a short first phase. It saves three steps before one, and at it. There it kills
+itself before it saves, or when what it has written is to get its name."""
+KILLED = ((PHASE_2 - 1, "before a save"), (PHASE_2 + 4, "in a save"))
+"""Steps at which the process is killed, one in each phase, and where."""
 
 
 class Training:
@@ -62,21 +64,21 @@ class Training:
             *(str(TRAIN), "--device=cpu", f"--workdir={workdir}"),
             *(f"--param={workdir / 'tiny.py'}", f"--save_tag={tag}", f"--num_steps={NUM_STEPS}"),
             *("--event_start=1", "--event_end=4", "--rfactor_start=0.9", "--rfactor_end=1"),
-            *("--batch_size=2", "--seed=3", "--auc_threshold=0.1", "--save_period=0.05"),
+            *("--batch_size=2", "--seed=3", "--auc_threshold=0.1"),
         ]
 
-    def run(self, *how: str) -> int:
-        """The exit status of the command, with `how` behind `python`."""
+    def run(self, step: int, place: str) -> int:
+        """The exit status of the command that dies at a step."""
         with open(self._log, "a") as log:
-            command = [sys.executable, *how, *self._command]
+            command = [sys.executable, "-c", SHORT, str(step), place, *self._command]
             both = {"stdout": log, "stderr": subprocess.STDOUT}
             return subprocess.run(command, env=self._environment, timeout=1800, **both).returncode
 
     def finish(self) -> None:
-        assert self.run() == 0, self._log.read_text()[-2000:]
+        assert self.run(2 * NUM_STEPS, "nowhere") == 0, self._log.read_text()[-2000:]
 
     def die(self, step: int, place: str) -> None:
-        status = self.run("-c", DYING, str(step), place)
+        status = self.run(step, place)
         assert status == -signal.SIGKILL, self._log.read_text()[-2000:]
 
 
@@ -88,7 +90,7 @@ def test_a_killed_training_ends_with_the_same_weights(workdir, small_tune):
     killed.finish()
     optimizer = replace(small_tune.optimizer, auc_threshold=0.1)
     states = [final_state(one, replace(small_tune, optimizer=optimizer)) for one in (whole, killed)]
-    assert (states[0].phase, states[0].phase_start) == (2, AUC_MEMORY)
+    assert (states[0].phase, states[0].phase_start) == (2, PHASE_2)
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
