@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import connection
 
 
 def await_threads() -> None:
@@ -24,15 +25,34 @@ def map_in_processes(
 
     On an error, items that have not begun are dropped.
     """
-    # Spawned, not forked: a fork would copy threads of the libraries. Ctrl-C is for this process
-    # alone; the others finish the item at hand, whole.
+    # Spawned, not forked: a fork would copy threads of the libraries.
     with ProcessPoolExecutor(
         min(num_processes or os.cpu_count() or 1, len(items)),
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
+        initializer=_begin,
     ) as pool:
         try:
             yield pool.map(function, items)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def end_with_parent() -> None:
+    """Has a spawned process end with its parent, even one that was killed.
+
+    Else it would wait for work for ever.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _begin() -> None:
+    # Ctrl-C is for the parent alone; the others finish the item at hand, whole.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()

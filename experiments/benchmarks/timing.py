@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from hardware import end_with_parent
 
 from benchmarks.program_cost import ProgramCost
 from hypertrack_jax.evaluation.tables import markdown_table
@@ -198,6 +199,7 @@ def machine() -> str:
 
 def _start(platforms: str | None) -> None:
     """Sets up a process as the scripts do."""
+    end_with_parent()
     keep_freed_memory()
     jax.config.update("jax_platforms", platforms)
 
