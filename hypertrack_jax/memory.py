@@ -1,6 +1,7 @@
 """Host side: refuses work that memory cannot hold, and keeps memory that work has freed."""
 
 import ctypes
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from hypertrack_jax.errors import UserError
 # Where Linux reports the memory of the machine, and that of a container.
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
+STATM = Path("/proc/self/statm")
+
+LEAST_ADDRESS_SPACE = 1_500_000_000
+"""Bytes of addresses that a process needs to compile. With less, the threads of XLA abort it."""
 
 # M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of mallopt(3), and what they are set to.
 ONE_ARENA = (-8, 1)
@@ -29,7 +34,21 @@ def available_memory() -> int | None:
             limits.append(int(limit) - int((CGROUP / "memory.current").read_text()))
     except (OSError, ValueError):
         pass
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and STATM.is_file():
+        pages = int(STATM.read_text().split()[0])
+        limits.append(max(0, limit - pages * resource.getpagesize()))
     return min(limits) if limits else None
+
+
+def require_address_space() -> None:
+    """Raises a `UserError` if the limit of addresses, `ulimit -v`, is below what XLA needs."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY and limit < LEAST_ADDRESS_SPACE:
+        raise UserError(
+            f"the address space of this process is limited to {limit / 1e9:.1f} GB, and compiling "
+            f"needs {LEAST_ADDRESS_SPACE / 1e9:.1f} GB or more; raise the limit (ulimit -v)."
+        )
 
 
 def require_memory(

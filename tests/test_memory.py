@@ -1,5 +1,6 @@
 """Memory: what does not fit is refused before it begins, and what was freed is used again."""
 
+import resource
 import subprocess
 import sys
 
@@ -48,6 +49,26 @@ def test_memory_is_that_of_the_machine_and_of_the_container(tmp_path, monkeypatc
     (tmp_path / "memory.max").write_text("3000000\n")
     (tmp_path / "memory.current").write_text("1000000\n")
     assert memory.available_memory() == 2000000
+    limit_addresses(monkeypatch, 9 * resource.getpagesize())
+    monkeypatch.setattr(memory, "STATM", tmp_path / "statm")
+    memory.STATM.write_text("7 3 1 0 0 0 0\n")
+    assert memory.available_memory() == 2 * resource.getpagesize()
+    memory.STATM.write_text("11 3 1 0 0 0 0\n")
+    assert memory.available_memory() == 0
+
+
+def limit_addresses(monkeypatch, number):
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (number, number))
+
+
+def test_too_few_addresses_to_compile_are_told(monkeypatch):
+    limit_addresses(monkeypatch, memory.LEAST_ADDRESS_SPACE)
+    memory.require_address_space()
+    limit_addresses(monkeypatch, 2**30)
+    with pytest.raises(UserError, match=r"limited to 1\.1 GB, and compiling needs 1\.5 GB"):
+        memory.require_address_space()
+    limit_addresses(monkeypatch, resource.RLIM_INFINITY)
+    memory.require_address_space()
 
 
 def test_this_machine_tells_its_memory():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.memory import require_address_space
 
 DEVICES = ["auto", "cpu", "gpu", "tpu"]
 MAX_SHOWN = 10
@@ -35,8 +36,10 @@ def choose_device(name: str) -> None:
     """Has jax compute on `cpu`, `gpu` or `tpu`; `auto` leaves the choice to jax.
 
     Raises:
-      UserError: jax finds no such device.
+      UserError: jax finds no such device, or the process may not have the memory to compile.
     """
+    if "jax" in sys.modules:
+        require_address_space()
     if name == "auto":
         return
     # Imported late: programs that only handle files, and their many processes, do without jax.
