@@ -31,7 +31,7 @@ from hypertrack_jax.voxdyn.model import (
     VoxelDynamics,
     required_count,
     warn_of_outside,
-    warn_of_units,
+    warn_of_places,
 )
 
 LEAST_PAIRS = 65536
@@ -135,8 +135,8 @@ def graph_constructor(voxdyn: VoxelDynamics, min_count: float | int | None) -> G
 
 
 def hits_with_room(voxdyn: VoxelDynamics, position: Float32[np.ndarray, "hit 3"]) -> PaddedHits:
-    """The hits in places of a capacity; a warning tells of positions in other units than mm."""
-    warn_of_units(voxdyn, position)
+    """The hits in places of a capacity; warns of them as `warn_of_places` does."""
+    warn_of_places(voxdyn, position)
     missing = power_above(len(position) + 1, LEAST_HITS) - len(position)
     return PaddedHits(np.pad(position, ((0, missing), (0, 0))), np.array(len(position), np.int32))
 

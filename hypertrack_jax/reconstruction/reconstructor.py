@@ -30,7 +30,7 @@ from hypertrack_jax.voxdyn.model import (
     VoxelDynamics,
     required_count,
     warn_of_outside,
-    warn_of_units,
+    warn_of_places,
 )
 
 Launch = Callable[..., tuple[Any, Any]]
@@ -126,8 +126,8 @@ class Reconstructor:
 
         Raises:
           UserError: the positions are not of that shape and type, are masked or not finite; many
-            hits lie at nearly one position; all hits are outside the detector; the model needs
-            cells, and there are none; the event is too large for the memory.
+            hits lie at nearly one position; most are in the beam pipe, or all outside the detector;
+            the model needs cells, and there are none; the event is too large for the memory.
           ImportError: the tune asks for scikit-learn, which is missing.
         """
         started = time.perf_counter()
@@ -149,9 +149,10 @@ class Reconstructor:
         """The hits in canonical order, with their clusters if the model looks at them."""
         if isinstance(position, Event):
             position, cells = position.position, cells or position.cells
-        if self.tune.edge_filter.cells == "none":
-            return ordered_hits(position)
-        return ordered_hits(position, require_cells(cells))
+        are_seen = self.tune.edge_filter.cells != "none"
+        hits = ordered_hits(position, require_cells(cells) if are_seen else None)
+        warn_of_places(self.voxdyn, hits.position)
+        return hits
 
     def no_hits(self) -> OrderedHits:
         """An event without hits, as the model takes it."""
@@ -169,7 +170,6 @@ class Reconstructor:
         due = stages[len(progress.seconds) : names.index(last) + 1]
         done = run_stages(due, run_stage, self.shared(), progress)
         if not progress.seconds:
-            warn_of_units(self.voxdyn, progress.hits.position)
             warn_of_outside(self.voxdyn, int(done.made[1].num_outside), num_hits)
         return done
 

@@ -18,6 +18,8 @@ _LEAST_HITS_WITH_EXTENT = 50
 """Fewer hits may all lie near the origin."""
 _LARGEST_EXTENT_RATIO = 6.5
 """Of the training hits and an event in mm; hits of the innermost barrel alone have 6."""
+_BEAM_PIPE = 0.01
+"""Its radius over that of the detector; of the innermost layer of TrackML's it is 0.03."""
 
 
 class VoxelDynamics(NamedTuple):
@@ -167,23 +169,37 @@ def warn_of_outside(vd: VoxelDynamics, num_outside: int, num_hits: int) -> None:
     warn_user(f"{message}, and get no edges.")
 
 
-def warn_of_units(vd: VoxelDynamics, position: Float32[np.ndarray, "hit 3"]) -> None:
-    """Warns where the extent of an event says that its positions are not in mm.
+def warn_of_places(vd: VoxelDynamics, position: Float32[np.ndarray, "hit 3"]) -> None:
+    """Warns where positions seem not to be in mm, and of hits in the beam pipe.
 
     Args:
       vd: the estimator, whose training hits the event is compared with.
       position: x, y, z of each hit, as the user gave them.
+
+    Raises:
+      UserError: most hits lie in the beam pipe.
     """
     if len(position) < _LEAST_HITS_WITH_EXTENT:
         return
     reach, expected = float(np.abs(position).max()), float(np.abs(vd.space).max())
     if reach * _LARGEST_EXTENT_RATIO < expected:
         unit, factor = ("cm", 10) if reach * 100 > expected else ("m", 1000)
-        warn_user(
+        return warn_user(
             f"no coordinate of the {len(position)} hits is larger than {reach:.3g}, while those of "
             f"the training reach {expected:.3g} mm; if the positions are in {unit}, multiply them "
             f"by {factor} to give them in mm."
         )
+    pipe = _BEAM_PIPE * float(np.abs(vd.space[:, :2]).max())
+    number = int((np.hypot(*position[:, :2].T) < pipe).sum())
+    if not number or np.hypot(*np.asarray(vd.centroids)[:, :2].T).min() < pipe:
+        return
+    message = (
+        f"{number} of {len(position)} hits lie within {pipe:.3g} mm of the beam line, where the "
+        "training had none"
+    )
+    if 2 * number > len(position):
+        raise UserError(f"{message}; give positions in mm, with the beam along z.")
+    warn_user(f"{message}.")
 
 
 def pad_hits(position: Float32[np.ndarray, "hit 3"]) -> Float32[np.ndarray, "padded 3"]:

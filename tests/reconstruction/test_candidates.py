@@ -78,7 +78,7 @@ def test_an_estimator_that_connects_nothing_makes_no_edges(vd):
 def test_hits_outside_the_training_space_get_no_edges_and_a_warning(vd):
     position = helix_event(seed=8, num_particles=40).position
     reference = predict_edges(vd, position)
-    outside = np.array([[1e5, 2e5, -3e5], [0, 1, 1e7]], np.float32)
+    outside = np.array([[1e5, 2e5, -3e5], [0, 100, 1e7]], np.float32)
     with pytest.warns(UserWarning, match=rf"2 of {len(position) + 2} hits lie outside the space"):
         edges = predict_edges(vd, np.vstack([outside[:1], position, outside[1:]]))
     shifted = (reference.senders + 1, reference.receivers + 1, reference.counts)
@@ -106,6 +106,17 @@ def test_positions_in_larger_units_give_a_warning_that_names_them(vd, factor, un
         predict_edges(vd, position * factor)
     # Few hits may lie near the origin.
     predict_edges(vd, position[:40] * factor)
+
+
+def test_hits_in_the_beam_pipe_are_told_and_refused_where_they_are_most(vd):
+    position = helix_event(seed=8, num_particles=40).position
+    position[:3, :2] = [[3, 0], [0, -4], [1, 1]]
+    told = rf"^3 of {len(position)} hits lie within \S+ mm of the beam line, where the training had"
+    with pytest.warns(UserWarning, match=told):
+        predict_edges(vd, position)
+    position[:-3, :2] = [2, 1]
+    with pytest.raises(UserError, match=r" lie within .*; give positions in mm, with the beam al"):
+        predict_edges(vd, position)
 
 
 @pytest.mark.parametrize("dtype", [">f4", "<f8", ">f8"])

@@ -186,8 +186,8 @@ def test_memory_that_runs_out_is_told(model, monkeypatch, told, error, match):
 
 
 def test_many_hits_at_nearly_one_position_are_refused(model):
-    copies = np.zeros((17, 3), np.float32)
-    with pytest.raises(UserError, match=r"17 hits lie within 0\.02 mm at \(0, 0, 0\) mm, which no"):
+    copies = np.full((17, 3), 400, np.float32)
+    with pytest.raises(UserError, match=r"17 hits lie within 0\.02 mm at \(400, 400, 400\) mm, "):
         model(np.vstack([EVENT.position, copies]))
     model(np.vstack([EVENT.position, copies[:16]]))
     crowd = np.array([-32, 5, 100]) + np.random.default_rng(0).uniform(-0.01, 0.01, (500, 3))
@@ -305,7 +305,7 @@ def test_double_precision_is_rounded(model):
 
 def test_hits_outside_the_detector_belong_to_no_track(model):
     """And change nothing for the others; a warning tells of them."""
-    outside = np.array([[1e5, 2e5, -3e5], [0, 1, 1e300]])
+    outside = np.array([[1e5, 2e5, -3e5], [0, 100, 1e300]])
     with pytest.warns(UserWarning, match="2 of .* hits lie outside the space .* get no edges"):
         tracks = model(np.vstack([EVENT.position, outside]), with_edges=True)
     expected = model(EVENT.position, with_edges=True)
