@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
-from studies.faults.toy_work import RANGE, copied, run, script, train
+from studies.faults.toy_work import RANGE, copied, must, run, script, train
 
 NUM_STEPS = 140
 COMMANDS = {
@@ -67,12 +67,12 @@ def killed(name: str, workdir: Path, number: int) -> str:
 
 @cache
 def whole(name: str, workdir: Path) -> tuple[dict[str, bytes], float]:
-    """What an undisturbed run leaves, and its seconds, compilation included."""
-    place = copied(workdir, workdir / f"whole_{name}", *INPUTS[name])
-    started = time.monotonic()
-    done = run(COMMANDS[name](place))
-    if done.returncode:
-        raise RuntimeError(done.stderr[-2000:])
+    """What an undisturbed run leaves, and its seconds."""
+    place, started = workdir / f"whole_{name}", 0.0
+    for _ in range(2):  # The first compiles, and the others find its programs.
+        copied(workdir, place, *INPUTS[name])
+        started = time.monotonic()
+        must(COMMANDS[name](place))
     return outputs(name, place), time.monotonic() - started
 
 
