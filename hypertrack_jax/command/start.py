@@ -36,7 +36,7 @@ def choose_device(name: str) -> None:
     """Has jax compute on `cpu`, `gpu` or `tpu`; `auto` leaves the choice to jax.
 
     Raises:
-      UserError: jax finds no such device, or the process may not have the memory to compile.
+      UserError: jax finds no such device, or `ulimit -v` leaves too few addresses to compile.
     """
     if "jax" in sys.modules:
         require_address_space()

@@ -5,7 +5,7 @@ import gc
 import jax
 import pytest
 
-from hypertrack_jax import compilation
+from hypertrack_jax import compilation, memory
 from hypertrack_jax.command import start
 from hypertrack_jax.errors import UserError
 
@@ -30,6 +30,12 @@ def test_a_device_that_is_not_there_is_told(monkeypatch, error):
     monkeypatch.setattr(jax, "devices", none)
     with pytest.raises(UserError, match="--device=gpu: jax finds no such device"):
         start.choose_device("gpu")
+
+
+def test_too_few_addresses_are_told_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (2**30, 2**30))
+    with pytest.raises(UserError, match="the address space of this process is limited to"):
+        start.choose_device("auto")
 
 
 def test_programs_are_kept_where_the_user_says(used, tmp_path, monkeypatch):

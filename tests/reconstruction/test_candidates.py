@@ -114,6 +114,9 @@ def test_hits_in_the_beam_pipe_are_told_and_refused_where_they_are_most(vd):
     told = rf"^3 of {len(position)} hits lie within \S+ mm of the beam line, where the training had"
     with pytest.warns(UserWarning, match=told):
         predict_edges(vd, position)
+    # A detector that measures there.
+    inner = vd.index._replace(centroids=np.vstack([vd.centroids[1:], position[:1]]))
+    model.warn_of_places(vd._replace(index=inner), position)
     position[:-3, :2] = [2, 1]
     with pytest.raises(UserError, match=r" lie within .*; give positions in mm, with the beam al"):
         predict_edges(vd, position)

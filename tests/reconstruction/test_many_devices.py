@@ -10,6 +10,7 @@ from toy_graph import SMALL_NETWORK
 from toy_model import taking_all
 
 from hypertrack_jax import memory
+from hypertrack_jax.errors import UserError
 from hypertrack_jax.evaluation import evaluate
 from hypertrack_jax.evaluation.evaluate import EVENTS_PER_DEVICE, as_evaluated, evaluate_events
 from hypertrack_jax.evaluation.inference_report import Wanted, report_events
@@ -136,6 +137,14 @@ def test_what_one_event_is_refused_for_several_are(model, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(ValueError, match=r"2 events at once, the largest of 1 hits with num_"):
         together([ONE])
+
+
+def test_places_that_one_event_is_refused_for_several_are(model):
+    in_pipe = POSITIONS[2].copy()
+    in_pipe[1:, :2] = 1
+    for reconstruct_one in (model, lambda hits: SpreadReconstructor.of(model)([hits])):
+        with pytest.raises(UserError, match="of the beam line, where the training had none"):
+            reconstruct_one(in_pipe)
 
 
 def test_the_evaluation_of_batches_is_that_of_events(model, monkeypatch):

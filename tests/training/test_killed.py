@@ -44,8 +44,8 @@ runpy.run_path(script, run_name="__main__")
 """
 """A training with a short first phase. It saves three steps before one, and at it. There it kills
 itself before it saves, or when what it has written is to get its name."""
-KILLED = ((PHASE_2 - 1, "before a save"), (PHASE_2 + 4, "in a save"))
-"""Steps at which the process is killed, one in each phase, and where."""
+KILLED = ((4, "in a save"), (PHASE_2 - 1, "before a save"), (PHASE_2 + 4, "in a save"))
+"""Steps at which the process is killed, in both phases and around their border, and where."""
 
 
 class Training:

@@ -28,7 +28,7 @@ def trained_together(workdir: Path) -> list[str]:
     command = [
         *(sys.executable, str(TRAIN), "--device=cpu", f"--workdir={workdir}", "--save_tag=both"),
         *(f"--param={workdir / 'tiny.py'}", "--optimizer=SGD", "--phase=1", "--seed=3"),
-        *("--event_start=1", "--event_end=4", "--rfactor_start=1", "--rfactor_end=1"),
+        *("--event_start=1", "--event_end=4", "--rfactor_start=0.5", "--rfactor_end=1"),
         *("--validate=1", "--validation_start=1", "--validation_end=3"),
         *(f"--num_steps={NUM_STEPS}", f"--batch_size={BATCH_SIZE}", "--save_period=0"),
         *(f"--coordinator_address=localhost:{port}", "--num_processes=2"),
@@ -56,8 +56,6 @@ def test_two_processes_train_as_one_does(workdir, small_tune, voxdyn, source, ca
     caplog.set_level("INFO")
     tune = replace(small_tune, optimizer=replace(small_tune.optimizer, optimizer="SGD"))
     places = workdir / "models" / "one", workdir / "runs" / "one"
-    # Whole events are of one size, and compile once.
-    source = source._replace(rfactor_start=1.0)
     validation = source._replace(event_ids=[1, 2, 3])
     run = TrainingRun(source, *places, NUM_STEPS, BATCH_SIZE, validation=validation, phase=1)
     one = train(run, tune, voxdyn)
