@@ -61,8 +61,9 @@ CORE_HITS = flags.DEFINE_integer(
 MIN_SCORE = flags.DEFINE_float(
     "min_score",
     None,
-    "Smallest sum of 2 p - 1 over the hits of a track, where p is their membership: higher for "
-    "purity, lower for efficiency; default: the tune's.",
+    "Smallest sum of 2 p - 1 over the hits of a track, where p is their membership, in an event of "
+    "1e5 hits; less in smaller ones, in proportion. Higher for purity, lower for efficiency; "
+    "default: the tune's.",
     lower_bound=0,
 )
 RFACTOR = flags.DEFINE_float("rfactor", 1.0, "Fraction of particles kept.")

@@ -23,6 +23,9 @@ from hypertrack_jax.clustering.pivots import best_walks, choose_seeds, ranks_of,
 from hypertrack_jax.graph.segment import put_rows, segment_max, segment_sum
 from hypertrack_jax.tunes.tune import ClusterTune
 
+FULL_EVENT = 100_000
+"""Hits of an event at pile-up 200, about."""
+
 
 class SearchSizes(NamedTuple):
     """Capacities of the search; static, so each set of them is a compilation."""
@@ -165,13 +168,15 @@ def with_left_over(found: FoundClusters, neighbors: Neighbors) -> FoundClusters:
     return found._replace(label=label, membership=membership)
 
 
-def only_tracks(found: FoundClusters, min_hits: int, min_score: float | None) -> FoundClusters:
+def only_tracks(
+    found: FoundClusters, min_hits: int, min_score: Float[Array, ""] | float | None
+) -> FoundClusters:
     """Drops clusters that have too few hits or too small a score, see `score`.
 
     Args:
       found: the clusters.
       min_hits: smallest cluster that counts as a track.
-      min_score: smallest score of a track; None: any.
+      min_score: smallest score of a track, see `score_needed`; None: any.
 
     Returns:
       The others, under the labels that they had.
@@ -189,6 +194,15 @@ def only_tracks(found: FoundClusters, min_hits: int, min_score: float | None) ->
         membership=jnp.where(is_kept, found.membership, 0),
         num_clusters=is_track.sum(dtype=jnp.int32),
     )
+
+
+def score_needed(min_score: float, num_hits: Int32[Array, ""]) -> Float[Array, ""]:
+    """The smallest score of a track in an event of so many hits.
+
+    Chance makes more false tracks where hits are many, so `min_score` holds from `FULL_EVENT` hits
+    on, and below them a part of it in proportion.
+    """
+    return min_score * jnp.minimum(num_hits / FULL_EVENT, 1.0)
 
 
 def score(probability: Float[Array, "*hit"]) -> Float[Array, "*hit"]:

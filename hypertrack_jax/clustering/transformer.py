@@ -21,6 +21,7 @@ from hypertrack_jax.clustering.search import (
     SearchSizes,
     only_tracks,
     open_hits,
+    score_needed,
     search_clusters,
     with_left_over,
 )
@@ -222,4 +223,7 @@ def transformer_clusters(
     found = search_clusters(hits, neighbors, membership, with_cores, sizes, key)
     if cluster.core_hits is not None:
         found = with_left_over(found, neighbors)
-    return only_tracks(found, cluster.min_hits, cluster.min_score)
+    min_score = cluster.min_score
+    if min_score is not None:
+        min_score = score_needed(min_score, nodes.mask.sum())
+    return only_tracks(found, cluster.min_hits, min_score)

@@ -155,7 +155,8 @@ class ClusterTune:
     published: `min_hits`, and hits left over stay alone."""
     min_score: float | None = None
     """Clusters of the transformer with a smaller sum of 2 p - 1 over their hits, the expected
-    number of right hits minus that of wrong ones, are dropped; None, as published: none is."""
+    number of right hits minus that of wrong ones, are dropped. It holds for events of 1e5 hits and
+    more; in smaller ones less is enough, in proportion to the hits. None, as published: none is."""
 
 
 @dataclass(frozen=True)

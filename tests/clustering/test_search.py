@@ -19,6 +19,7 @@ from hypertrack_jax.clustering.search import (
     SearchSizes,
     only_tracks,
     open_hits,
+    score_needed,
     search_clusters,
     settle,
     walk_from,
@@ -322,6 +323,11 @@ def test_a_hit_left_over_joins_its_surest_neighbour_in_a_cluster():
         np.testing.assert_array_equal(sure.label, label)
         np.testing.assert_array_equal(sure.membership > 0, np.asarray(label) >= 0)
         assert sure.num_clusters == len(np.unique(label)) - 1
+
+
+def test_more_hits_need_a_larger_score_up_to_a_full_event():
+    needed = [float(score_needed(3.75, jnp.int32(number))) for number in (0, 10**4, 10**5, 10**6)]
+    np.testing.assert_allclose(needed, [0, 0.375, 3.75, 3.75])
 
 
 @pytest.mark.parametrize("num_particles", [0, 1])

@@ -12,7 +12,7 @@ from toy_graph import SMALL_NETWORK, toy_graph
 from hypertrack_jax import device
 from hypertrack_jax.clustering.baselines import large_components
 from hypertrack_jax.clustering.micrographs import Micrographs
-from hypertrack_jax.clustering.search import SearchSizes, open_hits
+from hypertrack_jax.clustering.search import FULL_EVENT, SearchSizes, open_hits
 from hypertrack_jax.clustering.transformer import (
     TRANSFORMER,
     WIDTHS,
@@ -187,9 +187,23 @@ def test_hits_left_over_join_cores_and_small_clusters_are_dropped(core_hits):
         if (expected == cluster).sum() < TUNE.cluster.min_hits:
             expected[expected == cluster] = -1
     np.testing.assert_array_equal(labels(core_hits=core_hits), expected)
-    # More than any cluster has.
-    assert (labels(core_hits=core_hits, min_score=float(len(cores))) == -1).all()
-    assert (labels(min_score=float(len(cores))) == -1).all()
+
+
+@pytest.mark.parametrize("core_hits", [None, 3])
+def test_the_least_score_of_a_small_event_is_in_proportion_to_its_hits(core_hits):
+    cluster = replace(TUNE.cluster, core_hits=core_hits)
+    event = scored_event()
+    found = found_by(cluster, params(), event)
+    label, membership = np.asarray(found.label), np.asarray(found.membership)
+    scores = np.bincount(label[label >= 0], 2 * membership[label >= 0] - 1)
+    least = np.median(scores) + 1e-3
+    is_dropped = (label >= 0) & (scores[label] < least)
+    assert 0 < is_dropped.sum() < (label >= 0).sum()
+    num_hits = int(event[0].nodes.mask.sum())
+    needed = replace(cluster, min_score=float(least) * FULL_EVENT / num_hits)
+    np.testing.assert_array_equal(
+        found_by(needed, params(), event).label, np.where(is_dropped, -1, label)
+    )
 
 
 def yes_sayer():
