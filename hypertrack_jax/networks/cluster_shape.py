@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from hypertrack_jax.events.cells import Cells
+from hypertrack_jax.networks.features import arc_over_chord
 
 NUM_SHAPE = 18
 """What the pair filter sees of the clusters of a pair."""
@@ -74,12 +75,14 @@ def shape_inputs(
     x, y, z = (second - first)[:, :3].T
     length = jnp.sqrt(x**2 + y**2 + 1.0)
     x, y = x / length, y / length
-    turn = second[:, 4] - first[:, 4]
-    turn = turn - 2 * jnp.pi * jnp.round(turn / (2 * jnp.pi))
-    turn = jnp.clip(turn, -jnp.pi / 2, jnp.pi / 2)
-    # The chord makes the same angle with the helix at both ends, see `helix_features`.
-    cosine, sine = jnp.cos(turn), jnp.sin(turn)
-    arc = length / jnp.sinc(turn / jnp.pi)
+    # The chord makes the same angle with the helix at both ends, see `helix_features`: that between
+    # the hits as seen from the beam line, up to a right angle.
+    x1, y1, _, r1 = first[:, :4].T
+    x2, y2, _, r2 = second[:, :4].T
+    sine, cosine = (x1 * y2 - x2 * y1) / (r1 * r2), (x1 * x2 + y1 * y2) / (r1 * r2)
+    sine = jnp.where(cosine < 0, jnp.where(sine < 0, -1.0, 1.0), jnp.clip(sine, -1.0, 1.0))
+    cosine = jnp.clip(cosine, 0.0, 1.0)
+    arc = length * arc_over_chord(jnp.abs(sine))
     straight = jnp.stack([x, y, z / length], axis=1)
     columns = []
     for hit, side in ((inner, -sine), (outer, sine)):
@@ -92,7 +95,8 @@ def crossed_channels(
     frame: Float[Array, "row 3 3"], direction: Float[Array, "row 3"]
 ) -> tuple[Float[Array, " row"], Float[Array, " row"]]:
     """Channels along u and v that particles cross, with sign, see `Cells.frame`."""
-    along_u, along_v, normal = (frame @ direction[:, :, None])[:, :, 0].T
+    # Sums written out: XLA takes many products of small matrices one by one.
+    along_u, along_v, normal = (sum((frame[:, row] * direction).T) for row in range(3))
     # With the sign of the normal, but away from 0.
     least = 1e-3 * jnp.sqrt((direction**2).sum(axis=1)) + 1e-6
     normal = jnp.where(normal < 0, -1.0, 1.0) * jnp.maximum(jnp.abs(normal), least)

@@ -25,7 +25,7 @@ FAR = 1e6
 UNROLLED = 4
 """Neighbours that a step of the loop looks at: reading and writing what was found costs more than a
 look."""
-LEAST_WIDTH = 32
+LEAST_WIDTH = 16
 """Neighbours that every block of hits has room for; each width is compiled by itself."""
 DIP, BEND, Z0, LOGIT = (20.0, 20.0), (10.0, 10.0), (2.0, 0.1), (0.3, 0.3)
 """What a mismatch weighs: the difference in dip angle (rad), that in curvature (2/m) or that of the

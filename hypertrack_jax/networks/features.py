@@ -7,6 +7,8 @@ LENGTH_SCALE = 1000.0
 """mm; brings r and z of TrackML's detector to order 1, see `scaled`."""
 CLIP = 5.0
 """Pair features are clipped here: two hits at one radius have no finite slope."""
+ARCSINE = (4.2163199048e-2, 2.4181311049e-2, 4.5470025998e-2, 7.4953002686e-2, 1.6666752422e-1, 1.0)
+"""Coefficients of asin(t) / t in t^2 up to t = 1/2, the highest first."""
 NUM_CYLINDRICAL = 5
 NUM_HELIX = 8
 NUM_ODD_HELIX = 5
@@ -62,8 +64,10 @@ def features_of_coordinates(
     delta_phi = turn - 2 * jnp.pi * jnp.round(turn / (2 * jnp.pi))
     delta_r, delta_z, delta_eta = r2 - r1, z2 - z1, eta2 - eta1
     squared = (x2 - x1) ** 2 + (y2 - y1) ** 2
-    kappa = 2 * jnp.sin(delta_phi) / jnp.sqrt(squared + 1.0)
-    arc1, arc2 = _arc_length(kappa, r1), _arc_length(kappa, r2)
+    # Products in place of sin(delta phi), which takes as long as all the rest.
+    sine = (x1 * y2 - x2 * y1) / (r1 * r2)
+    kappa = 2 * sine / jnp.sqrt(squared + 1.0)
+    arc1, arc2 = (r * arc_over_chord(jnp.abs(kappa) * r / 2) for r in (r1, r2))
     slope, intercept = _line(arc1, arc2, z1, z2)
     _, straight_intercept = _line(r1, r2, z1, z2)
     # A track of 0.3 GeV in 2 T has a curvature of 2 per metre.
@@ -104,11 +108,22 @@ def score_feature(logit: Float[Array, " edge"]) -> Float[Array, "edge 1"]:
     return jnp.clip(logit / 4, -3, 3)[:, None]
 
 
-def _arc_length(kappa, r):
-    half_angle = jnp.clip(jnp.abs(kappa) * r / 2, 0.0, 1.0)
-    # asin(t) / t tends to 1: a straight track, whose arc is its radius.
-    safe = jnp.maximum(half_angle, 1e-4)
-    return r * jnp.where(half_angle > 1e-4, jnp.arcsin(safe) / safe, 1.0)
+def arc_over_chord(half_chord: Float[Array, "*row"]) -> Float[Array, "*row"]:
+    """asin(t) / t, the length of an arc over that of its chord, for t up to 1, to 4e-7 of it.
+
+    t is half the chord over the radius; it counts as 1 above. XLA's own arcsin takes ten times as
+    long on a CPU. Polynomial of asinf in S. L. Moshier's Cephes library.
+    """
+    t = jnp.clip(half_chord, 0.0, 1.0)
+    is_long = t > 0.5
+    squared = jnp.where(is_long, (1 - t) / 2, t * t)
+    series = jnp.full_like(t, ARCSINE[0])
+    for coefficient in ARCSINE[1:]:
+        series = series * squared + coefficient
+    # asin(t) = pi / 2 - 2 asin(sqrt((1 - t) / 2)). Not the root of 0, which has no gradient.
+    root = jnp.sqrt(jnp.maximum(squared, 1e-14))
+    long = (jnp.pi / 2 - 2 * root * series) / jnp.maximum(t, 0.5)
+    return jnp.where(is_long, long, series)
 
 
 def _line(u1, u2, z1, z2):

@@ -14,6 +14,7 @@ from hypertrack_jax.device import free_memory
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.graph.event_graph import LEAST_EDGES
 from hypertrack_jax.memory import require_memory
+from hypertrack_jax.networks.continuations import LEAST_WIDTH
 from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.lookup import BLOCK, TOO_MANY
 from hypertrack_jax.voxdyn.model import VoxelDynamics
@@ -42,12 +43,18 @@ SEARCH_ROUNDS = 200
 """Rounds of the search."""
 TRUE_PAIRS = 1.5
 """Pairs of a hit that the filter keeps because they are true, about."""
-KEPT_SHARES = {"none": (0.5, 0.22, 0.11), "shape": (0.14, 0.065, 0.04)}
-"""Shares of all others that pairs, first and second round keep, about, by `FilterTune.cells`."""
+FALSE_PAIRS = {"none": (2.12, 1.3, 0.65), "shape": (0.48, 0.215, 0.089)}
+"""False pairs of a hit that pairs, first and second round keep, about, over `CROWDING` of the pairs
+that it begins with; by `FilterTune.cells`."""
+CROWDING = 0.6
+"""Power of it: of many pairs a smaller share is kept."""
+FILTER_MARGIN = 1.08
+"""Room in the filter for events that are denser than the average: of 67 simulated events, of 236 to
+1.5e5 hits, the one with most pairs for its size took up 98 % of it."""
 PLACES_OF_SECTOR = 24
 """Places of the lists for each hit of a sector of a full event."""
-CROWDED = 2.5
-"""Edges of the hit that has most, over the mean."""
+CROWDED, FEW = 4, 16
+"""Edges of the hit that has most: so many times the mean, and a few."""
 BYTES_PER_PAIR_KEPT = 700
 """Memory that the filter takes for each pair of its capacity, about."""
 BYTES_PER_EDGE = 120
@@ -120,7 +127,7 @@ def first_capacities(
     num_places = capacity_for(num_hits + 1, LEAST_HITS)
     graph, edge_filter = graph_capacities(num_hits, voxdyn, min_count), None
     if tune.edge_filter.filter != "none":
-        num_raw = graph.num_edges // 2
+        num_raw = expected_edges(num_hits, voxdyn, min_count) // 2
         graph = list_capacities(num_hits, voxdyn, graph)
         edge_filter = filter_capacities(num_hits, num_raw, tune.edge_filter.cells)
     has_search = cluster.cluster == "transformer"
@@ -135,22 +142,28 @@ def first_capacities(
     return FirstCapacities(num_places, graph, kept, search, edge_filter)
 
 
-def graph_capacities(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> GraphCapacities:
-    """Room for the candidate graph of so many hits.
+def expected_edges(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> int:
+    """Edges of the candidate graph of so many hits, about; those of `LEAST_HITS` at least.
 
     A hit has edges to hits of its particle, and to as many others as the density of C tells: where
     2 % of it are connected, that was measured to be 42 edges for each hit of 1300, 354 of 14 600
     and 2585 of 109 000.
     """
     num_hits = max(num_hits, LEAST_HITS)
-    num_cells = voxdyn.num_cells
-    connected = 2 * int(voxdyn.histogram[min_count:].sum()) / num_cells**2
+    connected = 2 * int(voxdyn.histogram[min_count:].sum()) / voxdyn.num_cells**2
     degree = PARTNERS[voxdyn.node2node] + CROWD * min(connected, 1.0) * num_hits
-    per_row = len(voxdyn.rows.columns) / num_cells / BLOCK + 1
-    num_rows = min(BLOCK_MARGIN * num_hits, num_cells)
+    return int(degree * num_hits)
+
+
+def graph_capacities(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> GraphCapacities:
+    """Room for the candidate graph of so many hits."""
+    num_hits = max(num_hits, LEAST_HITS)
+    per_row = len(voxdyn.rows.columns) / voxdyn.num_cells / BLOCK + 1
+    num_rows = min(BLOCK_MARGIN * num_hits, voxdyn.num_cells)
+    num_edges = EDGE_MARGIN * expected_edges(num_hits, voxdyn, min_count)
     return GraphCapacities(
         num_blocks=capacity_for(int(per_row * num_rows)),
-        num_edges=capacity_for(int(EDGE_MARGIN * degree * num_hits), LEAST_EDGES),
+        num_edges=capacity_for(int(num_edges), LEAST_EDGES),
     )
 
 
@@ -178,12 +191,14 @@ def filter_capacities(num_hits: int, num_raw: int, cells: str) -> FilterCapaciti
     `cells` is that of the `FilterTune`.
     """
     num_hits = max(num_hits, LEAST_HITS)
-    num_pairs, num_first, num_second = (
-        capacity_for(min(int(TRUE_PAIRS * num_hits + share * num_raw), num_raw), LEAST_EDGES)
-        for share in KEPT_SHARES[cells]
-    )
+    crowding = (num_raw / num_hits) ** CROWDING
+    kept = [
+        FILTER_MARGIN * min(num_hits * (TRUE_PAIRS + share * crowding), num_raw)
+        for share in FALSE_PAIRS[cells]
+    ]
+    num_pairs, num_first, num_second = (capacity_for(int(number), LEAST_EDGES) for number in kept)
     neighbors, neighbors_second = (
-        capacity_for(int(CROWDED * 2 * number / num_hits) + 16) for number in (num_pairs, num_first)
+        capacity_for(int(CROWDED * 2 * number / num_hits) + FEW, LEAST_WIDTH) for number in kept[:2]
     )
     return FilterCapacities(num_pairs, neighbors, num_first, neighbors_second, num_second)
 

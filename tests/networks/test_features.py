@@ -9,6 +9,7 @@ from hypertrack_jax.networks.features import (
     CLIP,
     NUM_CYLINDRICAL,
     NUM_HELIX,
+    arc_over_chord,
     count_feature,
     cylindrical_features,
     helix_features,
@@ -121,6 +122,19 @@ def test_cylindrical_features_of_a_hand_computed_hit():
     feature = cylindrical_features(jnp.asarray([[300.0, -400.0, 1200.0]]))
     assert feature.shape == (1, NUM_CYLINDRICAL)
     np.testing.assert_allclose(feature[0], [0.6, -0.8, 0.5, 1.2, np.arcsinh(2.4)], rtol=1e-6)
+
+
+def test_arcs_over_chords_are_those_of_the_arcsine():
+    """Against float64, where both pieces of the polynomial hold, and at their ends."""
+    t = np.concatenate([np.linspace(0, 1, 20001)[1:], [1e-6, 1e-4, 0.5]]).astype(np.float32)
+    exact = np.arcsin(t.astype(np.float64)) / t
+    np.testing.assert_allclose(arc_over_chord(jnp.asarray(t)), exact, rtol=4e-7)
+    ends = arc_over_chord(jnp.asarray([0.0, 1.5]))
+    np.testing.assert_allclose(ends, [1, np.pi / 2], rtol=1e-6)
+    slope = jax.vmap(jax.grad(arc_over_chord))(jnp.asarray([0.0, 0.3, 0.5, 0.8, 1.0, 1.5]))
+    assert np.all(np.isfinite(slope))
+    by_hand = 1 / (0.3 * np.sqrt(1 - 0.09)) - np.arcsin(0.3) / 0.09
+    assert slope[1] == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_the_count_feature_is_a_logarithm_of_order_one():
