@@ -44,10 +44,10 @@ SEARCH_ROUNDS = 200
 TRUE_PAIRS = 1.5
 """Pairs of a hit that the filter keeps because they are true, about."""
 FALSE_PAIRS = {"none": (2.12, 1.3, 0.65), "shape": (0.48, 0.215, 0.089)}
-"""False pairs of a hit that pairs, first and second round keep, about, over `CROWDING` of the pairs
-that it begins with; by `FilterTune.cells`."""
+"""False pairs that a hit keeps behind the pairs, the first and the second round, about: so many
+times a power, `CROWDING`, of the number that it begins with. By `FilterTune.cells`."""
 CROWDING = 0.6
-"""Power of it: of many pairs a smaller share is kept."""
+"""Below 1: the more pairs a hit begins with, the smaller the share of them that it keeps."""
 FILTER_MARGIN = 1.08
 """Room in the filter for events that are denser than the average: of 67 simulated events, of 236 to
 1.5e5 hits, the one with most pairs for its size took up 98 % of it."""
@@ -193,8 +193,8 @@ def filter_capacities(num_hits: int, num_raw: int, cells: str) -> FilterCapaciti
     num_hits = max(num_hits, LEAST_HITS)
     crowding = (num_raw / num_hits) ** CROWDING
     kept = [
-        FILTER_MARGIN * min(num_hits * (TRUE_PAIRS + share * crowding), num_raw)
-        for share in FALSE_PAIRS[cells]
+        FILTER_MARGIN * min(num_hits * (TRUE_PAIRS + factor * crowding), num_raw)
+        for factor in FALSE_PAIRS[cells]
     ]
     num_pairs, num_first, num_second = (capacity_for(int(number), LEAST_EDGES) for number in kept)
     neighbors, neighbors_second = (

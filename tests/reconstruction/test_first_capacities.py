@@ -8,7 +8,12 @@ from hypertrack_jax import memory
 from hypertrack_jax.capacities import capacity_for
 from hypertrack_jax.errors import UserError
 from hypertrack_jax.reconstruction import capacities
-from hypertrack_jax.reconstruction.capacities import GraphCapacities, KeptCapacities, require_room
+from hypertrack_jax.reconstruction.capacities import (
+    GraphCapacities,
+    KeptCapacities,
+    require_room,
+)
+from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
 from hypertrack_jax.voxdyn.lookup import TOO_MANY
 
@@ -44,6 +49,34 @@ def test_searches_begin_with_capacities_that_their_hits_decide(voxdyn):
         128, voxdyn, 1, Tune("x", cluster=ClusterTune(cluster="cut"))
     )
     assert by_cut.kept.num_neighbors == 0
+
+
+# Of simulated events, by their hits, as `filtered_edges` tells it, in the order of its capacities.
+NEEDED = {
+    "cells": {
+        1301: (1772, 9, 1737, 8, 1636),
+        12318: (34811, 24, 27459, 19, 21664),
+        37267: (184700, 51, 116651, 32, 80233),
+        98541: (766518, 76, 418289, 45, 262211),
+    },
+    "positions": {
+        1301: (2610, 14, 2569, 14, 2242),
+        12318: (101700, 60, 83778, 49, 43129),
+        44030: (846116, 121, 506766, 81, 281271),
+        148548: (5084942, 238, 2743727, 155, 1417723),
+    },
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_the_filter_of_a_shipped_model_has_room_for_simulated_events_and_not_much_more(name):
+    shipped = Reconstructor.load(name)
+    for num_hits, needed in NEEDED[name].items():
+        first = shipped.capacities(num_hits).edge_filter
+        for number, capacity in zip(needed, first, strict=True):
+            assert number <= capacity, (num_hits, first)
+            # The smallest share the programs of larger ones.
+            assert num_hits < 2048 or capacity <= 3 * number, (num_hits, first)
 
 
 def test_a_graph_that_32_bits_do_not_reach_is_refused():
