@@ -7,7 +7,7 @@ package has the ladder and the rule).
 import math
 from typing import Any, NamedTuple
 
-from hypertrack_jax.capacities import capacity_for
+from hypertrack_jax.capacities import capacity_for, power_above
 from hypertrack_jax.clustering.search import SearchSizes
 from hypertrack_jax.clustering.transformer import chunk_size
 from hypertrack_jax.device import free_memory
@@ -125,6 +125,7 @@ def first_capacities(
     """The capacities that an event of so many hits is tried in first."""
     cluster = tune.cluster
     num_places = capacity_for(num_hits + 1, LEAST_HITS)
+    num_hits = step_above(num_hits)
     graph, edge_filter = graph_capacities(num_hits, voxdyn, min_count), None
     if tune.edge_filter.filter != "none":
         num_raw = expected_edges(num_hits, voxdyn, min_count) // 2
@@ -140,6 +141,16 @@ def first_capacities(
         num_seeds=num_places // HITS_PER_SEED,
     )
     return FirstCapacities(num_places, graph, kept, search, edge_filter)
+
+
+def step_above(num_hits: int) -> int:
+    """The largest event that is tried in the same capacities: eight steps to each factor of two.
+
+    Events of about one size then share all their programs, though each capacity has steps of its
+    own: 100 events at pile-up 20 share 6, and not 12.
+    """
+    step = power_above(num_hits + 1, LEAST_HITS) // 16
+    return -(-(num_hits + 1) // step) * step - 1
 
 
 def expected_edges(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> int:

@@ -12,6 +12,7 @@ from hypertrack_jax.reconstruction.capacities import (
     GraphCapacities,
     KeptCapacities,
     require_room,
+    step_above,
 )
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import ClusterTune, Tune, VoxdynTune
@@ -27,6 +28,15 @@ def test_the_first_capacities_follow_from_the_number_of_hits(model):
     # Denser rows of C, more edges.
     sparse = replace(model, tune=replace(model.tune, voxdyn=VoxdynTune(ncell=64, min_count=9)))
     assert sparse.capacities(10_000).graph.num_edges < first[3].graph.num_edges
+
+
+def test_events_of_about_one_size_share_all_programs(model):
+    numbers = range(8192, 16384, 16)
+    steps = {model.capacities(number) for number in numbers}
+    assert 1 < len(steps) <= 8
+    assert all(number <= step_above(number) <= 1.125 * number for number in numbers)
+    assert model.capacities(step_above(9000)) == model.capacities(9000)
+    assert step_above(0) == step_above(7) < capacities.LEAST_HITS
 
 
 def test_searches_begin_with_capacities_that_their_hits_decide(voxdyn):
