@@ -82,7 +82,8 @@ def stage_limits(model: Reconstructor, event: Event, what: str) -> Iterator[Limi
             if stage.name == "GNN":
                 cost = cost._replace(products=gnn_products(made[1].graph, model))
             elif stage.name == "filter":
-                num_blocks = -(-int(made[1].lists.num_raw) // device.blocks().filter_pairs)
+                most, capacity = device.blocks().filter_pairs, stage.capacities.num_pairs
+                num_blocks = -(-int(made[1].lists.num_raw) // device.size_of_block(most, capacity))
                 products = product_operations(program.trace(*arguments).jaxpr, num_blocks)
                 cost = cost._replace(products=products)
             yield Limit(f"{what}, {stage.name}", len(event.position), num_edges, cost)

@@ -154,8 +154,8 @@ def gnn_products(graph: EventGraph, model: Reconstructor) -> float:
     def scored(graph: EventGraph, pairs: EdgePairs | None):
         return EdgePredictor(tune).apply(variables, graph, train=False, pairs=pairs)
 
-    number = int(graph.n_edge[0] if pairs is None else pairs.mask.sum())
-    loop_runs = -(-number // block_size(pairs is not None))
+    mask = graph.edges.mask if pairs is None else pairs.mask
+    loop_runs = -(-int(mask.sum()) // block_size(len(mask), pairs is not None))
     return product_operations(scored.trace(graph, pairs).jaxpr, loop_runs)
 
 

@@ -22,7 +22,7 @@ NUM_ACROSS = 2
 """Inputs that compare both ends."""
 FAR = 1e6
 """Mismatch of two edges that do not continue each other."""
-UNROLLED = 4
+UNROLLED = 2
 """Neighbours that a step of the loop looks at: reading and writing what was found costs more than a
 look."""
 LEAST_WIDTH = 16
@@ -114,46 +114,43 @@ def continuations(
     rising = jnp.argsort(degree)
     starts = jnp.pad(start[rising], (missing, 0)).reshape(-1, block)
     degrees = jnp.pad(degree[rising], (missing, 0)).reshape(-1, block)
-    narrower = (num_neighbors >> k for k in (3, 2, 1))
+    narrower = (num_neighbors >> k for k in (2, 1))
     widths = [*(width for width in narrower if width >= LEAST_WIDTH), num_neighbors]
 
-    def put(index, found: Continuations) -> Continuations:
+    def put(width: int, index, found: Continuations) -> Continuations:
         row = starts[index], degrees[index]
-        class_of = (row[1][-1] > jnp.array(widths[:-1], jnp.int32)).sum()
-        branches = [partial(_of_hits, chords, width, num_neighbors) for width in widths]
-        # The long arrays stay out of the switch, which would copy them.
-        best = jax.lax.switch(class_of, branches, *row)
-        column = jnp.arange(num_neighbors, dtype=jnp.int32)[None, :]
+        column = jnp.arange(width, dtype=jnp.int32)[None, :]
         is_edge = column < row[1][:, None]
         place = jnp.where(is_edge, row[0][:, None] + column, num_edges).reshape(-1)
 
         def placed(array, values):
             return put_rows(array, values.reshape(-1), place)
 
-        return jax.tree.map(placed, found, best)
+        return jax.tree.map(placed, found, _of_hits(chords, width, *row))
 
-    nothing = Continuations(
+    found = Continuations(
         (jnp.zeros(num_edges, jnp.int32),) * 2,
         (jnp.full(num_edges, FAR),) * 2,
         (jnp.zeros(num_edges),) * 2,
         jnp.zeros(num_edges),
     )
-    # Blocks of hits without edges come first.
-    first = (degrees[:, -1] == 0).sum()
-    return jax.lax.fori_loop(first, len(starts), put, nothing)
+    # Blocks of hits without edges come first, and then a loop for each width.
+    largest = degrees[:, -1]
+    first = (largest == 0).sum()
+    for width in widths:
+        end = (largest <= width).sum()
+        found = jax.lax.fori_loop(first, end, partial(put, width), found)
+        first = end
+    return found
 
 
 def _of_hits(
     chords: Chords,
     width: int,
-    num_neighbors: int,
     start: Int[Array, " hit"],
     degree: Int[Array, " hit"],
 ) -> Continuations:
-    """The continuations of the edges of some hits, a row of `num_neighbors` for each.
-
-    No hit has more than `width` edges.
-    """
+    """The continuations of the edges of some hits, in a row of `width` for each, which suffices."""
     column = jnp.arange(width, dtype=jnp.int32)[None, :]
     place = start[:, None] + column
     is_edge = column < degree[:, None]
@@ -178,8 +175,7 @@ def _of_hits(
         return state
 
     num_steps = (degree[-1] + UNROLLED - 1) // UNROLLED
-    best = jax.lax.fori_loop(0, num_steps, look_at_several, begin)
-    return jax.tree.map(lambda row: jnp.pad(row, ((0, 0), (0, num_neighbors - width))), best)
+    return jax.lax.fori_loop(0, num_steps, look_at_several, begin)
 
 
 def compared(

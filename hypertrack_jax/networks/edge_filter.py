@@ -230,7 +230,7 @@ def triplet_scores(
         return jax.lax.cond(block[0] < pairs.number, of_block, lambda _: nothing, block)
 
     # In blocks, so that the inputs of all pairs are never in memory together.
-    size = min(device.blocks().filter_pairs, capacity)
+    size = device.size_of_block(device.blocks().filter_pairs, capacity)
     every = jnp.arange(capacity + -capacity % size, dtype=jnp.int32)
     blocks = jnp.minimum(every, capacity - 1).reshape(-1, size)
     scored = jax.lax.map(of_filled, blocks)

@@ -40,7 +40,7 @@ def are_many(edges: EdgeInputs) -> bool:
 def in_blocks(edges: EdgeInputs, padding_hit: int, train: bool = False) -> EdgeInputs:
     """The edges as [block, edge, ...], filled up with padding edges at `padding_hit`."""
     num_edges = len(edges.mask)
-    size = min(block_size(isinstance(edges, PairInputs), train), max(num_edges, 1))
+    size = block_size(num_edges, isinstance(edges, PairInputs), train)
     num_missing = -num_edges % size
     num_blocks = (num_edges + num_missing) // size
 

@@ -24,10 +24,11 @@ ROW_BLOCK = 256
 """Rows per partial sum of a kernel's gradient; edge capacities are multiples of it."""
 
 
-def block_size(are_pairs: bool, train: bool = False) -> int:
-    """Edges in a block; of pairs half as many, because each is two edges."""
+def block_size(num_edges: int, are_pairs: bool, train: bool = False) -> int:
+    """Edges in a block, of so many; of pairs half as many, because each is two edges."""
     size = device.blocks().training_edges if train else device.blocks().edges
-    return size // 2 if are_pairs else size
+    size = size // 2 if are_pairs else size
+    return min(size, max(num_edges, 1)) if train else device.size_of_block(size, num_edges)
 
 
 def wide_dtype(dtype: DTypeLike) -> jnp.dtype:

@@ -13,6 +13,7 @@ from hypertrack_jax.networks.cluster_shape import padded_clusters
 from hypertrack_jax.networks.edge_filter import FilterWeights, needs_cells
 from hypertrack_jax.reconstruction.capacities import (
     LEAST_HITS,
+    expected_edges,
     filter_capacities,
     graph_capacities,
     list_capacities,
@@ -86,18 +87,16 @@ def predict_edges(
     if num_hits == 0:
         return CandidateEdges(*(np.zeros(0, np.int32) for _ in range(3)))
     padded = hits_with_room(voxdyn, checked)
-    # By what is padded, and in powers of two: training has sectors of all sizes.
     num_places = len(padded.position)
-    first = graph_capacities(num_places, voxdyn, int(constructor.min_count))
     if edge_filter is None:
+        first = graph_capacities(num_places, voxdyn, int(constructor.min_count))
         graph, num_outside = _enough(candidate_edges, constructor, padded, first)
     else:
         has_cells = needs_cells(edge_filter)
         if has_cells:
             clusters = padded_clusters(require_cells(cells), len(padded.position))
             padded = padded._replace(clusters=clusters)
-        of_lists = list_capacities(num_places, voxdyn, first, is_sector=True)
-        raw = _enough(raw_pairs, constructor, padded, of_lists)
+        raw = _raw_pairs(voxdyn, constructor, padded)
         num_raw = power_above(int(raw.lists.num_raw), LEAST_PAIRS)
         of_filter = filter_capacities(num_places, num_raw, "shape" if has_cells else "none")
         graph, num_outside = _enough(filtered_edges, edge_filter, padded, of_filter, raw)
@@ -117,11 +116,15 @@ def raw_pairs_of(
       UserError: as `predict_edges`.
     """
     padded = hits_with_room(voxdyn, position)
-    constructor = graph_constructor(voxdyn, min_count)
+    return _raw_pairs(voxdyn, graph_constructor(voxdyn, min_count), padded).lists, padded
+
+
+def _raw_pairs(voxdyn: VoxelDynamics, constructor: GraphConstructor, padded: PaddedHits) -> Any:
+    # By what is padded, and in powers of two: training has sectors of all sizes.
     num_places = len(padded.position)
-    graph = graph_capacities(num_places, voxdyn, int(constructor.min_count))
-    first = list_capacities(num_places, voxdyn, graph, is_sector=True)
-    return _enough(raw_pairs, constructor, padded, first).lists, padded
+    num_edges = expected_edges(num_places, voxdyn, int(constructor.min_count))
+    of_lists = list_capacities(num_places, voxdyn, num_edges, is_sector=True)
+    return _enough(raw_pairs, constructor, padded, of_lists)
 
 
 def graph_constructor(voxdyn: VoxelDynamics, min_count: float | int | None) -> GraphConstructor:

@@ -128,9 +128,9 @@ def first_capacities(
     num_hits = step_above(num_hits)
     graph, edge_filter = graph_capacities(num_hits, voxdyn, min_count), None
     if tune.edge_filter.filter != "none":
-        num_raw = expected_edges(num_hits, voxdyn, min_count) // 2
-        graph = list_capacities(num_hits, voxdyn, graph)
-        edge_filter = filter_capacities(num_hits, num_raw, tune.edge_filter.cells)
+        num_edges = expected_edges(num_hits, voxdyn, min_count)
+        graph = list_capacities(num_hits, voxdyn, num_edges)
+        edge_filter = filter_capacities(num_hits, num_edges // 2, tune.edge_filter.cells)
     has_search = cluster.cluster == "transformer"
     of_hops = NEIGHBORS[min(cluster.micrograph_hops, 2)]
     kept = KeptCapacities(_of(of_hops, num_places) if has_search else 0)
@@ -169,31 +169,36 @@ def expected_edges(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> int:
 def graph_capacities(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> GraphCapacities:
     """Room for the candidate graph of so many hits."""
     num_hits = max(num_hits, LEAST_HITS)
-    per_row = len(voxdyn.rows.columns) / voxdyn.num_cells / BLOCK + 1
     num_rows = min(BLOCK_MARGIN * num_hits, voxdyn.num_cells)
     num_edges = EDGE_MARGIN * expected_edges(num_hits, voxdyn, min_count)
     return GraphCapacities(
-        num_blocks=capacity_for(int(per_row * num_rows)),
+        num_blocks=capacity_for(int(_blocks_per_row(voxdyn) * num_rows)),
         num_edges=capacity_for(int(num_edges), LEAST_EDGES),
     )
 
 
 def list_capacities(
-    num_hits: int, voxdyn: VoxelDynamics, graph: GraphCapacities, is_sector: bool = False
+    num_hits: int, voxdyn: VoxelDynamics, num_edges: int, is_sector: bool = False
 ) -> ListCapacities:
-    """Room for what a filter makes pairs from, by that of the whole graph.
+    """Room for what a filter makes pairs from.
+
+    There is one list for each occupied cell. Of 46 simulated events, of 290 to 1.5e5 hits, the
+    densest took up 96 % of the places and 81 % of the blocks, before the ladder.
 
     Args:
       num_hits: hits of the event.
       voxdyn: the estimator.
-      graph: room for the whole graph.
+      num_edges: `expected_edges` of the whole graph.
       is_sector: whether the hits may be those of a sector, as dense as a whole event.
     """
     num_hits = max(num_hits, LEAST_HITS)
     num_occupied = voxdyn.num_cells * (1 - math.exp(-num_hits / voxdyn.num_cells))
-    num_places = int(graph.num_edges // 2 * num_occupied / num_hits)
+    num_places = num_edges // 2 * num_occupied / num_hits
     least = PLACES_OF_SECTOR * num_hits if is_sector else 0
-    return ListCapacities(graph.num_blocks, capacity_for(max(num_places, least)))
+    return ListCapacities(
+        capacity_for(int(_blocks_per_row(voxdyn) * num_occupied)),
+        capacity_for(int(max(num_places, least))),
+    )
 
 
 def filter_capacities(num_hits: int, num_raw: int, cells: str) -> FilterCapacities:
@@ -269,3 +274,8 @@ def require_room(
 
 def _of(table: dict[int, int], num_places: int) -> int:
     return next(number for most, number in table.items() if num_places <= most)
+
+
+def _blocks_per_row(voxdyn: VoxelDynamics) -> float:
+    """Blocks that a row of C has, about."""
+    return len(voxdyn.rows.columns) / voxdyn.num_cells / BLOCK + 1

@@ -110,6 +110,6 @@ def scored_pairs(
     def is_unfinished(state):
         return state[0] < num_raw
 
-    size = device.blocks().filter_pairs
+    size = device.size_of_block(device.blocks().filter_pairs, capacity)
     num_raw = jnp.where(lists.num_raw == TOO_MANY, 0, lists.num_raw)
     return jax.lax.while_loop(is_unfinished, add_block, (jnp.int32(0), no_pairs(capacity)))[1]

@@ -210,14 +210,19 @@ def test_a_block_of_an_accelerator_holds_more_edges(monkeypatch):
     index = np.zeros(number, np.int32)
     arrays = index, index, np.ones(number, bool), np.zeros((number, 1), np.float32)
 
-    def num_blocks(kind, train):
-        return len(edge_inputs.in_blocks(kind(*arrays), 0, train).mask)
+    def num_blocks(kind, train, of=arrays):
+        return len(edge_inputs.in_blocks(kind(*of), 0, train).mask)
 
     edges, pairs = edge_inputs.EdgeInputs, edge_inputs.PairInputs
     assert num_blocks(edges, train=True) == 3
     assert num_blocks(pairs, train=False) == -(-number // (device.CPU.edges // 2))
+    # Of few edges, the padding is in blocks that are passed over.
+    few = tuple(array[: device.CPU.edges // 2] for array in arrays)
+    assert num_blocks(edges, train=False, of=few) == device.CPU.least_blocks > 1
+    assert num_blocks(edges, train=True, of=few) == 1
     monkeypatch.setattr(device, "is_cpu", lambda: False)
     assert num_blocks(edges, train=True) == num_blocks(pairs, train=False) == 1
+    assert num_blocks(edges, train=False, of=few) == 1
 
 
 def star(num_leaves):

@@ -89,6 +89,22 @@ def test_the_filter_of_a_shipped_model_has_room_for_simulated_events_and_not_muc
             assert num_hits < 2048 or capacity <= 3 * number, (num_hits, first)
 
 
+def test_the_lists_have_room_for_simulated_events_and_not_much_more():
+    shipped = Reconstructor.load("cells")
+    # Blocks and places, as `raw_pairs` tells them.
+    for num_hits, needed in {
+        1514: (4086, 4198),
+        2937: (8041, 10842),
+        11631: (29686, 100354),
+        44631: (88888, 957452),
+        148548: (165638, 5509316),
+    }.items():
+        first = shipped.capacities(num_hits).graph
+        for number, capacity in zip(needed, first, strict=True):
+            assert number <= capacity, (num_hits, first)
+            assert num_hits < 2048 or capacity <= 2 * number, (num_hits, first)
+
+
 def test_a_graph_that_32_bits_do_not_reach_is_refused():
     with pytest.raises(UserError, match="more edges than 32-bit indices reach; choose"):
         require_room(GraphCapacities(1, capacity_for(TOO_MANY)), 5)

@@ -107,7 +107,7 @@ def test_cost_of_the_network_grows_with_its_layers(model, event):
     # Two norms are folded into what follows them.
     graph = candidate_graph(model, event)
     pairs, num_hits = edge_pairs(graph).mask, len(graph.nodes.mask)
-    block = min(block_size(are_pairs=True), len(pairs))
+    block = block_size(len(pairs), are_pairs=True)
     num_pairs = -(-int(pairs.sum()) // block) * block
     more = num_pairs * (3 * 8 * 8 + 10 * 8) + num_hits * (2 * 8 * 8 + 16 * 8 + 8 * 8 + 8 * 8)
     assert deeper.products - cost.products == 2 * (more + 2 * 8 * 8)
