@@ -54,9 +54,8 @@ class Training:
     def __init__(self, workdir: Path, tag: str):
         self.directory = workdir / "models" / tag
         self._log = workdir / f"{tag}.log"
-        # Compiled once for all the processes.
+        # Small programs, too, are compiled once for all the processes.
         self._environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(workdir / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }
