@@ -32,8 +32,8 @@ class Blocks(NamedTuple):
     filter_hits: int
     """Hits whose edges the filter compares together, with about 40 bytes for each edge."""
     least_blocks: int
-    """Blocks that the room for edges or pairs is parted into, at least. Padding takes up to half of
-    it or more, and blocks of padding alone are passed over."""
+    """Blocks that the room for edges or pairs is parted into, at least. In a small event half of
+    the room and more is padding, and blocks of padding alone are passed over."""
     located_hits: int
     """Hits that look for their cells together."""
     spanned_micrographs: int

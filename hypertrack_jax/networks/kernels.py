@@ -25,7 +25,7 @@ ROW_BLOCK = 256
 
 
 def block_size(num_edges: int, are_pairs: bool, train: bool = False) -> int:
-    """Edges in a block, of so many; of pairs half as many, because each is two edges."""
+    """How many of `num_edges` edges are in a block; of pairs half, because each is two edges."""
     size = device.blocks().training_edges if train else device.blocks().edges
     size = size // 2 if are_pairs else size
     return min(size, max(num_edges, 1)) if train else device.size_of_block(size, num_edges)
