@@ -94,7 +94,7 @@ def predict_edges(
     else:
         has_cells = needs_cells(edge_filter)
         if has_cells:
-            clusters = padded_clusters(require_cells(cells), len(padded.position))
+            clusters = padded_clusters(require_cells(cells), num_places)
             padded = padded._replace(clusters=clusters)
         raw = _raw_pairs(voxdyn, constructor, padded)
         num_raw = power_above(int(raw.lists.num_raw), LEAST_PAIRS)
