@@ -7,14 +7,20 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.thread import _threads_queues
 from multiprocessing import connection
 
 
 def await_threads() -> None:
-    """Waits for other threads, such as Orbax's clean-up, which would fail once Python ends."""
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
+    """Waits for other threads, such as Orbax's clean-up, which would fail once Python ends.
+
+    Not for those of a pool: they wait for work as long as it lives, and Python ends them itself.
+    """
+    others = set(threading.enumerate()) - {threading.main_thread(), *_threads_queues}
+    for thread in others:
+        if not thread.daemon:
+            # The threads of Orbax raise their own error here, which has been told.
+            threading.Thread.join(thread)
 
 
 @contextlib.contextmanager

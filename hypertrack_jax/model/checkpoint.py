@@ -5,8 +5,12 @@ whole Tune as JSON, so that restoring needs no other file. Orbax writes aside an
 is either whole or not there.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -98,11 +102,13 @@ class Checkpoints:
         """Closes the directory at the end of a `with` block."""
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._checkpointer is not None:
-            self._checkpointer.close()
-        if self._lock is not None:
-            self._lock.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        # A save that failed is raised again by `close`, but has been told.
+        told = contextlib.nullcontext() if kind is None else contextlib.suppress(Exception)
+        with contextlib.closing(self._lock) if self._lock else contextlib.nullcontext(), told:
+            if self._checkpointer is not None:
+                with _told_once():
+                    self._checkpointer.close()
 
     def steps(self) -> list[int]:
         """Saved steps, rising."""
@@ -127,16 +133,20 @@ class Checkpoints:
             "tune": json.loads(tune_to_json(tune)),
             "num_pairs": num_pairs,
         }
+        context = ocp.Context()
+        # Else each array is cut in as many parts as there are devices, by hundreds of programs.
+        context.array.saving.use_replica_parallel = False
         try:
             assert self._checkpointer is not None, "only a writer saves"
-            self._checkpointer.save(
-                step,
-                state,
-                metrics={"auc": auc},
-                custom_metadata=description,
-                force=True,
-                overwrite=step in steps,
-            )
+            with context, _told_once():
+                self._checkpointer.save(
+                    step,
+                    state,
+                    metrics={"auc": auc},
+                    custom_metadata=description,
+                    force=True,
+                    overwrite=step in steps,
+                )
             for later in (saved for saved in steps if saved > step):
                 self._checkpointer.delete(later)
         except (OSError, ValueError) as error:
@@ -343,6 +353,34 @@ def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], director
             f"is asked for with tune {asked.name}; give the tune it was trained with, or another "
             "tag."
         )
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Silences what is printed of a save that fails, beside the error that orbax raises.
+
+    Its threads log that error with their stacks, and Python tells of every array that was still to
+    be written that the loop that waits for it is closed, or that nothing awaits it.
+    """
+    log, before = logging.getLogger("absl"), sys.unraisablehook
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.exc_info is None or "orbax" not in record.pathname
+
+    def hook(told: Any) -> None:
+        if str(told.exc_value) != "Event loop is closed":
+            before(told)
+
+    log.addFilter(is_of_others)
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        # For good: threads and writes go on for a while, and their training is over.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        raise
+    log.removeFilter(is_of_others)
+    sys.unraisablehook = before
 
 
 def _is_lockable(file: BinaryIO) -> bool:

@@ -74,3 +74,26 @@ def test_a_defect_keeps_its_traceback(error):
     done = run(f"def main(): raise {error}")
     assert done.returncode == 1
     assert "Traceback" in done.stderr and "ours" in done.stderr
+
+
+FULL_DISK = """
+import resource
+import jax.numpy as jnp
+from pathlib import Path
+from hypertrack_jax.model.checkpoint import Checkpoints
+from hypertrack_jax.tunes.tune import Tune
+
+def main():
+    state = {{f"{{number}}": jnp.zeros(number) for number in range(1, 200)}}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (256, resource.RLIM_INFINITY))
+    with Checkpoints(Path({directory!r}), is_writer=True) as checkpoints:
+        checkpoints.save(1, state, Tune("full"), auc=0.5)
+"""
+
+
+def test_a_checkpoint_that_the_disk_cannot_hold_is_one_sentence(tmp_path):
+    """And the end of the script: Orbax leaves threads that wait for work, and others that fail."""
+    done = run(FULL_DISK.format(directory=str(tmp_path / "tag")))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "tag: step 1 cannot be saved ([Errno 27] File too large); make room" in done.stderr
