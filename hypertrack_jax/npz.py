@@ -153,7 +153,11 @@ def write_npz(
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The arrays of a file by name."""
-    infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    infos = archive.infolist()
+    for info in infos:
+        # A damaged name: without its array others would be taken for the whole.
+        if not info.filename.endswith(".npy"):
+            raise ValueError(f"the member {info.filename!r} is no array")
     members = {info.filename[: -len(".npy")]: info for info in infos}
     if len(members) < len(infos):
         raise ValueError("a name occurs twice")

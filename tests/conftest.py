@@ -27,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.TemporaryDirectory(prefix="compiled", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # Tracing makes many objects that live. Looking for garbage after every 700 of them takes a tenth of
 # the tests' time.
@@ -53,10 +53,13 @@ jax.config.update("jax_default_matmul_precision", "float32")
 # A random key that is used twice is an error.
 jax.config.update("jax_debug_key_reuse", True)
 
+from hypertrack_jax.networks import continuations
 from hypertrack_jax.reconstruction import capacities
 
-# Toy events are a tenth of the smallest real ones, and should not be padded to their size.
+# Toy events are a tenth of the smallest real ones, and should not be padded to their size; nor is a
+# loop for each width of their rows worth its compilation, see test_continuations.py.
 capacities.LEAST_HITS = 128
+continuations.LEAST_WIDTH = 512
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -176,8 +176,20 @@ def test_a_name_that_occurs_twice_or_without_its_ending(tmp_path):
         read_npz(tmp_path / "x.npz", ONE)
     # A name may be cut short by zeros; NumPy then hands out the raw bytes.
     put(tmp_path / "x.npz", {"x": content})
-    with pytest.raises(UserError, match="lacks x"):
+    with pytest.raises(UserError, match="the member 'x' is no array"):
         read_npz(tmp_path / "x.npz", ONE)
+
+
+def test_a_member_that_lost_its_name_is_not_left_out(tmp_path):
+    """Where other members are read, nothing else would tell that one is missing."""
+    path, others = tmp_path / "x.npz", ONE._replace(others=ArrayType(np.float64))
+    np.savez(path, x=np.ones(3), more=np.ones(2))
+    content = path.read_bytes()
+    place = content.rindex(b"more.npy")
+    for damaged in (b"\0ore.npy", b"more>npy", b"mo\0e.npy"):
+        path.write_bytes(content[:place] + damaged + content[place + len(damaged) :])
+        with pytest.raises(UserError, match=r"x.npz: damaged or not .* is no array"):
+            read_npz(path, others)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])

@@ -10,8 +10,8 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -74,6 +74,7 @@ class Checkpoints:
             damaged.
           OSError: a writer cannot make the directory.
         """
+        _tell_once()
         self.directory = directory.absolute()
         self._is_writer = is_writer
         self.place = place or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -107,8 +108,7 @@ class Checkpoints:
         told = contextlib.nullcontext() if kind is None else contextlib.suppress(Exception)
         with contextlib.closing(self._lock) if self._lock else contextlib.nullcontext(), told:
             if self._checkpointer is not None:
-                with _told_once():
-                    self._checkpointer.close()
+                self._checkpointer.close()
 
     def steps(self) -> list[int]:
         """Saved steps, rising."""
@@ -138,7 +138,7 @@ class Checkpoints:
         context.array.saving.use_replica_parallel = False
         try:
             assert self._checkpointer is not None, "only a writer saves"
-            with context, _told_once():
+            with context:
                 self._checkpointer.save(
                     step,
                     state,
@@ -355,32 +355,27 @@ def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], director
         )
 
 
-@contextlib.contextmanager
-def _told_once() -> Iterator[None]:
-    """Silences what is printed of a save that fails, beside the error that orbax raises.
+@cache
+def _tell_once() -> None:
+    """Silences, from here on, what is printed of a failure beside the error that orbax raises.
 
-    Its threads log that error with their stacks, and Python tells of every array that was still to
-    be written that the loop that waits for it is closed, or that nothing awaits it.
+    Its threads log that error with their stacks, some of them later than it is raised. Python tells
+    of every array that was still to be read or written that the loop that waits for it is closed,
+    or that nothing awaits it.
     """
-    log, before = logging.getLogger("absl"), sys.unraisablehook
+    before = sys.unraisablehook
 
-    def is_of_others(record: logging.LogRecord) -> bool:
-        return record.exc_info is None or "orbax" not in record.pathname
+    def is_told(record: logging.LogRecord) -> bool:
+        is_repeated = record.exc_info or str(record.msg).startswith("Failed to get metadata")
+        return not is_repeated or "orbax" not in record.pathname
 
     def hook(told: Any) -> None:
         if str(told.exc_value) != "Event loop is closed":
             before(told)
 
-    log.addFilter(is_of_others)
+    logging.getLogger("absl").addFilter(is_told)
     sys.unraisablehook = hook
-    try:
-        yield
-    except Exception:
-        # For good: threads and writes go on for a while, and their training is over.
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        raise
-    log.removeFilter(is_of_others)
-    sys.unraisablehook = before
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _is_lockable(file: BinaryIO) -> bool:

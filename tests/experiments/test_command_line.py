@@ -76,7 +76,7 @@ def test_a_defect_keeps_its_traceback(error):
     assert "Traceback" in done.stderr and "ours" in done.stderr
 
 
-FULL_DISK = """
+CHECKPOINT = """
 import resource
 import jax.numpy as jnp
 from pathlib import Path
@@ -84,16 +84,26 @@ from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.tunes.tune import Tune
 
 def main():
-    state = {{f"{{number}}": jnp.zeros(number) for number in range(1, 200)}}
-    resource.setrlimit(resource.RLIMIT_FSIZE, (256, resource.RLIM_INFINITY))
-    with Checkpoints(Path({directory!r}), is_writer=True) as checkpoints:
+    state = {{str(number): jnp.zeros(number) for number in range(1, 200)}}
+    directory = Path({directory!r})
+    with Checkpoints(directory, is_writer=True) as checkpoints:
+        {before}
         checkpoints.save(1, state, Tune("full"), auc=0.5)
+        for path in (directory / "1" / "state").rglob("d/*"):
+            path.write_bytes(path.read_bytes()[:-40])
+        checkpoints.restore(1, state)
 """
 
 
-def test_a_checkpoint_that_the_disk_cannot_hold_is_one_sentence(tmp_path):
-    """And the end of the script: Orbax leaves threads that wait for work, and others that fail."""
-    done = run(FULL_DISK.format(directory=str(tmp_path / "tag")))
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ("resource.setrlimit(resource.RLIMIT_FSIZE, (256, -1))", "1 cannot be saved ([Errno 27] "),
+        ("pass", "step 1 cannot be read, its files are damaged"),
+    ],
+)
+def test_a_checkpoint_that_fails_is_one_sentence_and_the_end(tmp_path, before, told):
+    """Orbax leaves threads that wait for work, others that fail, and a loop that is closed."""
+    done = run(CHECKPOINT.format(directory=str(tmp_path / "tag"), before=before))
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert "tag: step 1 cannot be saved ([Errno 27] File too large); make room" in done.stderr
+    assert done.stderr.count("\n") == 1 and told in done.stderr, done.stderr

@@ -43,6 +43,7 @@ def small_tune() -> Tune:
         voxdyn=VoxdynTune(ncell=64),
         network=replace(
             SMALL_NETWORK,
+            num_layers=1,
             node_features="cylindrical",
             edge_features="helix",
             num_heads=1,
@@ -74,8 +75,8 @@ def voxdyn(small_tune) -> VoxelDynamics:
 
 @pytest.fixture
 def source(event_directory) -> EventSource:
-    """The stored events, each thinned to half of its particles or more."""
-    return EventSource(event_directory, range(1, NUM_EVENTS + 1), 0.5, 1.0, -1, seed=3)
+    """The stored events, each thinned to six or more of its eight particles: one bucket."""
+    return EventSource(event_directory, range(1, NUM_EVENTS + 1), 0.75, 1.0, -1, seed=3)
 
 
 @pytest.fixture

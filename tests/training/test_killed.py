@@ -15,7 +15,7 @@ from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.training.step import init_state
 
 TRAIN = Path(__file__).parents[2] / "experiments" / "train.py"
-PHASE_2, NUM_STEPS = 10, 16
+PHASE_2, NUM_STEPS = 6, 11
 """Steps at which the second phase begins, and at which the training ends."""
 SHORT = f"""
 import os, runpy, signal, sys
@@ -44,7 +44,7 @@ runpy.run_path(script, run_name="__main__")
 """
 """A training with a short first phase. It saves three steps before one, and at it. There it kills
 itself before it saves, or when what it has written is to get its name."""
-KILLED = ((4, "in a save"), (PHASE_2 - 1, "before a save"), (PHASE_2 + 4, "in a save"))
+KILLED = ((4, "in a save"), (PHASE_2 - 1, "before a save"), (PHASE_2 + 3, "in a save"))
 """Steps at which the process is killed, in both phases and around their border, and where."""
 
 

@@ -28,7 +28,7 @@ def trained_together(workdir: Path) -> list[str]:
     command = [
         *(sys.executable, str(TRAIN), "--device=cpu", f"--workdir={workdir}", "--save_tag=both"),
         *(f"--param={workdir / 'tiny.py'}", "--optimizer=SGD", "--phase=1", "--seed=3"),
-        *("--event_start=1", "--event_end=4", "--rfactor_start=0.5", "--rfactor_end=1"),
+        *("--event_start=1", "--event_end=4", "--rfactor_start=0.75", "--rfactor_end=1"),
         *("--validate=1", "--validation_start=1", "--validation_end=3"),
         *(f"--num_steps={NUM_STEPS}", f"--batch_size={BATCH_SIZE}", "--save_period=0"),
         *(f"--coordinator_address=localhost:{port}", "--num_processes=2"),

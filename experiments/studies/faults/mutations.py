@@ -124,7 +124,10 @@ def outcome(read: Callable[[], object], expected: object) -> str:
         return "refused" if is_sentence else f"wrong: a message of {len(told)} characters"
     except Exception as error:
         return f"wrong: {type(error).__name__}: {general(str(error))}"
-    same = expected is None or jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+    same = expected is None or (
+        jax.tree.structure(found) == jax.tree.structure(expected)
+        and jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+    )
     return "right" if same else "wrong: other content is read in silence"
 
 
