@@ -197,7 +197,7 @@ def _draw_profile(axes: Axes, simulated: CellSample, real: CellSample, axis: int
         rows = [extent[bin_of == index] for index in range(len(center))]
         is_filled = np.array([len(row) > 2 for row in rows], bool)
         mean = [row.mean() for row in rows if len(row) > 2]
-        error = [row.std() / len(row) ** 0.5 for row in rows if len(row) > 2]
+        error = [row.std(ddof=1) / len(row) ** 0.5 for row in rows if len(row) > 2]
         fmt = "o" if sample is real else "-"
         axes.errorbar(center[is_filled], mean, error, fmt=fmt, color=color, lw=3)
     axes.plot([0, 24], [1, 25], ":", color="black", lw=1)
@@ -215,7 +215,7 @@ def _draw_singles(axes: Axes, simulated: CellSample, real: CellSample) -> None:
             for volume in volumes
         ]
         share.append([row.mean() if len(row) else 0.0 for row in rows])
-        error.append([row.std() / max(1, len(row)) ** 0.5 if len(row) else 0.0 for row in rows])
+        error.append([row.std(ddof=1) / len(row) ** 0.5 if len(row) > 1 else 0.0 for row in rows])
     axes.bar(place, share[0], width=0.85, color=SIMULATED_COLOUR)
     axes.errorbar(place, share[1], error[1], fmt="o", color="black")
     axes.set(xlabel="Volume", ylabel="Part with one channel along u", xticks=place, ylim=(0, 1))

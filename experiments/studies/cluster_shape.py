@@ -210,7 +210,7 @@ def table_rows(simulated: Sequence[Answers], real: Sequence[Answers]) -> list[li
             gain = pairs[:, 1] / pairs[:, 0]
             gains.append(np.nanmean(gain))
             without, with_shape = np.nanmean(pairs, axis=0)
-            spread = f" ± {np.nanstd(gain):.3f}" if answers is simulated else ""
+            spread = f" ± {np.nanstd(gain, ddof=1):.3f}" if answers is simulated else ""
             row += [f"{without:.3f}", f"{with_shape:.3f}", f"{gains[-1]:.3f}{spread}"]
         rows.append([*row, f"{gains[0] / gains[1]:.2f}"])
     return rows

@@ -8,6 +8,8 @@ is either whole or not there.
 import contextlib
 import json
 import logging
+import os
+import re
 import sys
 import warnings
 from collections.abc import Iterable
@@ -151,8 +153,8 @@ class Checkpoints:
                 self._checkpointer.delete(later)
         except (OSError, ValueError) as error:
             raise OSError(
-                f"{self.directory}: step {step} cannot be saved ({error}); make room, or choose a "
-                "directory that you may write to."
+                f"{self.directory}: step {step} cannot be saved ({_reason(error)}); make room, or "
+                "choose a directory that you may write to."
             ) from error
 
     def describe(self, step: int = -1) -> Saved:
@@ -355,6 +357,14 @@ def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], director
         )
 
 
+def _reason(error: Exception) -> str:
+    """What the system says of an error; that of a library may be long and of many lines."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return os.strerror(int(code[1])) if code else " ".join(str(error).split())
+
+
 @cache
 def _tell_once() -> None:
     """Silences, from here on, what is printed of a failure beside the error that orbax raises.
@@ -366,14 +376,19 @@ def _tell_once() -> None:
     before = sys.unraisablehook
 
     def is_told(record: logging.LogRecord) -> bool:
-        is_repeated = record.exc_info or str(record.msg).startswith("Failed to get metadata")
+        message = record.getMessage()
+        # A task of an array, of which asyncio may tell as late as at the end of Python.
+        if message.startswith("Task exception was never retrieved"):
+            return "_wrap_awaitable" not in message
+        is_repeated = record.exc_info or message.startswith("Failed to get metadata")
         return not is_repeated or "orbax" not in record.pathname
 
     def hook(told: Any) -> None:
         if str(told.exc_value) != "Event loop is closed":
             before(told)
 
-    logging.getLogger("absl").addFilter(is_told)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(is_told)
     sys.unraisablehook = hook
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 

@@ -59,7 +59,8 @@ def test_an_epoch_visits_every_event_and_thins_it_anew(source):
 
 
 def test_one_event_twice_in_a_batch_is_thinned_twice(source):
-    twice = step_events(source._replace(event_ids=[1], rfactor_end=0.6), 0, 8)
+    thinned = source._replace(event_ids=[1], rfactor_start=0.5, rfactor_end=0.6)
+    twice = step_events(thinned, 0, 8)
     assert {sector.event.event_id for sector in twice} == {1}
     assert len({sector.event.position.tobytes() for sector in twice}) > 1
 

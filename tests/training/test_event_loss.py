@@ -1,5 +1,6 @@
 """The loss of an event in phase 2: what it adds up, and what learns from it."""
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -30,6 +31,12 @@ class Gradients(NamedTuple):
     full: Gradient
     full_padded: Gradient
     """Of the same events in a larger bucket."""
+
+
+@pytest.fixture(scope="session")
+def small_tune(small_tune):
+    """With two layers, both of which the losses have to reach."""
+    return replace(small_tune, network=replace(small_tune.network, num_layers=2))
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_table_by_hand():
     simulated = [Answers({"all": 0.4}, {"all": 0.1}), Answers({"all": 0.4}, {"all": 0.2})]
     real = [Answers({"all": 0.5}, {"all": 0.25})]
     assert table_rows(simulated, real) == [
-        ["all", "0.400", "0.150", "0.375 ± 0.125", "0.500", "0.250", "0.500", "0.75"]
+        ["all", "0.400", "0.150", "0.375 ± 0.177", "0.500", "0.250", "0.500", "0.75"]
     ]
 
 
