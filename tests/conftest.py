@@ -56,10 +56,11 @@ jax.config.update("jax_debug_key_reuse", True)
 from hypertrack_jax.networks import continuations
 from hypertrack_jax.reconstruction import capacities
 
-# Toy events are a tenth of the smallest real ones, and should not be padded to their size; nor is a
-# loop for each width of their rows worth its compilation, see test_continuations.py.
+# Toy events are a tenth of the smallest real ones, and should not be padded to their size.
 capacities.LEAST_HITS = 128
-continuations.LEAST_WIDTH = 512
+if "HYPERTRACK_TEST_PROGRAMS" not in os.environ:
+    # A loop for each width of rows takes long to compile; test_continuations.py has several.
+    continuations.LEAST_WIDTH = 512
 
 
 @pytest.fixture(scope="module", autouse=True)

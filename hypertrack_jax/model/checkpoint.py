@@ -5,15 +5,9 @@ whole Tune as JSON, so that restoring needs no other file. Orbax writes aside an
 is either whole or not there.
 """
 
-import contextlib
 import json
-import logging
-import os
-import re
-import sys
-import warnings
 from collections.abc import Iterable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,6 +18,7 @@ from jax.experimental.multihost_utils import process_allgather
 from orbax.checkpoint import v1 as ocp
 
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.model.orbax_errors import reason_of, tell_once
 from hypertrack_jax.model.parameters import (
     Fitted,
     Parameters,
@@ -76,7 +71,7 @@ class Checkpoints:
             damaged.
           OSError: a writer cannot make the directory.
         """
-        _tell_once()
+        tell_once()
         self.directory = directory.absolute()
         self._is_writer = is_writer
         self.place = place or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -106,11 +101,16 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        # A save that failed is raised again by `close`, but has been told.
-        told = contextlib.nullcontext() if kind is None else contextlib.suppress(Exception)
-        with contextlib.closing(self._lock) if self._lock else contextlib.nullcontext(), told:
+        try:
             if self._checkpointer is not None:
                 self._checkpointer.close()
+        except Exception:
+            # A save that failed is raised again, but has been told.
+            if kind is None:
+                raise
+        finally:
+            if self._lock is not None:
+                self._lock.close()
 
     def steps(self) -> list[int]:
         """Saved steps, rising."""
@@ -136,7 +136,7 @@ class Checkpoints:
             "num_pairs": num_pairs,
         }
         context = ocp.Context()
-        # Else each array is cut in as many parts as there are devices, by hundreds of programs.
+        # Else programs cut each array into as many parts as there are devices.
         context.array.saving.use_replica_parallel = False
         try:
             assert self._checkpointer is not None, "only a writer saves"
@@ -153,8 +153,8 @@ class Checkpoints:
                 self._checkpointer.delete(later)
         except (OSError, ValueError) as error:
             raise OSError(
-                f"{self.directory}: step {step} cannot be saved ({_reason(error)}); make room, or "
-                "choose a directory that you may write to."
+                f"{self.directory}: step {step} cannot be saved ({reason_of(error)}); make room, "
+                "or choose a directory that you may write to."
             ) from error
 
     def describe(self, step: int = -1) -> Saved:
@@ -355,42 +355,6 @@ def require_same_tune(saved: Tune, asked: Tune, parts: tuple[str, ...], director
             f"is asked for with tune {asked.name}; give the tune it was trained with, or another "
             "tag."
         )
-
-
-def _reason(error: Exception) -> str:
-    """What the system says of an error; that of a library may be long and of many lines."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return os.strerror(int(code[1])) if code else " ".join(str(error).split())
-
-
-@cache
-def _tell_once() -> None:
-    """Silences, from here on, what is printed of a failure beside the error that orbax raises.
-
-    Its threads log that error with their stacks, some of them later than it is raised. Python tells
-    of every array that was still to be read or written that the loop that waits for it is closed,
-    or that nothing awaits it.
-    """
-    before = sys.unraisablehook
-
-    def is_told(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        # A task of an array, of which asyncio may tell as late as at the end of Python.
-        if message.startswith("Task exception was never retrieved"):
-            return "_wrap_awaitable" not in message
-        is_repeated = record.exc_info or message.startswith("Failed to get metadata")
-        return not is_repeated or "orbax" not in record.pathname
-
-    def hook(told: Any) -> None:
-        if str(told.exc_value) != "Event loop is closed":
-            before(told)
-
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).addFilter(is_told)
-    sys.unraisablehook = hook
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 
 
 def _is_lockable(file: BinaryIO) -> bool:

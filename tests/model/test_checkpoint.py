@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hypertrack_jax.errors import UserError
+from hypertrack_jax.evaluation.compiled_time import watched_compilation
 from hypertrack_jax.model import checkpoint
 from hypertrack_jax.model.checkpoint import LOCK, Checkpoints, require_same_tune
 from hypertrack_jax.model.parameters import init_parameters
@@ -54,6 +55,17 @@ def test_a_saved_state_and_its_tune_come_back_unchanged(checkpoints):
         saved = again.describe()
         assert saved == (3, TUNE, 5)
         assert_identical(again.restore(3, jax.eval_shape(arrays, 0)), arrays(3))
+
+
+def test_arrays_on_several_devices_are_saved_without_programs(checkpoints):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("device",))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    # A shape of its own, that no other test has compiled for.
+    state = {"kernel": jax.device_put(np.ones((2 * len(jax.devices()), 37)), everywhere)}
+    with watched_compilation() as compiled:
+        checkpoints.save(1, state, TUNE, auc=0.5)
+    assert not compiled
+    assert_identical(checkpoints.restore(1, state), state)
 
 
 def test_every_saved_step_has_its_own_arrays(checkpoints):
