@@ -57,10 +57,15 @@ from hypertrack_jax.networks import continuations
 from hypertrack_jax.reconstruction import capacities
 
 # Toy events are a tenth of the smallest real ones, and should not be padded to their size.
-capacities.LEAST_HITS = 128
+capacities.LEAST_HITS = 192
 if "HYPERTRACK_TEST_PROGRAMS" not in os.environ:
     # A loop for each width of rows takes long to compile; test_continuations.py has several.
     continuations.LEAST_WIDTH = 512
+
+# Behind the settings above, which it takes over.
+from hypertrack_jax.reconstruction import candidates
+
+candidates.LEAST_PAIRS = 8192
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -140,7 +140,7 @@ def graph_constructor(voxdyn: VoxelDynamics, min_count: float | int | None) -> G
 def hits_with_room(voxdyn: VoxelDynamics, position: Float32[np.ndarray, "hit 3"]) -> PaddedHits:
     """The hits in places of a capacity; warns of them as `warn_of_places` does."""
     warn_of_places(voxdyn, position)
-    missing = power_above(len(position) + 1, LEAST_HITS) - len(position)
+    missing = power_above(max(len(position) + 1, LEAST_HITS), 2) - len(position)
     return PaddedHits(np.pad(position, ((0, missing), (0, 0))), np.array(len(position), np.int32))
 
 
