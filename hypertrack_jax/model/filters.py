@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hypertrack_jax.errors import UserError
@@ -100,5 +99,5 @@ def filter_of(arrays: dict[str, np.ndarray], tune: FilterTune, source: str) -> F
             f"{source}: the filter has not the width {tune.width} and the cells {tune.cells!r} "
             "of the tune, or is of another version; train one by experiments/train_filter.py."
         )
-    leaves = [jnp.asarray(arrays[name]) for name in wanted]
+    leaves = jax.device_put([arrays[name] for name in wanted])
     return jax.tree.unflatten(jax.tree.structure(shapes), leaves)

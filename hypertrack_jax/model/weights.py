@@ -105,7 +105,7 @@ def load_weights(path: Path) -> Weights:
     of_filter = {name: arrays.pop(name) for name in list(arrays) if name.startswith(_FILTER)}
     try:
         tune = tune_from_json(tune.tobytes().decode())
-        tree = jax.tree.map(jax.numpy.asarray, nested(arrays))
+        tree = jax.device_put(nested(arrays))
         parameters = tree["params"], tree["batch_stats"]
         edge_filter = None
         if of_filter:

@@ -68,15 +68,15 @@ def fit_centroids(
     rng = stream("fit centroids", seed)
     centroids = position[rng.choice(len(position), num_cells, replace=False)]
     centroids = centroids[spatial_order(centroids)]
-    index = _to_device(build_index(centroids, FIT_LIST_LENGTH))
+    index = jax.device_put(build_index(centroids, FIT_LIST_LENGTH))
     cell = np.asarray(approximate_cells(index, position))
     # Hits of one cell lie side by side, so their searches read the same few cache lines.
     order = np.argsort(cell, kind="stable")
-    hits, cell = jnp.asarray(position[order]), jnp.asarray(cell[order])
+    hits, cell = jax.device_put((position[order], cell[order]))
     objective = np.zeros(num_iterations)
     for iteration in range(num_iterations):
         if iteration > 0:
-            index = _to_device(move_centroids(index, centroids))
+            index = jax.device_put(move_centroids(index, centroids))
         cell, distance2 = _reassign(index, hits, cell)
         objective[iteration] = distance2.mean(dtype=np.float64)
         moved, num_hits = map(np.array, lloyd_step(index.centroids, hits, cell))
@@ -151,7 +151,3 @@ def _reseed_empty(
         chosen = rng.choice(len(weight), len(empty), replace=False, p=weight / weight.sum())
         centroids[empty] = np.asarray(position)[chosen]
     return centroids
-
-
-def _to_device(index: VoronoiIndex) -> VoronoiIndex:
-    return jax.tree.map(jnp.asarray, index)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
@@ -167,7 +166,7 @@ def fit_voxdyns(
     place = unfinished_place(directory, training, ncells, node2nodes)
     with locked(place / "lock", "this fit"):
         centroids = _fit_all_centroids(training, ncells, place, progress)
-        indices = [jax.tree.map(jnp.asarray, build_index(each.fit.centroids)) for each in centroids]
+        indices = jax.device_put([build_index(each.fit.centroids) for each in centroids])
         counters = open_counters(place, centroids, node2nodes, training.num_copies)
         count_events(training, indices, counters, progress)
         for (found, node2node), counter in zip(

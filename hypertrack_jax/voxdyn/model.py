@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Float64, Int64
 
@@ -86,8 +85,8 @@ def make_voxdyn(
         objective=objective,
         histogram=histogram,
         min_count=min_count,
-        rows=_to_device(rows),
-        index=_to_device(build_index(centroids)),
+        rows=jax.device_put(rows),
+        index=jax.device_put(build_index(centroids)),
     )
 
 
@@ -206,7 +205,3 @@ def pad_hits(position: Float32[np.ndarray, "hit 3"]) -> Float32[np.ndarray, "pad
     """Repeats the last hit up to a bucket size; copies are as quick to assign as real hits."""
     num_hits = len(position)
     return np.pad(position, ((0, capacity_for(num_hits) - num_hits), (0, 0)), mode="edge")
-
-
-def _to_device(tree):
-    return jax.tree.map(jnp.asarray, tree)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from hypertrack_jax.errors import UserError
@@ -130,7 +130,7 @@ def _read_rows(path: Path, row_offsets: np.ndarray, num_cells: int, min_count: i
     if is_sound and min_count > 1:
         row_offsets = np.append(np.int32(0), np.cumsum(is_kept, dtype=np.int32))[row_offsets]
         counts = counts[is_kept]
-    device_counts = jnp.asarray(counts)
+    device_counts = jax.device_put(counts)
     del counts
     columns = read_npz(path, FORMAT, ["columns"])["columns"]
     if not (
@@ -144,4 +144,4 @@ def _read_rows(path: Path, row_offsets: np.ndarray, num_cells: int, min_count: i
         )
     if min_count > 1:
         columns = columns[is_kept]
-    return Rows(jnp.asarray(row_offsets), jnp.asarray(columns), device_counts)
+    return Rows(jax.device_put(row_offsets), jax.device_put(columns), device_counts)

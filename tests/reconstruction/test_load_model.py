@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from toy_model import TUNE
 
+from hypertrack_jax.evaluation.compiled_time import watched_compilation
 from hypertrack_jax.model import weights as weights_file
 from hypertrack_jax.model.checkpoint import Checkpoints
 from hypertrack_jax.model.counts import count_pairs
@@ -16,7 +17,7 @@ from hypertrack_jax.model.weights import Weights, save_weights
 from hypertrack_jax.reconstruction.reconstructor import Reconstructor
 from hypertrack_jax.tunes.tune import ClusterTune
 from hypertrack_jax.voxdyn.compact import compact_voxdyn, unpacked_voxdyn
-from hypertrack_jax.voxdyn.storage import save_voxdyn, voxdyn_path
+from hypertrack_jax.voxdyn.storage import load_voxdyn, save_voxdyn, voxdyn_path
 
 
 def assert_same(found, expected):
@@ -47,6 +48,15 @@ def test_a_loaded_model_is_the_saved_one(model, state, voxdyn, tmp_path):
     ):
         Reconstructor.load("other", tmp_path)
     assert not (tmp_path / "other").exists()
+
+
+def test_to_load_a_model_compiles_nothing(voxdyn, tmp_path):
+    fitted = save_voxdyn(tmp_path / "fitted.npz", voxdyn)
+    jax.clear_caches()
+    with watched_compilation() as compiled:
+        Reconstructor.load("cells")
+        load_voxdyn(fitted)
+    assert not compiled
 
 
 def test_a_checkpoint_is_not_loaded_with_another_graph_constructor(state, voxdyn, tmp_path, caplog):
