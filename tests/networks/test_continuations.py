@@ -35,9 +35,10 @@ def test_continuations_are_those_of_a_loop_over_triplets(pairs, block, width, mo
     logit = pairs.logit[graph.pair]
     bend = jnp.asarray(np.random.default_rng(2).normal(size=len(logit)), jnp.float32)
     chords = chords_of(coordinates, graph.senders, graph.receivers, logit, bend)
-    found = jax.jit(continuations, static_argnums=3)(
-        chords, graph.start, graph.degree, int(graph.degree.max()) + 3
-    )
+    largest = int(graph.degree.max())
+    found = jax.jit(continuations, static_argnums=3)(chords, graph.start, graph.degree, largest + 3)
+    # Read a thousand times below.
+    found = jax.device_get(found)
     c = {name: np.asarray(part, np.float64) for name, part in chords._asdict().items()}
     receivers, num_edges = np.asarray(graph.receivers), 2 * int(pairs.number)
     vector = np.stack([c["x"], c["y"], c["z"]], axis=1)

@@ -17,6 +17,7 @@ from hypertrack_jax.events.store import save_event
 from hypertrack_jax.model.counts import count_pairs
 from hypertrack_jax.model.filters import load_filter
 from hypertrack_jax.networks.edge_filter import init_filter, needs_cells
+from hypertrack_jax.reconstruction import capacities
 from hypertrack_jax.reconstruction.candidates import predict_edges
 from hypertrack_jax.reconstruction.devices import SpreadReconstructor
 from hypertrack_jax.reconstruction.export import export_reconstruction
@@ -27,6 +28,14 @@ from hypertrack_jax.tunes.tune import FilterTune, Tune, tune_from_json, tune_to_
 
 EVENT = with_cells(helix_event(0, num_particles=20))
 TUNE = replace(FILTERED_TUNE, edge_filter=FilterTune(filter="triplets", width=8, cells="shape"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_rows():
+    """Room for what filters keep that were not trained: else each is compiled several times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capacities, "FEW", 80)
+        yield
 
 
 @pytest.fixture(scope="module")

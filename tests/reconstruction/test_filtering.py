@@ -31,7 +31,7 @@ from hypertrack_jax.reconstruction.filter_classifier import (
 )
 from hypertrack_jax.reconstruction.onnx_file import INPUTS, OUTPUT
 from hypertrack_jax.reconstruction.stages import filtered_edges, raw_pairs
-from hypertrack_jax.training.filter_training import most_neighbors, sector_pairs, stage_logits
+from hypertrack_jax.training.filter_training import most_neighbors, sector_pairs, stages_at
 from hypertrack_jax.tunes.tune import ClusterTune
 from hypertrack_jax.voxdyn.lookup import TOO_MANY
 
@@ -55,7 +55,7 @@ def model():
     thresholds = []
     for number in range(3):
         given = (thresholds + [-np.inf] * 2)[:2]
-        pairs = stage_logits(most_neighbors(made), weights, made, given)[number]
+        pairs = stages_at(most_neighbors(made), weights, made, given)[number]
         rising = np.sort(np.asarray(pairs.logit)[: int(pairs.number)])
         rising = rising[len(rising) // 6 : len(rising) // 4]
         # In the widest gap: another program rounds in another way.
@@ -74,7 +74,7 @@ def test_the_stage_keeps_what_the_training_would(model):
     weights = model.edge_filter
     made = sector_pairs(*whole(EVENT), model.voxdyn, TUNE)
     thresholds = [float(value) for value in weights.thresholds]
-    stages = stage_logits(most_neighbors(made), weights, made, thresholds[:2])
+    stages = stages_at(most_neighbors(made), weights, made, thresholds[:2])
     last = stages[-1]
     is_kept = np.arange(len(last.one)) < int(last.number)
     is_kept &= np.asarray(last.logit) >= thresholds[2]

@@ -46,7 +46,7 @@ def voxdyn():
 def data(tmp_path_factory):
     directory = tmp_path_factory.mktemp("data")
     for number in range(4):
-        save_event(directory, helix_event(5, num_particles=20, event_id=number))
+        save_event(directory, helix_event(5, num_particles=10, event_id=number))
     return directory
 
 
@@ -86,7 +86,7 @@ def test_a_stopped_training_goes_on_to_the_same_filter(run, voxdyn, tmp_path, mo
 
 
 def test_every_particle_weighs_as_much_as_any_other(voxdyn):
-    event = helix_event(5, num_particles=20)
+    event = helix_event(5, num_particles=10)
     sector = sector_pairs(*whole(event), voxdyn, TUNE)
     pairs = sector.pairs
     weight = np.asarray(true_weights(pairs, sector), np.float64)
@@ -104,7 +104,7 @@ def test_every_particle_weighs_as_much_as_any_other(voxdyn):
 
 def test_the_loss_falls_and_the_thresholds_keep_what_was_asked(run, voxdyn):
     weights = train_filter(replace(run, num_steps=15), TUNE, voxdyn, iter)
-    sector = sector_pairs(*whole(helix_event(5, num_particles=20, event_id=3)), voxdyn, TUNE)
+    sector = sector_pairs(*whole(helix_event(5, num_particles=10, event_id=3)), voxdyn, TUNE)
     fresh = filter_training.init_filter(jax.random.key(0), 8)
     before, after = (
         float(filter_loss(one, sector, most_neighbors(sector))[0]) for one in (fresh, weights)
@@ -128,7 +128,7 @@ def test_the_loss_falls_and_the_thresholds_keep_what_was_asked(run, voxdyn):
 
 def test_false_pairs_weigh_by_their_number_for_each_hit(voxdyn):
     """At logits of 0 a pair costs log 2: all true ones together, and each false one its weight."""
-    sector = sector_pairs(*whole(helix_event(5, num_particles=20, event_id=3)), voxdyn, TUNE)
+    sector = sector_pairs(*whole(helix_event(5, num_particles=10, event_id=3)), voxdyn, TUNE)
     flat = jax.tree.map(jax.numpy.zeros_like, filter_training.init_filter(jax.random.key(0), 8))
     flat = flat._replace(length_scale=jax.numpy.float32(1000))
     _, told = filter_loss(flat, sector, most_neighbors(sector))
@@ -141,7 +141,7 @@ def test_false_pairs_weigh_by_their_number_for_each_hit(voxdyn):
 
 
 def test_events_without_true_pairs_choose_no_thresholds(voxdyn):
-    event = helix_event(5, num_particles=20)
+    event = helix_event(5, num_particles=10)
     event = event._replace(hit_particle=np.full_like(event.hit_particle, -1))
     sector = sector_pairs(*whole(event), voxdyn, TUNE)
     with pytest.raises(UserError, match="no true pairs"):
