@@ -19,9 +19,9 @@ from hypertrack_jax.tunes.tune import Tune
 from hypertrack_jax.voxdyn.lookup import BLOCK, TOO_MANY
 from hypertrack_jax.voxdyn.model import VoxelDynamics
 
-LEAST_HITS = 1536
+LEAST_HITS = 1792
 """Room for hits that every event gets: small events share one set of programs. Of 100 events at
-pile-up 2, 98 have fewer."""
+pile-up 2 the largest has 1756 hits."""
 PARTNERS = {"hyper": 12, "cricket": 5, "eom": 4}
 """Edges of a hit that its own particle makes, about."""
 CROWD = 1.1
@@ -125,7 +125,7 @@ def first_capacities(
 ) -> FirstCapacities:
     """The capacities that an event of so many hits is tried in first."""
     cluster = tune.cluster
-    num_places = capacity_for(max(num_hits + 1, LEAST_HITS), least=2)
+    num_places = capacity_for(num_hits + 1) if num_hits >= LEAST_HITS else LEAST_HITS
     num_hits = step_above(num_hits)
     graph, edge_filter = graph_capacities(num_hits, voxdyn, min_count), None
     if tune.edge_filter.filter != "none":
@@ -148,12 +148,12 @@ def step_above(num_hits: int) -> int:
     """The largest event that is tried in the same capacities: eight steps to each factor of two.
 
     Events of about one size then share all their programs, though each capacity has steps of its
-    own: 100 events at pile-up 20 share 6, and not 12. The steps of small events are longer, since
-    for them a program takes long to compile and little to run.
+    own: 100 events at pile-up 20 share 6, and not 12.
     """
-    size = max(num_hits + 1, LEAST_HITS)
-    step = max(power_above(size, 16) // 16, LEAST_HITS // 3)
-    return -(-size // step) * step - 1
+    if num_hits < LEAST_HITS:
+        return LEAST_HITS - 1
+    step = max(power_above(num_hits + 1, 2) // 16, LEAST_HITS // 7)
+    return -(-(num_hits + 1) // step) * step - 1
 
 
 def expected_edges(num_hits: int, voxdyn: VoxelDynamics, min_count: int) -> int:
