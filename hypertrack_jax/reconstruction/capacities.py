@@ -21,7 +21,7 @@ from hypertrack_jax.voxdyn.model import VoxelDynamics
 
 LEAST_HITS = 1792
 """Room for hits that every event gets: small events share one set of programs. Of 100 events at
-pile-up 2 the largest has 1756 hits."""
+pile-up 2 the largest has 1756 hits. No step of the ladder: the next one, 2048, is the next size."""
 PARTNERS = {"hyper": 12, "cricket": 5, "eom": 4}
 """Edges of a hit that its own particle makes, about."""
 CROWD = 1.1
@@ -152,6 +152,7 @@ def step_above(num_hits: int) -> int:
     """
     if num_hits < LEAST_HITS:
         return LEAST_HITS - 1
+    # The least step, 256, leads from 1792 to 2048.
     step = max(power_above(num_hits + 1, 2) // 16, LEAST_HITS // 7)
     return -(-(num_hits + 1) // step) * step - 1
 
